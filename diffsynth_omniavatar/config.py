@@ -1,0 +1,230 @@
+"""Sizes and conventions of OmniAvatar models, and their `config.json`.
+
+`OmniAvatarConfig` is the architecture, `Conventions` how the model was trained (which generation must follow),
+`LoRAConfig` the low-rank part of a checkpoint, and `CheckpointConfig` all three as they stand in a `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .timeline import clip_length
+
+LATENT_CHANNELS = 16
+WAV2VEC2_BASE_DIM = 10752
+"""Width of the audio features: 14 states of 768 numbers of wav2vec2-base."""
+LORA_TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+AUDIO_WINDOW = 4
+"""Rows of audio features (video frames) that make one latent frame."""
+
+CHANNEL_LAYOUTS: dict[int, tuple[tuple[str, int], ...]] = {
+    33: (("noise", 16), ("reference", 16), ("mask", 1)),
+    49: (("noise", 16), ("reference", 16), ("mask", 1), ("masked video", 16)),
+    65: (("noise", 16), ("reference", 16), ("mask", 1), ("masked video", 16), ("reference sequence", 16)),
+}
+"""Input channels of the denoiser in their order, by their number: I2V, V2V, V2V with a reference sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OmniAvatarConfig:
+    """Architecture of the denoiser: a Wan 2.1 text-to-video transformer with an audio part.
+
+    Raises:
+        ValueError: the sizes do not fit together; the message lists every fault.
+    """
+
+    dim: int
+    """Width of the tokens."""
+    ffn_dim: int
+    """Width of the feed-forward layers."""
+    num_heads: int
+    """Attention heads; dim / num_heads is the head width d, and d // 3 must be even for the rotary embedding."""
+    num_layers: int
+    """Transformer blocks; the audio acts before blocks 2 .. num_layers // 2."""
+    in_dim: int = 33
+    """Input channels: 33, 49 or 65 (`CHANNEL_LAYOUTS`)."""
+    out_dim: int = LATENT_CHANNELS
+    """Output channels, those of the VAE's latents."""
+    text_dim: int = 4096
+    """Width of the text encoder's output."""
+    freq_dim: int = 256
+    """Width of the sinusoidal timestep embedding."""
+    eps: float = 1e-6
+    """Epsilon of the Wan norms (the audio norm's is 1e-5)."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Latent frames, rows and columns that make one token."""
+    audio_dim: int = WAV2VEC2_BASE_DIM
+    """Width of the audio features: hidden size times (layers + 2) of the wav2vec2 model."""
+    audio_hidden_size: int = 32
+    """Width of the packed audio."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        faults = []
+        if self.in_dim not in CHANNEL_LAYOUTS:
+            faults.append(f"in_dim is {self.in_dim}, wanted one of {sorted(CHANNEL_LAYOUTS)}")
+        if self.dim % self.num_heads:
+            faults.append(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        elif (self.dim // self.num_heads) // 3 % 2 or (self.dim // self.num_heads) % 2:
+            faults.append(f"the head width {self.dim // self.num_heads} must be even, and so must its third")
+        if self.num_layers < 4:
+            faults.append(f"num_layers is {self.num_layers}, but audio needs at least 4")
+        if faults:
+            raise ValueError(f"OmniAvatarConfig: {'; '.join(faults)}.")
+
+    @property
+    def audio_layers(self) -> range:
+        """The blocks before which the audio is added."""
+        return range(2, self.num_layers // 2 + 1)
+
+    @property
+    def has_masked_video(self) -> bool:
+        """Whether this is a V2V model."""
+        return self.in_dim >= 49
+
+    @property
+    def has_reference_sequence(self) -> bool:
+        """Whether this V2V model also sees a second clip of the same person."""
+        return self.in_dim >= 65
+
+
+PRESETS: dict[str, OmniAvatarConfig] = {
+    "1.3B": OmniAvatarConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+    "14B": OmniAvatarConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
+}
+"""The published sizes, with 33 input channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """How a model was trained, as far as generation has to do the same.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    leading_audio_rows: int = 1
+    """Rows of zeros in front of the first chunk's audio features. With 1, as upstream generates, the first video frame
+    (the reference) comes one frame before the sound; with 0, video frame j hears row j."""
+    first_frame: Literal["known", "masked"] = "known"
+    """V2V: whether frame 0 of a clip is given unmasked (mask 0, kept at every step) or masked like the others."""
+    prefix_frames: tuple[int, ...] = (1, 5, 9, 13)
+    """Numbers of known frames at the start of a clip that the model has seen; empty when it has seen none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix_frames", tuple(self.prefix_frames))
+        if self.leading_audio_rows not in (0, 1):
+            raise ValueError(f"leading_audio_rows is {self.leading_audio_rows}, wanted 0 or 1.")
+        if self.first_frame not in ("known", "masked"):
+            raise ValueError(f"first_frame is {self.first_frame!r}, wanted 'known' or 'masked'.")
+        bad = [n for n in self.prefix_frames if n < 1 or clip_length(n) != n]
+        if bad:
+            raise ValueError(f"prefix_frames has {bad}; every length must be 4n + 1, like 1, 5, 9, 13.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """The low-rank part of a checkpoint: W' = W + alpha / rank * B A.
+
+    Raises:
+        ValueError: rank or alpha is not positive.
+    """
+
+    rank: int = 128
+    alpha: float = 64.0
+    target_modules: tuple[str, ...] = LORA_TARGETS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"LoRA rank {self.rank} and alpha {self.alpha} must be positive.")
+
+    @property
+    def scale(self) -> float:
+        """What the product B A is multiplied with."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What a `config.json` beside an OmniAvatar checkpoint says. Fields that a file leaves out are None or the default."""
+
+    in_dim: int | None = None
+    lora: LoRAConfig | None = None
+    """None for a checkpoint that holds the full weights."""
+    model: OmniAvatarConfig | None = None
+    """The whole architecture; only files written by this package have it."""
+    conventions: Conventions = field(default_factory=Conventions)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], source: str = "config.json") -> CheckpointConfig:
+        """Read the keys of upstream's config.json and this package's section "omniavatar"; other keys are left alone.
+
+        Raises:
+            ValueError: a value does not fit; the message starts with `source`.
+        """
+        own = dict(content.get("omniavatar", {}))
+        try:
+            lora = None
+            if content.get("train_architecture", "lora") == "lora" and "lora_rank" in content:
+                targets = content.get("lora_target_modules", ",".join(LORA_TARGETS))
+                lora = LoRAConfig(
+                    rank=int(content["lora_rank"]),
+                    alpha=float(content.get("lora_alpha", content["lora_rank"] / 2)),
+                    target_modules=tuple(targets.split(",") if isinstance(targets, str) else targets),
+                )
+            conventions = Conventions(**own.get("conventions", {}))
+            if "random_prefix_frames" in content and not content["random_prefix_frames"]:
+                conventions = replace(conventions, prefix_frames=(1,))
+            model = OmniAvatarConfig(**own["model"]) if "model" in own else None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from error
+        in_dim = content.get("model_config", {}).get("in_dim")
+        return cls(in_dim=in_dim, lora=lora, model=model, conventions=conventions)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CheckpointConfig:
+        """Read a config.json.
+
+        Raises:
+            ValueError: the file is no JSON object or a value does not fit; the message names the file.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}, wanted a JSON object.")
+        return cls.from_dict(content, source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a config.json that upstream's code and `from_dict` read."""
+        model = self.model
+        in_dim = model.in_dim if model is not None else self.in_dim
+        v2v = in_dim is not None and in_dim >= 49
+        content: dict[str, Any] = {
+            "model_config": {
+                "in_dim": in_dim,
+                "audio_hidden_size": model.audio_hidden_size if model is not None else 32,
+            },
+            "train_architecture": "lora" if self.lora is not None else "full",
+        }
+        if self.lora is not None:
+            content["lora_rank"] = self.lora.rank
+            content["lora_alpha"] = self.lora.alpha
+            content["lora_target_modules"] = ",".join(self.lora.target_modules)
+            content["init_lora_weights"] = "kaiming"
+        content["use_audio"] = True
+        content["i2v"] = True
+        content["random_prefix_frames"] = any(n > 1 for n in self.conventions.prefix_frames)
+        if v2v:
+            content["v2v"] = True
+            content["use_ref_sequence"] = in_dim == 65
+        content["omniavatar"] = {"conventions": asdict(self.conventions)}
+        if model is not None:
+            content["omniavatar"]["model"] = asdict(model)
+        return content

@@ -1,0 +1,75 @@
+"""DiffSynth-Studio 2.1.x under the names that the rest of the package uses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffsynth.configs.model_configs import MODEL_CONFIGS
+from diffsynth.configs.vram_management_module_maps import VRAM_MANAGEMENT_MODULE_MAPS
+from diffsynth.core.loader.config import ModelConfig
+from diffsynth.core.loader.file import convert_keys_dict_to_single_str
+from diffsynth.diffusion.base_pipeline import PipelineUnit
+from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
+from diffsynth.models.wan_video_text_encoder import WanTextEncoder
+from diffsynth.models.wan_video_vae import VideoVAE_, WanVideoVAE
+from diffsynth.pipelines.wan_video import TeaCache, WanVideoPipeline
+from diffsynth.pipelines.wan_video import WanVideoUnit_PromptEmbedder as PromptEmbedder
+
+__all__ = [
+    "PIPELINE_MODULE",
+    "ModelConfig",
+    "PipelineUnit",
+    "PromptEmbedder",
+    "TeaCache",
+    "VideoVAE_",
+    "WanModel",
+    "WanTextEncoder",
+    "WanVideoPipeline",
+    "WanVideoVAE",
+    "add_model_entry",
+    "declare_unit",
+    "model_hash",
+    "remove_model_entries",
+    "sinusoidal_embedding_1d",
+]
+
+PIPELINE_MODULE = "diffsynth.pipelines.wan_video"
+
+
+def declare_unit(unit: PipelineUnit, *, output_params: Sequence[str], **declarations: Any) -> None:
+    """Initialise a PipelineUnit; `output_params` tells the host's unit graph what the unit writes."""
+    PipelineUnit.__init__(unit, output_params=tuple(output_params), **declarations)
+
+
+def model_hash(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The hash by which the host recognises a file whose tensors have these names and shapes."""
+    return hashlib.md5(convert_keys_dict_to_single_str(dict(shapes)).encode()).hexdigest()
+
+
+def add_model_entry(hash_: str, slot: str, factory: str, converter: str | None, kwargs: Mapping[str, Any]) -> None:
+    """Make the host's loader recognise a file by the hash of its keys and shapes.
+
+    Args:
+        hash_: what `model_hash` gives for the file.
+        slot: the host's name of the kind of model, for instance "wan_video_dit".
+        factory: dotted path of the class or function that builds the model from `kwargs`.
+        converter: dotted path of a function state dict -> state dict, or None.
+        kwargs: JSON-serialisable keyword arguments of the factory.
+    """
+    entry = {"model_hash": hash_, "model_name": slot, "model_class": factory, "extra_kwargs": dict(kwargs)}
+    if converter is not None:
+        entry["state_dict_converter"] = converter
+    if entry not in MODEL_CONFIGS:
+        MODEL_CONFIGS.append(entry)
+    if slot == "wan_video_dit":
+        wan_modules = VRAM_MANAGEMENT_MODULE_MAPS["diffsynth.models.wan_video_dit.WanModel"]
+        VRAM_MANAGEMENT_MODULE_MAPS.setdefault(factory, wan_modules)
+
+
+def remove_model_entries(package: str) -> None:
+    """Take back every entry whose factory lies in `package`."""
+    MODEL_CONFIGS[:] = [entry for entry in MODEL_CONFIGS if not entry["model_class"].startswith(f"{package}.")]
+    for factory in [factory for factory in VRAM_MANAGEMENT_MODULE_MAPS if factory.startswith(f"{package}.")]:
+        del VRAM_MANAGEMENT_MODULE_MAPS[factory]
