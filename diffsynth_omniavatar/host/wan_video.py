@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from diffsynth.configs.model_configs import MODEL_CONFIGS
 from diffsynth.configs.vram_management_module_maps import VRAM_MANAGEMENT_MODULE_MAPS
 from diffsynth.core.loader.config import ModelConfig
 from diffsynth.core.loader.file import convert_keys_dict_to_single_str
+from diffsynth.diffusion import parsers, runner
 from diffsynth.diffusion.base_pipeline import PipelineUnit
+from diffsynth.diffusion.logger import CSVLogger, ModelLogger, TensorBoardLogger
+from diffsynth.diffusion.loss import FlowMatchSFTLoss
+from diffsynth.diffusion.training_module import DiffusionTrainingModule
 from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
 from diffsynth.models.wan_video_text_encoder import WanTextEncoder
 from diffsynth.models.wan_video_vae import VideoVAE_, WanVideoVAE
@@ -19,10 +26,14 @@ from diffsynth.pipelines.wan_video import WanVideoUnit_PromptEmbedder as PromptE
 
 __all__ = [
     "PIPELINE_MODULE",
+    "CSVLogger",
+    "DiffusionTrainingModule",
     "ModelConfig",
+    "ModelLogger",
     "PipelineUnit",
     "PromptEmbedder",
     "TeaCache",
+    "TensorBoardLogger",
     "VideoVAE_",
     "WanModel",
     "WanTextEncoder",
@@ -30,9 +41,13 @@ __all__ = [
     "WanVideoVAE",
     "add_model_entry",
     "declare_unit",
+    "launch_data_process_task",
+    "launch_training_task",
     "model_hash",
     "remove_model_entries",
     "sinusoidal_embedding_1d",
+    "training_loss",
+    "wan_parser",
 ]
 
 PIPELINE_MODULE = "diffsynth.pipelines.wan_video"
@@ -73,3 +88,39 @@ def remove_model_entries(package: str) -> None:
     MODEL_CONFIGS[:] = [entry for entry in MODEL_CONFIGS if not entry["model_class"].startswith(f"{package}.")]
     for factory in [factory for factory in VRAM_MANAGEMENT_MODULE_MAPS if factory.startswith(f"{package}.")]:
         del VRAM_MANAGEMENT_MODULE_MAPS[factory]
+
+
+def launch_training_task(
+    accelerator: Accelerator,
+    dataset: torch.utils.data.Dataset,
+    model: DiffusionTrainingModule,
+    model_logger: ModelLogger,
+    args: argparse.Namespace,
+) -> None:
+    """Run the host's training loop. `args` has the names of `wan_parser`."""
+    runner.launch_training_task(accelerator, dataset, model, model_logger, args=args)
+
+
+def launch_data_process_task(
+    accelerator: Accelerator,
+    dataset: torch.utils.data.Dataset,
+    model: DiffusionTrainingModule,
+    model_logger: ModelLogger,
+    args: argparse.Namespace,
+) -> None:
+    """Run the host's loop that writes what `model(sample)` returns to `output_path/<process>/<n>.pth`."""
+    runner.launch_data_process_task(accelerator, dataset, model, model_logger, args=args)
+
+
+def training_loss(pipe: WanVideoPipeline, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The host's flow-matching loss, a scalar; `inputs` are the model function's, with `input_latents`."""
+    return FlowMatchSFTLoss(pipe, **inputs)
+
+
+def wan_parser() -> argparse.ArgumentParser:
+    """The host's own training flags for Wan; the package ships them in parts, its example joins them like this."""
+    parser = argparse.ArgumentParser()
+    parsers.add_video_size_config(parsers.add_general_config(parser))
+    parser.add_argument("--max_timestep_boundary", type=float, default=1.0, help="Noisiest training timestep, 0..1.")
+    parser.add_argument("--min_timestep_boundary", type=float, default=0.0, help="Cleanest training timestep, 0..1.")
+    return parser

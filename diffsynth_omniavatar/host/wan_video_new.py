@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffsynth.configs.model_config import model_loader_configs
 from diffsynth.models.utils import convert_state_dict_keys_to_single_str
 from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
@@ -15,14 +20,20 @@ from diffsynth.models.wan_video_text_encoder import WanTextEncoder
 from diffsynth.models.wan_video_vae import VideoVAE_, WanVideoVAE
 from diffsynth.pipelines.wan_video_new import ModelConfig, TeaCache, WanVideoPipeline
 from diffsynth.pipelines.wan_video_new import WanVideoUnit_PromptEmbedder as PromptEmbedder
+from diffsynth.trainers import utils as trainers
+from diffsynth.trainers.utils import DiffusionTrainingModule
 from diffsynth.utils import PipelineUnit
 
 __all__ = [
     "PIPELINE_MODULE",
+    "CSVLogger",
+    "DiffusionTrainingModule",
     "ModelConfig",
+    "ModelLogger",
     "PipelineUnit",
     "PromptEmbedder",
     "TeaCache",
+    "TensorBoardLogger",
     "VideoVAE_",
     "WanModel",
     "WanTextEncoder",
@@ -30,9 +41,13 @@ __all__ = [
     "WanVideoVAE",
     "add_model_entry",
     "declare_unit",
+    "launch_data_process_task",
+    "launch_training_task",
     "model_hash",
     "remove_model_entries",
     "sinusoidal_embedding_1d",
+    "training_loss",
+    "wan_parser",
 ]
 
 PIPELINE_MODULE = "diffsynth.pipelines.wan_video_new"
@@ -93,3 +108,113 @@ def remove_model_entries(package: str) -> None:
         for entry in model_loader_configs
         if not (isinstance(entry[3][0], _ModelEntry) and entry[3][0].factory.startswith(f"{package}."))
     ]
+
+
+@contextmanager
+def _hosts_accelerator(accelerator: Accelerator) -> Iterator[None]:
+    """This host's loops make their own Accelerator from a module global; within this context they get the given one."""
+    original = trainers.Accelerator
+    trainers.Accelerator = lambda **_: accelerator
+    try:
+        yield
+    finally:
+        trainers.Accelerator = original
+
+
+def launch_training_task(
+    accelerator: Accelerator,
+    dataset: torch.utils.data.Dataset,
+    model: DiffusionTrainingModule,
+    model_logger: ModelLogger,
+    args: argparse.Namespace,
+) -> None:
+    """Run the host's training loop. `args` has the names of `wan_parser`."""
+    with _hosts_accelerator(accelerator):
+        trainers.launch_training_task(dataset, model, model_logger, args=args)
+
+
+def launch_data_process_task(
+    accelerator: Accelerator,
+    dataset: torch.utils.data.Dataset,
+    model: DiffusionTrainingModule,
+    model_logger: ModelLogger,
+    args: argparse.Namespace,
+) -> None:
+    """Run the host's loop that writes `model(sample, return_inputs=True)` to `output_path/<process>/<n>.pth`."""
+    with _hosts_accelerator(accelerator):
+        trainers.launch_data_process_task(dataset, model, model_logger, args=args)
+
+
+def training_loss(pipe: WanVideoPipeline, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The host's flow-matching loss, a scalar; `inputs` are the model function's, with `input_latents` and `noise`."""
+    models = {name: getattr(pipe, name) for name in pipe.in_iteration_models}
+    return pipe.training_loss(**models, **inputs)
+
+
+def wan_parser() -> argparse.ArgumentParser:
+    """The host's own training flags for Wan, and those of DiffSynth-Studio 2.x that this package honours on both."""
+    parser = trainers.wan_parser()
+    parser.add_argument("--task", type=str, default="sft", help="Task type.")
+    parser.add_argument("--use_gradient_checkpointing", action="store_true", help="Recompute activations in backward.")
+    parser.add_argument("--enable_tensorboard_log", action="store_true", help="Enable tensorboard for logging.")
+    parser.add_argument("--enable_csv_log", action="store_true", help="Enable CSV loss logging.")
+    return parser
+
+
+class TensorBoardLogger:
+    """Writes scalars for tensorboard, as DiffSynth-Studio 2.x does."""
+
+    def __init__(self, log_dir: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(log_dir=log_dir)
+
+    def log(self, key: str, value: float, step: int) -> None:
+        self.writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class CSVLogger:
+    """Appends rows step,key,value to `loss.csv`, as DiffSynth-Studio 2.x does."""
+
+    def __init__(self, log_dir: str) -> None:
+        path = Path(log_dir, "loss.csv")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("a", encoding="utf-8", newline="")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        if self.file.tell() == 0:
+            self.writer.writerow(["step", "key", "value"])
+
+    def log(self, key: str, value: float, step: int) -> None:
+        self.writer.writerow([step, key, value])
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class ModelLogger(trainers.ModelLogger):
+    """The host's ModelLogger with the `loggers` that DiffSynth-Studio 2.x has."""
+
+    def __init__(
+        self,
+        output_path: str,
+        *args: Any,
+        enable_tensorboard_log: bool = False,
+        enable_csv_log: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(output_path, *args, **kwargs)
+        self.enable_tensorboard_log = enable_tensorboard_log
+        self.enable_csv_log = enable_csv_log
+        self.loggers: list[TensorBoardLogger | CSVLogger] = []
+        self.loggers_initialized = False
+
+    def init_loggers(self) -> None:
+        if self.enable_tensorboard_log:
+            self.loggers.append(TensorBoardLogger(str(Path(self.output_path, "tensorboard_log"))))
+        if self.enable_csv_log:
+            self.loggers.append(CSVLogger(self.output_path))
+        self.loggers_initialized = True
