@@ -1,0 +1,292 @@
+"""What DiffSynth's training loop lacks, given to it through the Accelerator that it uses.
+
+The host's loop stays as it is; its optimizer, scheduler and loader are exchanged in `prepare`:
+
+    for data in loader:                     in an order fixed by (seed, epoch), from any step on, up to max_steps
+        with accelerator.accumulate(model):
+            loss = model(data)
+            accelerator.backward(loss)      stops at a loss that is not finite
+            optimizer.step()                at the end of a window: clip, learning rate, step, clear gradients
+            scheduler.step()                does nothing
+            optimizer.zero_grad()           does nothing, wherever the host calls it
+
+A window is gradient_accumulation_steps samples of each process, always: it may span the end of an epoch. An optimizer step
+follows the mean of their gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather_object
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
+
+STATE_FILE = "loop.pt"
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer finite; the weights are those of the last step before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How the loop runs.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    max_steps: int
+    """Optimizer steps of the whole run, those before a resumption included. See `steps_in_epochs`."""
+    seed: int = 0
+    """Fixes the order of samples, their random draws, and the random stream of every process."""
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What follows the warm-up; cosine and linear reach zero at max_steps."""
+    warmup_steps: int = 0
+    """Over these first steps the learning rate rises linearly, the last of them is at full rate."""
+    max_grad_norm: float = math.inf
+    """Gradients with a larger L2 norm are scaled down to it."""
+    gradient_accumulation_steps: int = 1
+    """Samples of each process in an optimizer step."""
+    resume: Path | None = None
+    """Checkpoint folder to go on from."""
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or self.gradient_accumulation_steps < 1:
+            raise ValueError(
+                f"max_steps {self.max_steps} and gradient_accumulation_steps {self.gradient_accumulation_steps} "
+                "must be at least 1"
+            )
+        if not 0 <= self.warmup_steps <= self.max_steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must lie in 0..max_steps = 0..{self.max_steps}")
+        if self.lr_schedule not in ("constant", "cosine", "linear"):
+            raise ValueError(f"lr_schedule {self.lr_schedule!r} must be constant, cosine or linear")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm {self.max_grad_norm} must be positive; leave it out for no clipping")
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate of step number `step` (from 0) over the base learning rate."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.lr_schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / (self.max_steps - self.warmup_steps)
+        return 1.0 - progress if self.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def epochs_to_run(self, samples: int, processes: int) -> int:
+        """The passes that the host's loop still has to make to reach max_steps: its `num_epochs`."""
+        done = 0 if self.resume is None else load_state(self.resume)["step"]
+        if done >= self.max_steps:
+            return 0
+        first = done * self.gradient_accumulation_steps * processes
+        last = (self.max_steps * self.gradient_accumulation_steps - 1) * processes
+        return last // samples - first // samples + 1
+
+
+def steps_in_epochs(epochs: int, samples: int, processes: int, gradient_accumulation_steps: int) -> int:
+    """The optimizer steps in `epochs` passes over `samples` samples: the max_steps of a run that is given in epochs."""
+    return max(1, epochs * samples // (processes * gradient_accumulation_steps))
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The loop state in a checkpoint folder, its tensors mapped from the file.
+
+    Raises:
+        ValueError: the folder is not a resumable checkpoint.
+    """
+    path = Path(checkpoint) / STATE_FILE
+    if not path.is_file():
+        raise ValueError(f"{checkpoint} has no {STATE_FILE}; give a checkpoint folder step-N that training wrote")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+class LoopOptimizer:
+    """Takes the place of the host's optimizer: see the module's head for what its calls do."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, accelerator: OmniAccelerator) -> None:
+        self.optimizer = optimizer
+        self.accelerator = accelerator
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.resumed_state: Mapping[int, Any] | None = None
+
+    def step(self) -> None:
+        accelerator = self.accelerator
+        if not accelerator.sync_gradients:
+            return
+        # Clipped here and not in backward: the host's offloading moves the gradients in between.
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, accelerator.settings.max_grad_norm))
+        accelerator.check_finite("gradient norm", norm)
+        if self.resumed_state is not None:  # only now, when the parameters are on the device where they stay
+            groups = self.optimizer.state_dict()["param_groups"]  # learning rate and weight decay follow the flags
+            self.optimizer.load_state_dict({"state": self.resumed_state, "param_groups": groups})
+            self.resumed_state = None
+        factor = accelerator.settings.lr_factor(accelerator.steps_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor  # initial_lr: the rate before the host's ConstantLR took a third
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        accelerator.finish_step(lr=self.optimizer.param_groups[0]["lr"], grad_norm=norm)
+
+    def zero_grad(self) -> None:
+        """Nothing: gradients are cleared by the step that used them."""
+
+
+class _NoScheduler:
+    """Takes the place of the host's learning-rate scheduler."""
+
+    def step(self) -> None:
+        """Nothing: `LoopOptimizer.step` sets the learning rate."""
+
+
+class OmniAccelerator(Accelerator):
+    """The Accelerator that DiffSynth's `launch_training_task` gets.
+
+    Args:
+        settings: how the loop runs.
+        kwargs: those of `accelerate.Accelerator`, without the ones about gradient accumulation.
+
+    Raises:
+        ValueError: the launch configuration shards the model (DeepSpeed, FSDP) or scales fp16 losses: not supported.
+    """
+
+    def __init__(self, settings: LoopSettings, **kwargs: Any) -> None:
+        plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
+        super().__init__(gradient_accumulation_plugin=plugin, **kwargs)
+        supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+        if self.distributed_type not in supported or self.mixed_precision == "fp16":
+            raise ValueError(
+                f"accelerate is configured for {self.distributed_type.value} with mixed precision "
+                f"{self.mixed_precision}; use one or several processes without DeepSpeed or FSDP, with no or bf16"
+            )
+        self.settings = settings
+        self.steps_done = 0
+        self.metrics: dict[str, float] = {}
+        """Means over the last optimizer step on this process: loss, lr, grad_norm, and what `report` was given."""
+        self.on_begin: Callable[[], None] | None = None
+        """Called once, when all is prepared and resumed, before the first sample is loaded."""
+        self._window: dict[str, list[float]] = {}
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        """Exchange the host's objects, in the order given; without an optimizer among them, do what accelerate does."""
+        if not any(isinstance(obj, torch.optim.Optimizer) for obj in args):
+            return super().prepare(*args, **kwargs)
+        model = next((obj for obj in args if isinstance(obj, torch.nn.Module)), None)
+        if model is None and self.num_processes > 1:
+            raise ValueError("--enable_model_cpu_offload trains in one process only; launch one, or leave the flag out")
+        prepared = tuple(self._exchange(obj) for obj in args)
+        seed = stream_seed("process", self.settings.seed, self.process_index)
+        seed_cpu_generators(seed)
+        torch.manual_seed(seed)  # CUDA's too
+        if self.settings.resume is not None:
+            self._resume(self.settings.resume, model)
+        return prepared
+
+    def _exchange(self, obj: Any) -> Any:
+        if isinstance(obj, torch.nn.Module):
+            return self.prepare_model(obj)
+        if isinstance(obj, torch.optim.Optimizer):
+            self.optimizer = LoopOptimizer(obj, self)
+            return self.optimizer
+        if isinstance(obj, DataLoader):
+            self.loader = LoopLoader(
+                obj,
+                seed=self.settings.seed,
+                end=self.settings.max_steps * self.settings.gradient_accumulation_steps,
+                process=self.process_index,
+                processes=self.num_processes,
+                device=self.device,
+                on_pass=self._begin,
+            )
+            return self.loader
+        if isinstance(obj, LRScheduler):
+            return _NoScheduler()
+        raise TypeError(f"the host's loop gave prepare() a {type(obj).__name__}")
+
+    def _begin(self) -> None:
+        callback, self.on_begin = self.on_begin, None
+        if callback is not None:
+            callback()
+
+    def report(self, **values: float) -> None:
+        """Add values of the current sample to `metrics`, which hold their means over the optimizer step."""
+        for name, value in values.items():
+            self._window.setdefault(name, []).append(float(value))
+
+    def check_finite(self, what: str, value: float) -> None:
+        """Raise DivergedError, naming step and sample, if the value is not finite."""
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"the {what} is {value} in step {self.steps_done + 1}, process {self.process_index}, at "
+                f"{self.loader.describe()}; look at that sample, lower --learning_rate, or resume an earlier checkpoint"
+            )
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Backward of loss / gradient_accumulation_steps.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        value = float(loss.detach())
+        self.check_finite("loss", value)
+        self.report(loss=value)
+        super().backward(loss, **kwargs)
+
+    def finish_step(self, **values: float) -> None:
+        """Count an optimizer step and close its metrics."""
+        self.steps_done += 1
+        self.metrics = {name: sum(window) / len(window) for name, window in self._window.items()} | values
+        self._window.clear()
+
+    def _run(self) -> dict[str, int]:
+        """What makes a step count mean the same data and draws: a resumed run must share it."""
+        return {
+            "seed": self.settings.seed,
+            "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
+            "processes": self.num_processes,
+            "samples": self.loader.samples,
+        }
+
+    def loop_state(self, module: torch.nn.Module) -> dict[str, Any]:
+        """All that a run needs to go on after the last step; {} except on the main process. Every process must call it.
+
+        Args:
+            module: the training module; its parameters that require a gradient are the trained ones.
+        """
+        rng = gather_object([rng_state()])
+        if not self.is_main_process:
+            return {}
+        trained = {name: value.detach().cpu() for name, value in module.named_parameters() if value.requires_grad}
+        optimizer = self.optimizer.optimizer.state_dict()["state"]
+        return {"step": self.steps_done, "run": self._run(), "trained": trained, "optimizer": optimizer, "rng": rng}
+
+    def _resume(self, checkpoint: Path, model: torch.nn.Module | None) -> None:
+        state = load_state(checkpoint)
+        if state["run"] != self._run():
+            raise ValueError(
+                f"{checkpoint} belongs to a run with {state['run']}, this one has {self._run()}; "
+                "make them equal, or start a new run from its weights"
+            )
+        trained, parameters = state["trained"], self.optimizer.parameters
+        names = (
+            [*trained] if model is None else [name for name, value in model.named_parameters() if value.requires_grad]
+        )
+        if [(name, value.shape) for name, value in trained.items()] != [
+            (name, value.shape) for name, value in zip(names, parameters, strict=True)
+        ]:
+            raise ValueError(f"{checkpoint} holds other trained parameters than this model; use the flags of its run")
+        with torch.no_grad():
+            for parameter, value in zip(parameters, trained.values(), strict=True):
+                parameter.copy_(value)
+        self.optimizer.resumed_state = state["optimizer"]
+        self.steps_done = state["step"]
+        self.loader.position = self.steps_done * self.settings.gradient_accumulation_steps
+        set_rng_state(state["rng"][self.process_index])
