@@ -17,9 +17,12 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -126,9 +129,8 @@ def weight_files(path: str | Path | Iterable[str | Path]) -> list[Path]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        # torch reports a refused pickle, a damaged archive and a foreign file with different exceptions.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is no file of tensors, and nothing of it was executed: {error}") from error
     for wrapper in ("state_dict", "module", "model_state", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -138,37 +140,52 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def read_tensors(files: Iterable[Path]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of the files, on the CPU, and the metadata of safetensors files.
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as content:
+            yield content
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no valid safetensors file: {error}") from error
+
+
+def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """All tensors of the files, on the CPU.
 
     Raises:
         CheckpointError: a file is damaged, or no dict of tensors. Pickles are never executed.
     """
     tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
     for file in files:
-        if file.suffix != ".safetensors":
-            tensors.update(_read_pickle(file))
-            continue
-        try:
-            with safe_open(file, framework="pt") as content:
-                metadata.update(content.metadata() or {})
-                tensors.update({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is no valid safetensors file: {error}") from error
-    return tensors, metadata
-
-
-def read_names(path: str | Path | Iterable[str | Path]) -> list[str]:
-    """The keys of the files that `path` means, in the one spelling, without reading the tensors."""
-    names: list[str] = []
-    for file in weight_files(path):
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as content:
-                names.extend(content.keys())
+            with _open_safetensors(file) as content:
+                tensors.update({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
         else:
-            names.extend(_read_pickle(file))
-    return [normal_key(name) for name in names]
+            tensors.update(_read_pickle(file))
+    return tensors
+
+
+def read_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Names, as they are spelt, and shapes of all tensors of the files, without reading the tensors."""
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            with _open_safetensors(file) as content:
+                shapes.update({name: content.get_slice(name).get_shape() for name in content.keys()})  # noqa: SIM118
+        else:
+            shapes.update({name: list(tensor.shape) for name, tensor in _read_pickle(file).items()})
+    return shapes
+
+
+def read_config(files: list[Path]) -> CheckpointConfig:
+    """What a safetensors file's metadata or else the config.json beside the first file says; defaults if neither is there."""
+    if files[0].suffix == ".safetensors":
+        with _open_safetensors(files[0]) as content:
+            metadata = content.metadata() or {}
+        if SAFETENSORS_CONFIG in metadata:
+            return CheckpointConfig.from_dict(json.loads(metadata[SAFETENSORS_CONFIG]), str(files[0]))
+    config_file = files[0].parent / "config.json"
+    return CheckpointConfig.load(config_file) if config_file.is_file() else CheckpointConfig()
 
 
 def normal_key(key: str) -> str:
@@ -199,17 +216,10 @@ def load_checkpoint(path: str | Path | Iterable[str | Path]) -> Checkpoint:
     """
     files = weight_files(path)
     source = str(files[0])
-    raw, metadata = read_tensors(files)
-    tensors = {normal_key(key): tensor for key, tensor in raw.items()}
+    tensors = normalise_keys(read_tensors(files))
     if not is_omniavatar(tensors):
         raise CheckpointError(f"{source} is no OmniAvatar checkpoint: it has no audio_proj.proj.weight.")
-    config_file = files[0].parent / "config.json"
-    if SAFETENSORS_CONFIG in metadata:
-        config = CheckpointConfig.from_dict(json.loads(metadata[SAFETENSORS_CONFIG]), source)
-    elif config_file.is_file():
-        config = CheckpointConfig.load(config_file)
-    else:
-        config = CheckpointConfig()
+    config = read_config(files)
     is_lora = any(LORA_KEY.match(key) for key in tensors)
     config, tensors = _complete(config, tensors, source, is_lora)
     return Checkpoint(tensors=tensors, form="lora" if is_lora else "full", config=config, source=source)
@@ -268,43 +278,42 @@ def _lora_rank(tensors: Mapping[str, Tensor], source: str) -> int:
     return ranks.pop()
 
 
-def full_config(checkpoint: Checkpoint, num_heads: int | None = None) -> OmniAvatarConfig:
+def full_config(
+    shapes: Mapping[str, Sequence[int]], stated: CheckpointConfig, source: str, num_heads: int | None = None
+) -> OmniAvatarConfig:
     """The architecture of a full checkpoint, from its config.json or else from the shapes.
 
     Args:
-        checkpoint: in full form.
+        shapes: of all its tensors, keys in the one spelling.
+        stated: its config.json.
+        source: the path, for messages.
         num_heads: attention heads, if known; else heads of Wan's width 128.
 
     Raises:
         CheckpointError: the shapes do not tell it (the number of heads, if the head width is not Wan's 128).
     """
-    if checkpoint.config.model is not None:
-        return replace(checkpoint.config.model, in_dim=checkpoint.in_dim)
-    tensors, source = checkpoint.tensors, checkpoint.source
     try:
-        dim = tensors["patch_embedding.weight"].shape[0]
-        layers = 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith("blocks."))
+        dim, in_dim = shapes["patch_embedding.weight"][:2]
+        if stated.model is not None:
+            return replace(stated.model, in_dim=in_dim)
         sizes = {
-            "ffn_dim": tensors["blocks.0.ffn.0.weight"].shape[0],
-            "text_dim": tensors["text_embedding.0.weight"].shape[1],
-            "freq_dim": tensors["time_embedding.0.weight"].shape[1],
+            "num_layers": 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks.")),
+            "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
+            "text_dim": shapes["text_embedding.0.weight"][1],
+            "freq_dim": shapes["time_embedding.0.weight"][1],
+            **_audio_sizes(shapes),
         }
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{source} is no full OmniAvatar checkpoint: {error} is missing.") from error
     if num_heads is None and dim % WAN_HEAD_WIDTH:
-        raise CheckpointError(f"{source}: put a config.json with omniavatar.model beside it; dim {dim} does not tell heads.")
-    return OmniAvatarConfig(
-        dim=dim,
-        num_heads=num_heads or dim // WAN_HEAD_WIDTH,
-        num_layers=layers,
-        in_dim=checkpoint.in_dim,
-        **_audio_sizes(tensors),
-        **sizes,
-    )
+        raise CheckpointError(
+            f"{source}: a width of {dim} does not tell the number of heads; put a config.json with omniavatar.model beside it."
+        )
+    return OmniAvatarConfig(dim=dim, num_heads=num_heads or dim // WAN_HEAD_WIDTH, in_dim=in_dim, **sizes)
 
 
-def _audio_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    hidden, width = tensors["audio_proj.proj.weight"].shape
+def _audio_sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    hidden, width = shapes["audio_proj.proj.weight"]
     return {"audio_dim": width // AUDIO_WINDOW, "audio_hidden_size": hidden}
 
 
@@ -342,13 +351,26 @@ def grow_channels(weight: Tensor, in_dim: int) -> Tensor:
     return grown
 
 
-def _check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Iterable[int]], source: str) -> None:
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def grow_model(dit: OmniAvatarDiT, in_dim: int) -> None:
+    """Give a loaded model more input channels, the new ones zero, in place."""
+    weight = grow_channels(dit.patch_embedding.weight.data, in_dim)
+    extras = {"patch_embedding.weight": weight, "patch_embedding.bias": dit.patch_embedding.bias.data}
+    extras.update({key: t for key, t in dit.state_dict().items() if key.startswith(EXTRA_MODULES[1:])})
+    OmniAvatarDiT.upgrade(dit, replace(dit.config, in_dim=in_dim))
+    load_extras(dit, extras, weight.dtype, weight.device)
+
+
+def _check_shapes(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], source: str) -> None:
     faults = [f"missing {name}" for name in wanted if name not in found]
     faults += [f"unknown {name}" for name in found if name not in wanted]
     faults += [
-        f"{name} is {list(found[name].shape)}, wanted {list(shape)}"
+        f"{name} is {list(found[name])}, wanted {list(shape)}"
         for name, shape in wanted.items()
-        if name in found and list(found[name].shape) != list(shape)
+        if name in found and list(found[name]) != list(shape)
     ]
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
@@ -383,10 +405,10 @@ def apply_checkpoint(
     if checkpoint.form != "lora":
         raise CheckpointError(f"{checkpoint.source} holds full weights and takes no base model; load it alone.")
     in_dim = in_dim or checkpoint.in_dim
-    config = config_on_wan(wan, in_dim, **_audio_sizes(checkpoint.tensors))
+    config = config_on_wan(wan, in_dim, **_audio_sizes(_shapes(checkpoint.tensors)))
     tensors = dict(checkpoint.tensors)
     tensors["patch_embedding.weight"] = grow_channels(tensors["patch_embedding.weight"], in_dim)
-    _check_keys(tensors, _wanted_lora_shapes(wan, config, checkpoint), checkpoint.source)
+    _check_shapes(_shapes(tensors), _wanted_lora_shapes(wan, config, checkpoint), checkpoint.source)
 
     dit = OmniAvatarDiT.upgrade(wan, config)
     low_rank = {key: tensor for key, tensor in tensors.items() if LORA_KEY.match(key)}
@@ -504,19 +526,19 @@ def add_full_entry(path: str | Path | Iterable[str | Path]) -> CheckpointConfig:
     Raises:
         CheckpointError: keys or shapes are not those of a full checkpoint.
     """
-    checkpoint = load_checkpoint(path)
-    config = full_config(checkpoint)
-    _check_keys(checkpoint.tensors, state_dict_shapes(config), checkpoint.source)
-    raw, _ = read_tensors(weight_files(path))
-    renamed = any(normal_key(key) != key for key in raw)
+    files = weight_files(path)
+    raw, stated = read_shapes(files), read_config(files)
+    shapes = normalise_keys(raw)
+    config = full_config(shapes, stated, str(files[0]))
+    _check_shapes(shapes, state_dict_shapes(config), str(files[0]))
     host.add_model_entry(
-        host.model_hash({key: list(tensor.shape) for key, tensor in raw.items()}),
+        host.model_hash(raw),
         "wan_video_dit",
         f"{__package__}.dit.build_dit",
-        f"{__name__}.normalise_keys" if renamed else None,
+        None if list(raw) == list(shapes) else f"{__name__}.normalise_keys",
         config_fields(config),
     )
-    return replace(checkpoint.config, model=config)
+    return replace(stated, model=config)
 
 
 def normalise_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -600,8 +622,7 @@ def merged_tensors(
         base: the Wan transformer's weight files; the config.json beside them, if any, tells the number of heads.
     """
     files = weight_files(base)
-    raw, _ = read_tensors(files)
-    tensors = {normal_key(key): tensor for key, tensor in raw.items()}
+    tensors = normalise_keys(read_tensors(files))
     low_rank = {key: tensor for key, tensor in checkpoint.tensors.items() if LORA_KEY.match(key)}
     missing = [name for name in _modules(low_rank) if f"{name}.weight" not in tensors]
     if missing:
@@ -616,9 +637,16 @@ def merged_tensors(
     tensors.update(extras)
     wan_config = files[0].parent / "config.json"
     heads = json.loads(wan_config.read_text(encoding="utf-8")).get("num_heads") if wan_config.is_file() else None
-    config = full_config(Checkpoint(tensors, "full", checkpoint.config, str(files[0])), heads)
-    _check_keys(tensors, state_dict_shapes(config), f"{checkpoint.source} on {files[0]}")
+    config = full_config(_shapes(tensors), checkpoint.config, str(files[0]), heads)
+    _check_shapes(_shapes(tensors), state_dict_shapes(config), f"{checkpoint.source} on {files[0]}")
     return tensors, config
+
+
+def _grown(checkpoint: Checkpoint, in_dim: int) -> Checkpoint:
+    weight = grow_channels(checkpoint.tensors["patch_embedding.weight"], in_dim)
+    model = None if checkpoint.config.model is None else replace(checkpoint.config.model, in_dim=in_dim)
+    config = replace(checkpoint.config, in_dim=in_dim, model=model)
+    return replace(checkpoint, tensors={**checkpoint.tensors, "patch_embedding.weight": weight}, config=config)
 
 
 def convert(
@@ -647,11 +675,7 @@ def convert(
     """
     checkpoint = load_checkpoint(source)
     if in_dim is not None:
-        grown = {**checkpoint.tensors}
-        grown["patch_embedding.weight"] = grow_channels(grown["patch_embedding.weight"], in_dim)
-        model = checkpoint.config.model and replace(checkpoint.config.model, in_dim=in_dim)
-        config = replace(checkpoint.config, in_dim=in_dim, model=model)
-        checkpoint = replace(checkpoint, tensors=grown, config=config)
+        checkpoint = _grown(checkpoint, in_dim)
     out = Path(out)
     if to == "omniavatar":
         save_omniavatar(out, checkpoint.tensors, checkpoint.config)
@@ -662,7 +686,8 @@ def convert(
         tensors, lora = lora_file_tensors(checkpoint)
         save_safetensors(out, tensors, replace(checkpoint.config, lora=lora))
     elif checkpoint.form == "full":
-        save_safetensors(out, checkpoint.tensors, replace(checkpoint.config, model=full_config(checkpoint)))
+        model = full_config(_shapes(checkpoint.tensors), checkpoint.config, checkpoint.source)
+        save_safetensors(out, checkpoint.tensors, replace(checkpoint.config, model=model))
     elif base is None:
         raise CheckpointError(f"{source} is a LoRA checkpoint: name the Wan transformer to merge it into with --base.")
     else:

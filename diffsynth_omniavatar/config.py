@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .timeline import clip_length
+from .timeline import MAX_TOKENS, clip_length
 
 LATENT_CHANNELS = 16
 WAV2VEC2_BASE_DIM = 10752
@@ -20,6 +20,11 @@ WAV2VEC2_BASE_DIM = 10752
 LORA_TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")
 AUDIO_WINDOW = 4
 """Rows of audio features (video frames) that make one latent frame."""
+
+IMAGE_SIZES_720 = ((400, 720), (720, 720), (720, 400))
+"""Upstream's picture sizes (height, width) for "720"."""
+IMAGE_SIZES_1280 = ((720, 720), (528, 960), (960, 528), (720, 1280), (1280, 720))
+"""Upstream's picture sizes (height, width) for "1280"."""
 
 CHANNEL_LAYOUTS: dict[int, tuple[tuple[str, int], ...]] = {
     33: (("noise", 16), ("reference", 16), ("mask", 1)),
@@ -114,9 +119,14 @@ class Conventions:
     """V2V: whether frame 0 of a clip is given unmasked (mask 0, kept at every step) or masked like the others."""
     prefix_frames: tuple[int, ...] = (1, 5, 9, 13)
     """Numbers of known frames at the start of a clip that the model has seen; empty when it has seen none."""
+    max_tokens: int = MAX_TOKENS
+    """Longest clip, in tokens of 16x16 pixels and 4 frames."""
+    image_sizes: tuple[tuple[int, int], ...] = IMAGE_SIZES_720
+    """Height and width of the pictures it knows; a portrait gets the one whose shape is nearest."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix_frames", tuple(self.prefix_frames))
+        object.__setattr__(self, "image_sizes", tuple((height, width) for height, width in self.image_sizes))
         if self.leading_audio_rows not in (0, 1):
             raise ValueError(f"leading_audio_rows is {self.leading_audio_rows}, wanted 0 or 1.")
         if self.first_frame not in ("known", "masked"):

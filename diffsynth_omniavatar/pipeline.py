@@ -1,0 +1,439 @@
+"""OmniAvatar's pipeline: the host's WanVideoPipeline with OmniAvatar's units, model function and audio encoder.
+
+`register()` makes the host's own `WanVideoPipeline.from_pretrained` recognise OmniAvatar checkpoints and wav2vec2 folders
+among its `model_configs`; all other pipelines stay as they are. `unregister()` takes it back.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import checkpoint, conditioning, host
+from .audio import AudioEncoder
+from .clip import Sound, load_image, load_sound, match_size, speech_waveform
+from .config import Conventions
+from .dit import OmniAvatarDiT, model_fn_omniavatar
+from .timeline import audio_rows, chunk_length, clip_length
+
+logger = logging.getLogger(__name__)
+
+NEGATIVE_PROMPT = (
+    "Vivid color tones, background/camera moving quickly, screen switching, subtitles and special effects, mutation, "
+    "overexposed, static, blurred details, subtitles, style, work, painting, image, still, overall grayish, worst quality, "
+    "low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn face, "
+    "deformed, disfigured, malformed limbs, fingers merging, motionless image, chaotic background, three legs, crowded "
+    "background with many people, walking backward"
+)
+"""Upstream's default negative prompt."""
+
+UNTILED_PIXELS = 512 * 512
+"""Up to this picture size the VAE runs without tiles, which shift the colours."""
+
+TEA_CACHE_MODELS = {5120: "Wan2.1-T2V-14B", 1536: "Wan2.1-T2V-1.3B"}
+"""Names of the host's TeaCache coefficients by the width of the denoiser."""
+
+UNSUPPORTED_ARGUMENTS = ("sliding_window_size", "sliding_window_stride", "cfg_merge", "end_image", "audio_embeds")
+
+
+class OmniAvatarPipeline(host.WanVideoPipeline):
+    """A Wan pipeline whose denoiser is an `OmniAvatarDiT`. Made by `from_pretrained`, not by its constructor."""
+
+    dit: OmniAvatarDiT
+    conventions: Conventions
+    speech_encoder: AudioEncoder | None
+    _call_inputs: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+    _returns_floats: bool
+
+    @staticmethod
+    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+        """The host's `from_pretrained` with OmniAvatar's configs understood, whether or not `register()` was called.
+
+        Besides the host's arguments:
+            omniavatar_lora: "fused" adds the checkpoint's LoRA to the weights; "adapters" keeps it as peft adapters.
+            omniavatar_channels: grow the model to so many input channels (33, 49, 65), the new ones zero.
+
+        Raises:
+            CheckpointError: a checkpoint does not fit; ValueError: something is missing beside it.
+        """
+        return _load(_host_from_pretrained(), args, kwargs)
+
+    @classmethod
+    def adopt(
+        cls, pipe: host.WanVideoPipeline, conventions: Conventions, speech_encoder: AudioEncoder | None = None
+    ) -> OmniAvatarPipeline:
+        """Turn a host pipeline whose denoiser is an `OmniAvatarDiT` into this class, in place."""
+        pipe.__class__ = cls
+        pipe.conventions = conventions
+        pipe.speech_encoder = speech_encoder
+        pipe._call_inputs = ({}, {}, {})
+        pipe._returns_floats = False
+        host_units = [
+            conditioning.PromptUnit() if isinstance(unit, host.PromptEmbedder) else unit for unit in pipe.units
+        ]
+        pipe.units = [conditioning.CallInputsUnit(), *host_units, *conditioning.units()]
+        pipe.post_units = [*pipe.post_units, conditioning.PrefixPostUnit()]
+        pipe.model_fn = model_fn_omniavatar
+        return pipe
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str = "",
+        negative_prompt: str | None = None,
+        input_image: conditioning.ImageSource | None = None,
+        input_audio: conditioning.SoundSource | None = None,
+        *,
+        audio_sample_rate: int = 16000,
+        audio_features: Tensor | None = None,
+        input_video: conditioning.VideoSource | None = None,
+        mouth_mask: conditioning.MaskSource | None = None,
+        reference_video: conditioning.VideoSource | None = None,
+        prefix_video: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        cfg_scale: float = 4.5,
+        audio_cfg_scale: float | None = None,
+        denoising_strength: float = 1.0,
+        tiled: bool | None = None,
+        tea_cache_l1_thresh: float | None = None,
+        tea_cache_model_id: str | None = None,
+        output_type: Literal["quantized", "floatpoint"] = "quantized",
+        **host_arguments: Any,
+    ) -> Any:
+        """Generate one clip. `generate` makes videos of any length out of such clips.
+
+        Args:
+            prompt, negative_prompt: text; None for upstream's negative prompt.
+            input_image: the portrait (path or PIL image), scaled and cropped to size. V2V takes the source's first frame
+                if there is none.
+            input_audio: the speech: a file, a `Sound`, or an array or tensor at `audio_sample_rate`.
+            audio_features: features [num_frames, C] instead of a sound.
+            input_video: V2V: the video whose mouth is changed; at least num_frames frames. In I2V it is the host's
+                starting point for `denoising_strength` < 1.
+            mouth_mask: V2V: see `conditioning.load_mouth_mask`; None for the built-in one.
+            reference_video: 65 channels: a second clip of the person.
+            prefix_video: frames [3, P, H, W] in [-1, 1], P = 1, 5, 9, 13..., with which the clip must begin.
+            prompt_embeds, negative_prompt_embeds: [1, token, C] from `encode_prompt`, instead of the texts.
+            height, width: None for the trained size nearest in shape to the portrait or the video.
+            num_frames: 4n+1; None for the sound's length, as far as one clip goes.
+            cfg_scale: text guidance s; 1 makes one pass without any guidance.
+            audio_cfg_scale: audio guidance a, None for the same as s (two passes); else three passes:
+                `n + s (o - n) + a (p - o)`.
+            tiled: run the VAE in tiles; None for "above 512x512".
+            tea_cache_l1_thresh: skip steps that change little (upstream's value is 0.14); None computes all.
+            tea_cache_model_id: whose coefficients; None for the denoiser's own.
+            output_type: "quantized" for PIL images, "floatpoint" for a tensor [3, F, H, W] in [-1, 1].
+            host_arguments: what else the host's `__call__` takes: seed, num_inference_steps, sigma_shift, ...
+
+        Raises:
+            ValueError: an input is missing, unreadable or unsupported; the message names it.
+        """
+        wrong = [name for name in UNSUPPORTED_ARGUMENTS if host_arguments.get(name)]
+        if wrong:
+            raise ValueError(f"OmniAvatar does not work with {', '.join(wrong)}; leave it out.")
+        is_v2v = self.dit.config.has_masked_video
+        image = None if input_image is None else load_image(input_image)
+        height, width = self._choose_size(image, input_video if is_v2v else None, height, width)
+        sound = input_audio
+        if sound is not None and not isinstance(sound, Sound):
+            sound = load_sound(sound, rate=None if isinstance(sound, (str, Path)) else audio_sample_rate)
+        if num_frames is None:
+            num_frames = self._choose_length(sound, audio_features, height, width)
+        if tea_cache_l1_thresh:
+            tea_cache_model_id = tea_cache_model_id or self._tea_cache_model()
+        shared = {
+            "omni_sound": sound,
+            "omni_audio_features": audio_features,
+            "omni_source_video": input_video if is_v2v else None,
+            "omni_mouth_mask": mouth_mask,
+            "omni_reference_video": reference_video,
+            "omni_prefix_video": prefix_video,
+            "omni_audio_cfg_scale": audio_cfg_scale,
+        }
+        self._call_inputs = (shared, {"context": prompt_embeds}, {"context": negative_prompt_embeds})
+        self._returns_floats = output_type == "floatpoint"
+        try:
+            return super().__call__(
+                prompt=prompt,
+                negative_prompt=NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
+                input_image=image,
+                input_video=input_video if not is_v2v or denoising_strength < 1 else None,
+                denoising_strength=denoising_strength,
+                height=height,
+                width=width,
+                num_frames=num_frames,
+                cfg_scale=cfg_scale,
+                tiled=height * width > UNTILED_PIXELS if tiled is None else tiled,
+                tea_cache_l1_thresh=tea_cache_l1_thresh or None,
+                tea_cache_model_id=tea_cache_model_id or "",
+                **host_arguments,
+            )
+        finally:
+            self._call_inputs = ({}, {}, {})
+            self._returns_floats = False
+
+    def take_call_inputs(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The arguments of the running call for the shared, positive and negative inputs; nothing outside a call."""
+        return self._call_inputs
+
+    def vae_output_to_video(self, vae_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The host's last step: PIL images, or the tensor [3, F, H, W] itself where the call wants floats."""
+        return vae_output[0] if self._returns_floats else super().vae_output_to_video(vae_output, *args, **kwargs)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """The text embedding [1, token, C] that `prompt_embeds` takes."""
+        unit = next(unit for unit in self.units if isinstance(unit, conditioning.PromptUnit))
+        return unit.process(self, prompt=prompt, positive=True, context=None)["context"]
+
+    def encode_speech(self, waveform: Tensor, rows: int) -> Tensor:
+        """Features [rows, C] in float32 of a mono 16 kHz waveform [n], silence behind it.
+
+        Raises:
+            ValueError: the pipeline has no audio encoder.
+        """
+        if self.speech_encoder is None:
+            raise ValueError(
+                "The pipeline has no audio encoder: add ModelConfig(model_id='facebook/wav2vec2-base-960h', "
+                "origin_file_pattern='*') to model_configs."
+            )
+        self.load_models_to_device(["speech_encoder"])
+        return self.speech_encoder.encode(waveform, rows)
+
+    def _choose_size(
+        self, image: Any, video: conditioning.VideoSource | None, height: int | None, width: int | None
+    ) -> tuple[int, int]:
+        if height is not None and width is not None:
+            return height, width
+        if height is not None or width is not None:
+            raise ValueError("Give both height= and width=, or neither.")
+        if image is not None:
+            shape = (image.height, image.width)
+        elif video is None or len(video) == 0:
+            raise ValueError("Give input_image=, or height= and width=.")
+        elif isinstance(video, Tensor):
+            shape = tuple(video.shape[2:4]) if video.is_floating_point() else tuple(video.shape[1:3])
+        else:
+            shape = (video[0].height, video[0].width)
+        return match_size(*shape, self.conventions.image_sizes)
+
+    def _choose_length(self, sound: Any, features: Tensor | None, height: int, width: int) -> int:
+        if features is not None:
+            return features.shape[-2]
+        if sound is None:
+            raise ValueError("OmniAvatar needs a sound: give input_audio= (or audio_features=).")
+        wanted = clip_length(audio_rows(len(speech_waveform(sound))) + self.conventions.leading_audio_rows)
+        longest = chunk_length(height, width, self.conventions.max_tokens)
+        if wanted > longest:
+            logger.warning(
+                "The sound lasts %d frames, one clip %d: the rest is left out. Use generate() for all of it.", wanted, longest
+            )
+        return min(wanted, longest)
+
+    def _tea_cache_model(self) -> str:
+        try:
+            return TEA_CACHE_MODELS[self.dit.dim]
+        except KeyError:
+            raise ValueError(
+                f"TeaCache has no coefficients for a width of {self.dit.dim}: name some with tea_cache_model_id=, "
+                f"for instance {list(TEA_CACHE_MODELS.values())}."
+            ) from None
+
+
+# -------------------------------------------------------------------------------------------------------------- loading
+
+
+@dataclass
+class _OwnConfigs:
+    """What of the `model_configs` is OmniAvatar's."""
+
+    host_configs: list[Any]
+    lora_checkpoint: Any = None
+    conventions: Conventions | None = None
+    wav2vec2: Path | None = None
+
+
+def _downloaded(config: Any) -> list[Path]:
+    config.download_if_necessary()
+    paths = [Path(path) for path in (config.path if isinstance(config.path, list) else [config.path])]
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing or not paths:
+        raise FileNotFoundError(f"{config} means {missing or 'no file'}, which is not there.")
+    return paths
+
+
+def _is_named(config: Any, word: str) -> bool:
+    return config.path is None and config.model_id is not None and word in config.model_id.lower()
+
+
+def _wav2vec2_folder(paths: list[Path]) -> Path | None:
+    folder = paths[0] if paths[0].is_dir() else paths[0].parent
+    config_file = folder / "config.json"
+    if len(paths) == 1 and not paths[0].is_dir() or not config_file.is_file():
+        return None
+    try:
+        content = json.loads(config_file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_file} is not valid JSON: {error}") from error
+    return folder if content.get("model_type") == "wav2vec2" else None
+
+
+def _sort_configs(model_configs: Iterable[Any]) -> _OwnConfigs:
+    """Take OmniAvatar's configs out. The others are not touched: downloading them here would pin their path."""
+    own = _OwnConfigs(host_configs=[])
+    for config in model_configs:
+        ours = _is_named(config, "omniavatar") or _is_named(config, "wav2vec2")
+        if not ours and config.path is None:
+            own.host_configs.append(config)
+            continue
+        paths = _downloaded(config)
+        folder = _wav2vec2_folder(paths)
+        if folder is not None:
+            own.wav2vec2 = folder
+        elif not ours and not _holds_omniavatar(paths):
+            own.host_configs.append(config)
+        elif any(checkpoint.LORA_KEY.match(key) for key in _keys(paths)):
+            own.lora_checkpoint = checkpoint.load_checkpoint(_single(paths))
+            own.conventions = own.lora_checkpoint.config.conventions
+        else:
+            own.conventions = checkpoint.add_full_entry(_single(paths)).conventions
+            files = [str(file) for file in checkpoint.weight_files(_single(paths))]
+            config.path = files[0] if len(files) == 1 else files
+            own.host_configs.append(config)
+    return own
+
+
+def _single(paths: list[Path]) -> Path | list[Path]:
+    return paths[0] if len(paths) == 1 else paths
+
+
+def _holds_omniavatar(paths: list[Path]) -> bool:
+    """Whether local files are an OmniAvatar checkpoint; files and folders that it does not understand are the host's."""
+    try:
+        return checkpoint.is_omniavatar(_keys(paths))
+    except (checkpoint.CheckpointError, FileNotFoundError):
+        return False
+
+
+def _keys(paths: list[Path]) -> list[str]:
+    return list(checkpoint.normalise_keys(checkpoint.read_shapes(checkpoint.weight_files(_single(paths)))))
+
+
+def _conventions(configs: Iterable[Any]) -> Conventions:
+    """Of the full checkpoint that the host recognised by itself among `configs`."""
+    for config in configs:
+        paths = _downloaded(config)
+        if _holds_omniavatar(paths):
+            return checkpoint.read_config(checkpoint.weight_files(_single(paths))).conventions
+    return Conventions()
+
+
+def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    lora = kwargs.pop("omniavatar_lora", "fused")
+    channels = kwargs.pop("omniavatar_channels", None)
+    bound = inspect.signature(original).bind(*args, **kwargs)
+    bound.apply_defaults()
+    own = _sort_configs(bound.arguments["model_configs"])
+    if own.lora_checkpoint is None and own.conventions is None and own.wav2vec2 is None and channels is None:
+        pipe = original(*args, **kwargs)
+        if isinstance(pipe.dit, OmniAvatarDiT):
+            return OmniAvatarPipeline.adopt(pipe, _conventions(own.host_configs))
+        return pipe
+    if bound.arguments.get("use_usp"):
+        raise ValueError("OmniAvatar does not run with use_usp=True yet; leave it out.")
+    bound.arguments["model_configs"] = own.host_configs
+    pipe = original(*bound.args, **bound.kwargs)
+    if own.lora_checkpoint is not None:
+        _apply_lora_checkpoint(pipe, own.lora_checkpoint, lora, channels)
+    elif not isinstance(pipe.dit, OmniAvatarDiT):
+        raise ValueError(
+            "There is a wav2vec2 folder, but no OmniAvatar checkpoint among model_configs: add "
+            "ModelConfig(model_id='OmniAvatar/OmniAvatar-14B', origin_file_pattern='*')."
+        )
+    elif channels is not None:
+        checkpoint.grow_model(pipe.dit, channels)
+    encoder = None
+    if own.wav2vec2 is not None:
+        encoder = AudioEncoder.from_pretrained(own.wav2vec2).to(pipe.device)
+    return OmniAvatarPipeline.adopt(pipe, own.conventions or _conventions(own.host_configs), encoder)
+
+
+def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, channels: int | None) -> None:
+    if pipe.dit is None:
+        raise ValueError(
+            f"{loaded.source} goes on top of a Wan transformer: add ModelConfig(model_id='Wan-AI/Wan2.1-T2V-14B', "
+            "origin_file_pattern='diffusion_pytorch_model*.safetensors') to model_configs."
+        )
+    if pipe.dit2 is not None or pipe.dit.has_image_input or pipe.dit.in_dim != 16:
+        raise ValueError(
+            f"{loaded.source} goes on top of Wan 2.1 text-to-video (16 input channels), not of the given transformer "
+            f"({pipe.dit.in_dim} input channels)."
+        )
+    fused_elsewhere = getattr(pipe.dit, "vram_management_enabled", False) or hasattr(pipe.dit, "quantize_config")
+    checkpoint.apply_checkpoint(
+        pipe.dit,
+        loaded,
+        in_dim=channels,
+        lora=lora,
+        dtype=pipe.torch_dtype,
+        device=pipe.device,
+        hot_load=functools.partial(_hot_load, pipe) if fused_elsewhere else None,
+    )
+
+
+def _hot_load(pipe: Any, dit: OmniAvatarDiT, low_rank: dict[str, Tensor], scale: float) -> None:
+    """Let the host add the low-rank parts at each forward: its weights are offloaded or quantised."""
+    pipe.load_lora(dit, state_dict=low_rank, alpha=scale, hotload=True)
+
+
+# --------------------------------------------------------------------------------------------------------- registration
+
+_original_from_pretrained: Any = None
+
+
+def _host_from_pretrained() -> Callable[..., Any]:
+    return (_original_from_pretrained or host.WanVideoPipeline.__dict__["from_pretrained"]).__func__
+
+
+def register() -> None:
+    """Make the host's `WanVideoPipeline.from_pretrained` load OmniAvatar. Calling it again changes nothing.
+
+    Raises:
+        UnsupportedHostError: no supported DiffSynth-Studio is installed.
+    """
+    global _original_from_pretrained
+    if _original_from_pretrained is not None:
+        return
+    _original_from_pretrained = host.WanVideoPipeline.__dict__["from_pretrained"]
+    original = _host_from_pretrained()
+
+    @functools.wraps(original)
+    def from_pretrained(*args: Any, **kwargs: Any) -> Any:
+        return _load(original, args, kwargs)
+
+    host.WanVideoPipeline.from_pretrained = staticmethod(from_pretrained)
+    checkpoint.add_merged_entries()
+    print(f"OmniAvatar is registered with DiffSynth-Studio {host.VERSION} ({host.PIPELINE_MODULE}).")
+
+
+def unregister() -> None:
+    """Take `register()` back. Pipelines that are loaded go on working."""
+    global _original_from_pretrained
+    if _original_from_pretrained is None:
+        return
+    host.WanVideoPipeline.from_pretrained = _original_from_pretrained
+    _original_from_pretrained = None
+    host.remove_model_entries(__package__)
