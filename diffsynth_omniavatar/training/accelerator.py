@@ -10,8 +10,8 @@ The host's loop stays as it is; its optimizer, scheduler and loader are exchange
             scheduler.step()                does nothing
             optimizer.zero_grad()           does nothing, wherever the host calls it
 
-A window is gradient_accumulation_steps samples of each process, always: it may span the end of an epoch. An optimizer step
-follows the mean of their gradients.
+A window is gradient_accumulation_steps samples of each process, always: it may span the end of an epoch. An
+optimizer step follows the mean of their gradients.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What happens between the steps of DiffSynth's training loop: checkpoints, validation, metrics.
 
-A checkpoint is a folder `step-N` of the output path: the trained weights in `model.safetensors`, as the export writes them
-for use, and in `loop.pt` all that resuming needs. It is written under another name and renamed when complete, and only then
-are older ones removed: what is called `step-N` can always be resumed.
+A checkpoint is a folder `step-N` of the output path: the trained weights in `model.safetensors`, as the export
+writes them for use, and in `loop.pt` all that resuming needs. It is written under another name and renamed when
+complete, and only then are older ones removed: what is called `step-N` can always be resumed.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ def write_checkpoint(output_path: str | Path, step: int, write: Callable[[Path],
 def untouched_training_state(pipe: Any, module: torch.nn.Module) -> Iterator[None]:
     """A context in which the pipeline may generate; what training goes on from is as before at its end.
 
-    That is: the random generators, the train/eval flag of every module (all are in eval mode inside), the pipeline's whole
-    scheduler (generating changes its timesteps, and on DiffSynth 1.1.9 its shift), its units and its model function.
+    That is: the random generators, the train/eval flag of every module (all are in eval mode inside), the
+    pipeline's whole scheduler (generating changes its timesteps, and on DiffSynth 1.1.9 its shift), its units and
+    its model function.
     """
     modules = [*dict.fromkeys([*module.modules(), *pipe.modules()])]
     flags = [part.training for part in modules]
@@ -91,8 +92,8 @@ def untouched_training_state(pipe: Any, module: torch.nn.Module) -> Iterator[Non
 class TrainingLogger(ModelLogger):
     """The ModelLogger that DiffSynth's `launch_training_task` gets, beside an `OmniAccelerator`.
 
-    Checkpoints are written at every `save_steps`-th optimizer step (if the host's arguments have none: at the first step that
-    ends with or after an epoch) and after the last step.
+    Checkpoints are written at every `save_steps`-th optimizer step (if the host's arguments have none: at the first
+    step that ends with or after an epoch) and after the last step.
 
     Args:
         accelerator: the one that the loop gets.

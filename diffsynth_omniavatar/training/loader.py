@@ -1,8 +1,8 @@
 """The order of samples and the random streams of a training run, both functions of the seed: so a run can be resumed.
 
-Process r of P takes the samples number r, P + r, 2P + r, ... of the endless sequence epoch 0, epoch 1, ...; each epoch is a
-permutation drawn from (seed, epoch). So no sample is dropped or repeated at the end of an epoch, a position is one number,
-and P processes see together what one process sees alone.
+Process r of P takes the samples number r, P + r, 2P + r, ... of the endless sequence epoch 0, epoch 1, ...; each
+epoch is a permutation drawn from (seed, epoch). So no sample is dropped or repeated at the end of an epoch, a
+position is one number, and P processes see together what one process sees alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 class EpochDataset(Protocol):
     """A dataset of the loop; any map-style dataset of the host is one.
 
-    `__getitem__` is called with the global python, numpy and torch CPU generators seeded by (seed, epoch, index), in a worker
-    or not: what it draws from them is new in each epoch and the same in a resumed run. It must keep no generator of its own.
-    It may have a method `describe(index) -> str`; messages about a sample then say it.
+    `__getitem__` is called with the global python, numpy and torch CPU generators seeded by (seed, epoch, index),
+    in a worker or not: what it draws from them is new in each epoch and the same in a resumed run. It must keep no
+    generator of its own. It may have a method `describe(index) -> str`; messages about a sample then say it.
     """
 
     load_from_cache: bool

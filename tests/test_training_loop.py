@@ -1,0 +1,407 @@
+"""Laws of the training loop, on a toy model driven through the host's own `launch_training_task`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_toy import BETAS, EPS, LEARNING_RATE, WEIGHT_DECAY, Run, ToyDataset, ToyModule, same
+
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.training.accelerator import DivergedError, LoopSettings, OmniAccelerator, steps_in_epochs
+from diffsynth_omniavatar.training.callbacks import (
+    TrainingLogger,
+    find_checkpoints,
+    find_latest,
+    untouched_training_state,
+)
+from diffsynth_omniavatar.training.loader import LoopLoader
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
+
+
+def samples_of(run: Run, seed: int = 0) -> list[dict[str, Any]]:
+    """The samples that a run saw, made once more."""
+    loader = torch.utils.data.DataLoader(run.dataset, collate_fn=lambda batch: batch[0])
+    passes = make_loader(loader, end=len(run.module.trace), seed=seed)
+    return [data for _ in range(len(run.module.trace)) for data in passes]
+
+
+def make_loader(loader: Any, *, end: int, seed: int = 0, process: int = 0, processes: int = 1) -> LoopLoader:
+    return LoopLoader(
+        loader,
+        seed=seed,
+        end=end,
+        process=process,
+        processes=processes,
+        device=torch.device("cpu"),
+        on_pass=lambda: None,
+    )
+
+
+def adamw(value: torch.Tensor, gradients: list[torch.Tensor], rates: list[float]) -> torch.Tensor:
+    """AdamW by its paper (Loshchilov & Hutter, 2019, algorithm 2), in float64."""
+    value, m, v = value.double(), 0.0, 0.0
+    for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        gradient = gradient.double()
+        m = BETAS[0] * m + (1 - BETAS[0]) * gradient
+        v = BETAS[1] * v + (1 - BETAS[1]) * gradient.square()
+        corrected = (m / (1 - BETAS[0] ** step)) / ((v / (1 - BETAS[1] ** step)).sqrt() + EPS)
+        value = value - rate * WEIGHT_DECAY * value - rate * corrected
+    return value
+
+
+def test_a_step_with_accumulation_is_one_adamw_step_along_the_mean_gradient(tmp_path):
+    run = Run(tmp_path, LoopSettings(max_steps=1, gradient_accumulation_steps=4), noise=0.0).start()
+    samples = samples_of(run)
+    assert [data["index"] for data in samples] == [entry["index"] for entry in run.module.trace]
+    fresh = ToyModule(noise=0.0)
+    torch.stack([fresh.loss(data) for data in samples]).mean().backward()
+    assert len(samples) == 4
+    for name, before in fresh.named_parameters():
+        after = run.module.get_parameter(name).detach()
+        if before.requires_grad:
+            expected = adamw(before.detach(), [before.grad], [LEARNING_RATE]).float()
+            # Rounding: sums of four gradients in another order, and the optimizer's own float32 arithmetic.
+            torch.testing.assert_close(after, expected, rtol=2e-5, atol=2e-6)
+            assert (after - before.detach()).abs().max() > 0.01
+        else:
+            assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+    ],
+)
+def test_the_learning_rate_is_right_from_the_first_step_and_counts_optimizer_steps(tmp_path, schedule, factors):
+    settings = LoopSettings(max_steps=6, warmup_steps=2, lr_schedule=schedule, gradient_accumulation_steps=2)
+    run = Run(tmp_path, settings, noise=0.0).start()
+    rates = [factor * LEARNING_RATE for factor in factors]
+    assert run.metric("lr") == pytest.approx(rates, rel=1e-12)  # float64 rounding of the cosine
+
+    fresh, gradients, samples = ToyModule(noise=0.0), [], samples_of(run)
+    for step in range(6):  # the rates are also those that moved the parameters
+        fresh.load_state_dict(load_file(tmp_path / f"step-{step}" / "model.safetensors") if step else {}, strict=False)
+        fresh.zero_grad()
+        torch.stack([fresh.loss(data) for data in samples[2 * step : 2 * step + 2]]).mean().backward()
+        gradients.append(fresh.pipe.dit[3].bias.grad.clone())
+    expected = adamw(ToyModule().pipe.dit[3].bias.detach(), gradients, rates).float()
+    torch.testing.assert_close(run.module.pipe.dit[3].bias.detach(), expected, rtol=2e-5, atol=2e-6)  # as above
+
+
+def test_gradients_are_clipped_to_the_norm_of_the_whole_window(tmp_path):
+    limit = 0.25
+    settings = LoopSettings(max_steps=1, gradient_accumulation_steps=3)
+    free = Run(tmp_path / "free", settings, noise=0.0).start()
+    clipped = Run(tmp_path / "clipped", replace(settings, max_grad_norm=limit), noise=0.0).start()
+    (norm,) = clipped.metric("grad_norm")
+    assert norm == free.metric("grad_norm")[0] > limit  # what is logged is the norm before clipping
+    for number, state in free.state["optimizer"].items():
+        expected = state["exp_avg"] * (limit / norm)
+        torch.testing.assert_close(clipped.state["optimizer"][number]["exp_avg"], expected, rtol=1e-5, atol=0)  # + 1e-6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_at_any_step_equals_the_uninterrupted_one(tmp_path, workers):
+    settings = LoopSettings(
+        max_steps=6, warmup_steps=2, lr_schedule="cosine", gradient_accumulation_steps=3, max_grad_norm=0.5, seed=3
+    )
+    run = Run(
+        tmp_path / "whole", settings, workers=workers
+    ).start()  # 18 samples of 7 an epoch: steps 1..5 are mid-epoch
+    assert len(find_checkpoints(run.folder)) == 6
+    for step in range(1, 6):
+        resumed = run.resumed(step, tmp_path / f"from-{step}")
+        assert same(resumed.state, run.state)  # step, parameters, optimizer, every generator
+        assert resumed.module.trace == run.module.trace[3 * step :]  # order of samples, losses, draws
+        for name in ("loss", "lr", "grad_norm"):
+            assert resumed.metric(name) == run.metric(name)[step:]
+    assert run.resumed(6, tmp_path / "finished").module.trace == []
+
+
+def test_workers_and_saving_change_nothing(tmp_path):
+    settings = LoopSettings(max_steps=4, gradient_accumulation_steps=2)
+    plain = Run(tmp_path / "plain", settings, save_steps=4).start()
+    random.seed(9), np.random.seed(9), torch.manual_seed(9)  # nor what was drawn before the run
+    other = Run(tmp_path / "other", settings, save_steps=1, workers=2).start()
+    assert same(plain.state, other.state) and plain.module.trace == other.module.trace
+    seed_1 = Run(tmp_path / "seed", replace(settings, seed=1), save_steps=4).start()
+    assert {entry["drawn"] for entry in seed_1.module.trace}.isdisjoint(entry["drawn"] for entry in plain.module.trace)
+
+
+def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):
+    def dying_loss(module: ToyModule, data: Any) -> torch.Tensor:
+        if len(module.trace) == 8:
+            raise KeyboardInterrupt
+        return ToyModule.loss(module, data)
+
+    settings = LoopSettings(max_steps=4, gradient_accumulation_steps=3)
+    whole = Run(tmp_path / "whole", settings).start()
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path / "killed", settings, loss=dying_loss).start()
+    resume = find_latest(tmp_path / "killed")
+    assert resume is not None and resume.name == "step-2"
+    again = Run(tmp_path / "killed", replace(settings, resume=resume)).start()
+    assert same(again.state, whole.state) and again.module.trace == whole.module.trace[6:]
+
+
+def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path):
+    script = Path(__file__).with_name("training_toy.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, tmp_path]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(script.parent.parent),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+    one = Run(tmp_path / "one", LoopSettings(max_steps=4, gradient_accumulation_steps=2), noise=0.0).start()
+    two = replace(one, folder=tmp_path / "quiet")
+    assert same(two.state["trained"], one.state["trained"]) and same(two.state["optimizer"], one.state["optimizer"])
+    assert two.metric("loss") == one.metric("loss")  # the mean over both processes
+
+    first, second = (json.loads((tmp_path / f"traces-{process}.json").read_text()) for process in range(2))
+    pairs = [*zip(first["quiet"], second["quiet"], strict=True)]
+    assert [entry["index"] for pair in pairs for entry in pair] == [entry["index"] for entry in one.module.trace]
+    assert {entry["drawn"] for entry in first["noisy"]}.isdisjoint(entry["drawn"] for entry in second["noisy"])
+    for traces in (first, second):
+        assert traces["resumed"] == traces["noisy"][4:]
+    assert same(replace(one, folder=tmp_path / "resumed").state, replace(one, folder=tmp_path / "noisy").state)
+
+
+def test_validation_changes_nothing(tmp_path):
+    calls = []
+
+    def validate(step: int) -> dict[str, float]:
+        pipe = run.module.pipe
+        calls.append((step, torch.is_grad_enabled(), any(part.training for part in run.module.modules())))
+        random.random(), np.random.rand(), torch.rand(1)
+        pipe.scheduler.set_timesteps(4, shift=3.0)
+        pipe.units.clear()
+        pipe.post_units.clear()
+        pipe.model_fn = None
+        run.module.train()
+        return {"validation": 10.0 + step}
+
+    settings = LoopSettings(max_steps=5, gradient_accumulation_steps=2)
+    plain = Run(tmp_path / "plain", settings).start()
+    run = Run(tmp_path / "validated", settings, options={"validate": validate, "validation_steps": 2})
+    run.start()
+    assert calls == [(0, False, False), (2, False, False), (4, False, False)]
+    assert run.metric("validation") == [10.0, 12.0, 14.0]
+    assert same(run.state, plain.state) and run.module.trace == plain.module.trace
+    left, right = run.module.pipe, plain.module.pipe
+    assert same({**vars(left.scheduler)}, {**vars(right.scheduler)})
+    assert [type(unit) for unit in left.units] == [type(unit) for unit in right.units] and left.units
+    assert left.model_fn is right.model_fn and len(left.post_units) == len(right.post_units)
+
+
+def test_the_training_state_is_put_back_after_an_error_too():
+    module = ToyModule()
+    module.pipe.dit[0].eval()
+    flags = [part.training for part in module.modules()]
+    with pytest.raises(KeyError), untouched_training_state(module.pipe, module):
+        module.train()
+        module.pipe.scheduler.set_timesteps(4)
+        raise KeyError
+    assert [part.training for part in module.modules()] == flags
+    assert len(module.pipe.scheduler.timesteps) == 1000 and module.pipe.scheduler.training
+
+
+def test_rotation_keeps_the_newest(tmp_path):
+    run = Run(tmp_path, LoopSettings(max_steps=5), options={"checkpoints_total_limit": 2}).start()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-4", "step-5"]
+    assert not [*tmp_path.glob(".*")]
+    trained = load_file(tmp_path / "step-5" / "model.safetensors")
+    assert same(dict(sorted(run.state["trained"].items())), dict(sorted(trained.items())))
+
+
+@pytest.mark.parametrize("crash_in", ["export", "rename"])
+def test_a_crash_while_saving_leaves_the_older_checkpoints(tmp_path, monkeypatch, crash_in):
+    def export(path: Path) -> None:
+        Run.export(run, path)
+        if path.parent.name == ".step-4.partial":
+            if crash_in == "export":
+                raise OSError("disk full")
+            monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+
+    settings = LoopSettings(max_steps=6)
+    whole = Run(tmp_path / "whole", settings).start()
+    run = Run(tmp_path / "run", settings, options={"export": export, "checkpoints_total_limit": 2})
+    with pytest.raises(OSError, match="disk full"):
+        run.start()
+    monkeypatch.undo()
+    assert [path.name for path in find_checkpoints(run.folder)] == ["step-2", "step-3"]
+    again = run.resumed(3, run.folder, options={"checkpoints_total_limit": 2})
+    assert same(again.state, whole.state)
+    assert [path.name for path in find_checkpoints(run.folder)] == ["step-5", "step-6"] and not [*run.folder.glob(".*")]
+
+
+def test_without_save_steps_a_checkpoint_follows_each_epoch(tmp_path):
+    run = Run(tmp_path, LoopSettings(max_steps=7, gradient_accumulation_steps=2), save_steps=None).start()
+    assert [path.name for path in find_checkpoints(tmp_path)] == [
+        "step-4",
+        "step-7",
+    ]  # the window over sample 7, the end
+    assert same(run.resumed(4, tmp_path / "resumed").state, run.state)
+
+
+def test_a_run_does_not_mix_with_later_checkpoints_of_another(tmp_path):
+    run = Run(tmp_path, LoopSettings(max_steps=3)).start()
+    with pytest.raises(ValueError, match=r"holds step-3, but this run starts at step 1"):
+        run.resumed(1, tmp_path)
+    with pytest.raises(ValueError, match=r"holds step-3, but this run starts at step 0"):
+        replace(run).start()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    dataset = ToyDataset(bad_sample=4)
+    run = Run(tmp_path, LoopSettings(max_steps=4, gradient_accumulation_steps=2), dataset=dataset)
+    with pytest.raises(DivergedError, match=r"loss is nan in step \d, process 0, at sample 4 \(clip-4\) of epoch 0"):
+        run.start()
+    assert all(value.isfinite().all() for value in run.module.parameters())
+    assert math.isfinite(sum(entry["loss"] for entry in run.module.trace[:-1]))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    def steep(module: ToyModule, data: Any) -> torch.Tensor:
+        return (0 * ToyModule.loss(module, data)).sqrt()
+
+    run = Run(tmp_path, LoopSettings(max_steps=2), loss=steep)
+    with pytest.raises(DivergedError, match="gradient norm is nan in step 1"):
+        run.start()
+    assert same({**run.module.state_dict()}, {**ToyModule().state_dict()})
+
+
+@pytest.mark.parametrize(
+    ("samples", "processes", "accumulation"), [(7, 1, 3), (7, 2, 2), (5, 4, 1), (2, 3, 2), (8, 2, 4)]
+)
+def test_the_order_of_samples(samples, processes, accumulation):
+    """Epochs are permutations, whatever the processes; the passes that `epochs_to_run` counts reach the last step."""
+    dataset = ToyDataset(samples)
+    settings = LoopSettings(max_steps=5, gradient_accumulation_steps=accumulation)
+    end = settings.max_steps * accumulation
+    host_loader = torch.utils.data.DataLoader(dataset, collate_fn=lambda batch: batch[0])
+    seen = []
+    for process in range(processes):
+        loader = make_loader(host_loader, end=end, process=process, processes=processes)
+        passes = settings.epochs_to_run(samples, processes)
+        lengths = [(len(loader), [(data["index"], data["x"][0].item()) for data in loader]) for _ in range(passes)]
+        assert all(length == len(data) for length, data in lengths)
+        assert len(loader) == 0 and [*loader] == [] and loader.position == end
+        seen.append([data for _, part in lengths for data in part])
+    merged = [data for group in zip(*seen, strict=True) for data in group]
+    epochs = [merged[start : start + samples] for start in range(0, len(merged), samples)]
+    assert all(sorted(index for index, _ in epoch) == [*range(samples)] for epoch in epochs[:-1])
+    assert len(set(merged)) == len(merged)  # a sample's draws differ from epoch to epoch
+    alone = make_loader(host_loader, end=len(merged))
+    assert merged == [(d["index"], d["x"][0].item()) for _ in range(len(merged)) for d in alone]
+
+
+def test_a_length_in_epochs():
+    assert steps_in_epochs(3, samples=7, processes=2, gradient_accumulation_steps=4) == 2
+    assert steps_in_epochs(1, samples=3, processes=2, gradient_accumulation_steps=4) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "'seed': 0.*'seed': 1"),
+        ({"gradient_accumulation_steps": 2}, "'gradient_accumulation_steps': 1.*'gradient_accumulation_steps': 2"),
+    ],
+)
+def test_a_run_with_other_settings_is_not_resumed(tmp_path, change, message):
+    run = Run(tmp_path / "run", LoopSettings(max_steps=2)).start()
+    settings = replace(run.settings, resume=run.folder / "step-1", **change)
+    with pytest.raises(ValueError, match=message):
+        replace(run, folder=tmp_path / "other", settings=settings).start()
+
+
+def test_errors_of_resuming(tmp_path):
+    with pytest.raises(ValueError, match=r"has no loop\.pt"):
+        Run(tmp_path / "a", LoopSettings(max_steps=2, resume=tmp_path)).start()
+    run = Run(tmp_path / "run", LoopSettings(max_steps=2)).start()
+    more = replace(run, folder=tmp_path / "b", settings=replace(run.settings, resume=run.folder / "step-1"))
+    with pytest.raises(ValueError, match="holds other trained parameters"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "requires_grad_", lambda module, flag: module)
+        more.start()
+    with pytest.raises(ValueError, match=r"'samples': 7.*'samples': 8"):
+        replace(more, dataset=ToyDataset(8)).start()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_steps": 0},
+        {"warmup_steps": 6},
+        {"lr_schedule": "step"},
+        {"max_grad_norm": 0.0},
+        {"gradient_accumulation_steps": 0},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LoopSettings(**{"max_steps": 5} | wrong)
+
+
+def test_logger_settings_are_checked(tmp_path):
+    accelerator = OmniAccelerator(LoopSettings(max_steps=1), cpu=True)
+    for wrong in ({"checkpoints_total_limit": 0}, {"log_steps": 0}, {"validation_steps": 2}, {"validate": print}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            TrainingLogger(accelerator, ToyModule(), tmp_path, export=print, **wrong)
+
+
+def test_reported_values_are_logged_as_means_over_the_step(tmp_path):
+    def reporting(module: ToyModule, data: Any) -> torch.Tensor:
+        run.accelerator.report(number=len(module.trace))
+        return ToyModule.loss(module, data)
+
+    run = Run(tmp_path, LoopSettings(max_steps=2, gradient_accumulation_steps=2), loss=reporting)
+    run.start()
+    assert run.metric("number") == [0.5, 2.5]
+    losses = [entry["loss"] for entry in run.module.trace]
+    assert run.metric("loss") == [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2]
+    assert len(run.metric("seconds_per_step")) == 2
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    Run(tmp_path, LoopSettings(max_steps=1), options={"enable_tensorboard_log": True}).start()
+    assert [*tmp_path.glob("tensorboard_log/events*")]
+
+
+def test_the_hosts_data_process_loop_writes_every_sample_once(tmp_path):
+    run = Run(tmp_path, LoopSettings(max_steps=1))
+    logger = host.ModelLogger(str(tmp_path))
+    host.launch_data_process_task(accelerate.Accelerator(cpu=True), run.dataset, ToyModule(), logger, run.arguments(1))
+    files = sorted(tmp_path.glob("0/*.pth"), key=lambda path: int(path.stem))
+    assert [torch.load(path)["index"] for path in files] == [*range(7)]
+
+
+def test_the_hosts_loss_is_the_weighted_flow_matching_loss():
+    pipe = ToyModule().pipe
+    pipe.model_fn = lambda latents, timestep, **_: torch.zeros_like(latents)
+    latents, noise = torch.full((1, 2, 1, 2, 2), 0.5), torch.randn(1, 2, 1, 2, 2)
+    torch.manual_seed(1)
+    loss = host.training_loss(pipe, {"input_latents": latents, "noise": noise})
+    torch.manual_seed(1)
+    timestep = pipe.scheduler.timesteps[torch.randint(0, 1000, (1,))]
+    drawn = torch.randn_like(latents) if host.GENERATION == "wan_video" else noise
+    assert loss.shape == () and loss == (drawn - latents).square().mean() * pipe.scheduler.training_weight(timestep)

@@ -1,0 +1,158 @@
+"""A toy training module and data set, and one function that drives them through the host's own training loop.
+
+As a script (under torchrun) it does the runs of the two-process test: `training_toy.py FOLDER`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.training.accelerator import LoopSettings, OmniAccelerator, load_state
+from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_latest
+
+WIDTH = 5
+LEARNING_RATE = 0.03
+WEIGHT_DECAY = 0.1
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+class ToyDataset(torch.utils.data.Dataset):
+    """Sample i: a fixed vector plus what the three global generators say."""
+
+    load_from_cache = False
+
+    def __init__(self, samples: int = 7, bad_sample: int | None = None) -> None:
+        self.samples = samples
+        self.bad_sample = bad_sample
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        x = torch.linspace(-1, 1, WIDTH) * (index + 1) + torch.randn(WIDTH) + random.random() + np.random.rand()
+        if index == self.bad_sample:
+            x[0] = float("nan")
+        return {"index": index, "x": x, "y": x.flip(0).sin()}
+
+    def describe(self, index: int) -> str:
+        return f"clip-{index}"
+
+
+class ToyModule(host.DiffusionTrainingModule):
+    """Trains two layers of three in an (otherwise empty) pipeline of the host; `noise` scales its draws."""
+
+    def __init__(self, noise: float = 1.0) -> None:
+        super().__init__()
+        self.pipe = host.WanVideoPipeline(device="cpu", torch_dtype=torch.float32)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = [torch.nn.Linear(WIDTH, WIDTH) for _ in range(3)]
+        self.pipe.dit = torch.nn.Sequential(layers[0], torch.nn.Dropout(0.2 if noise else 0.0), *layers[1:])
+        self.pipe.dit[2].requires_grad_(False)
+        self.pipe.scheduler.set_timesteps(1000, training=True)
+        self.noise = noise
+        self.trace: list[dict[str, float]] = []
+
+    def loss(self, data: Mapping[str, Any]) -> torch.Tensor:
+        """A flow-matching loss in miniature; python, numpy and torch draw."""
+        sigma = self.pipe.scheduler.sigmas[torch.randint(0, 1000, (1,))] if self.noise else torch.zeros(1)
+        drawn = torch.randn(WIDTH) + random.random() + np.random.rand()
+        prediction = self.pipe.dit(data["x"] + self.noise * sigma * drawn)
+        loss = (prediction - data["y"]).square().mean()
+        self.trace.append({"index": data["index"], "loss": loss.item(), "drawn": drawn[0].item()})
+        return loss
+
+    def forward(self, data: Mapping[str, Any], inputs: Any = None, return_inputs: bool = False) -> Any:
+        return {"index": data["index"]} if return_inputs or not torch.is_grad_enabled() else self.loss(data)
+
+
+@dataclass
+class Run:
+    """One run and what came of it."""
+
+    folder: Path
+    settings: LoopSettings
+    dataset: ToyDataset = field(default_factory=ToyDataset)
+    noise: float = 1.0
+    workers: int = 0
+    save_steps: int | None = 1
+    epochs: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    loss: Any = None
+
+    def start(self) -> Run:
+        self.module = ToyModule(self.noise)
+        if self.loss is not None:
+            self.module.loss = self.loss.__get__(self.module)
+        self.accelerator = OmniAccelerator(self.settings, cpu=True)
+        export = self.options.pop("export", self.export)
+        self.logger = TrainingLogger(
+            self.accelerator, self.module, self.folder, export=export, enable_csv_log=True, **self.options
+        )
+        epochs = self.settings.epochs_to_run(len(self.dataset), self.accelerator.num_processes)
+        host.launch_training_task(self.accelerator, self.dataset, self.module, self.logger, self.arguments(epochs))
+        return self
+
+    def arguments(self, epochs: int) -> argparse.Namespace:
+        args = host.wan_parser().parse_args(["--dataset_base_path", "unused"])
+        args.output_path = str(self.folder)
+        args.learning_rate = LEARNING_RATE
+        args.weight_decay = WEIGHT_DECAY
+        args.dataset_num_workers = self.workers
+        args.save_steps = self.save_steps
+        args.num_epochs = epochs if self.epochs is None else self.epochs
+        return args
+
+    def export(self, path: Path) -> None:
+        save_file({name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}, path)
+
+    def resumed(self, step: int, folder: Path, **changes: Any) -> Run:
+        """The same run, gone on from one of its checkpoints in another folder."""
+        settings = replace(self.settings, resume=self.folder / f"step-{step}")
+        return replace(self, folder=folder, settings=settings, **changes).start()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The newest checkpoint's loop state."""
+        return load_state(find_latest(self.folder))
+
+    def metric(self, name: str) -> list[float]:
+        """The values that were logged under a name."""
+        rows = [line.split(",") for line in (self.folder / "loss.csv").read_text().splitlines()[1:]]
+        return [float(value) for _, key, value in rows if key == name]
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two nests of containers hold the same numbers, bit for bit."""
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, Mapping):
+        return [*left] == [*right] and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return left == right
+
+
+def two_process_runs(folder: Path) -> None:
+    """Without noise; with noise; the latter resumed from step 2. Each process writes its trace."""
+    quiet = Run(folder / "quiet", LoopSettings(max_steps=4), noise=0.0).start()
+    noisy = Run(folder / "noisy", LoopSettings(max_steps=4, gradient_accumulation_steps=2)).start()
+    resumed = noisy.resumed(2, folder / "resumed")
+    traces = {"quiet": quiet.module.trace, "noisy": noisy.module.trace, "resumed": resumed.module.trace}
+    (folder / f"traces-{noisy.accelerator.process_index}.json").write_text(json.dumps(traces))
+
+
+if __name__ == "__main__":
+    two_process_runs(Path(sys.argv[1]))
