@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from training_toy import BETAS, EPS, LEARNING_RATE, WEIGHT_DECAY, Run, ToyDataset, ToyModule, same
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.training.accelerator import DivergedError, LoopSettings, OmniAccelerator, steps_in_epochs
+from diffsynth_omniavatar.training.accelerator import DivergedError, OmniAccelerator
 from diffsynth_omniavatar.training.callbacks import (
     TrainingLogger,
     find_checkpoints,
@@ -28,6 +29,7 @@ from diffsynth_omniavatar.training.callbacks import (
     untouched_training_state,
 )
 from diffsynth_omniavatar.training.loader import LoopLoader
+from diffsynth_omniavatar.training.settings import LoopSettings, steps_in_epochs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own
 
@@ -198,6 +200,7 @@ def test_validation_changes_nothing(tmp_path):
         pipe.post_units.clear()
         pipe.model_fn = None
         run.module.train()
+        run.accelerator.report(loss=1e6)
         return {"validation": 10.0 + step}
 
     settings = LoopSettings(max_steps=5, gradient_accumulation_steps=2)
@@ -207,6 +210,7 @@ def test_validation_changes_nothing(tmp_path):
     assert calls == [(0, False, False), (2, False, False), (4, False, False)]
     assert run.metric("validation") == [10.0, 12.0, 14.0]
     assert same(run.state, plain.state) and run.module.trace == plain.module.trace
+    assert run.metric("loss") == plain.metric("loss")
     left, right = run.module.pipe, plain.module.pipe
     assert same({**vars(left.scheduler)}, {**vars(right.scheduler)})
     assert [type(unit) for unit in left.units] == [type(unit) for unit in right.units] and left.units
@@ -302,7 +306,7 @@ def test_the_order_of_samples(samples, processes, accumulation):
     seen = []
     for process in range(processes):
         loader = make_loader(host_loader, end=end, process=process, processes=processes)
-        passes = settings.epochs_to_run(samples, processes)
+        passes = OmniAccelerator.epochs_to_run(SimpleNamespace(settings=settings, num_processes=processes), samples)
         lengths = [(len(loader), [(data["index"], data["x"][0].item()) for data in loader]) for _ in range(passes)]
         assert all(length == len(data) for length, data in lengths)
         assert len(loader) == 0 and [*loader] == [] and loader.position == end
@@ -332,6 +336,15 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path, change, message):
     settings = replace(run.settings, resume=run.folder / "step-1", **change)
     with pytest.raises(ValueError, match=message):
         replace(run, folder=tmp_path / "other", settings=settings).start()
+
+
+def test_a_resumed_run_follows_the_rates_given_now(tmp_path):
+    run = Run(tmp_path / "run", LoopSettings(max_steps=2)).start()
+    resume = run.folder / "step-2"
+    longer = replace(run.settings, resume=resume, max_steps=6, lr_schedule="linear")
+    resumed = replace(run, folder=tmp_path / "more", settings=longer).start()
+    expected = [LEARNING_RATE * factor for factor in (4 / 6, 3 / 6, 2 / 6, 1 / 6)]
+    assert resumed.metric("lr") == pytest.approx(expected, rel=1e-12)  # float64 rounding
 
 
 def test_errors_of_resuming(tmp_path):

@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.training.accelerator import LoopSettings, OmniAccelerator, load_state
+from diffsynth_omniavatar.training.accelerator import OmniAccelerator, load_state
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_latest
+from diffsynth_omniavatar.training.settings import LoopSettings
 
 WIDTH = 5
 LEARNING_RATE = 0.03
@@ -88,7 +89,6 @@ class Run:
     noise: float = 1.0
     workers: int = 0
     save_steps: int | None = 1
-    epochs: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     loss: Any = None
 
@@ -101,7 +101,7 @@ class Run:
         self.logger = TrainingLogger(
             self.accelerator, self.module, self.folder, export=export, enable_csv_log=True, **self.options
         )
-        epochs = self.settings.epochs_to_run(len(self.dataset), self.accelerator.num_processes)
+        epochs = self.accelerator.epochs_to_run(len(self.dataset))
         host.launch_training_task(self.accelerator, self.dataset, self.module, self.logger, self.arguments(epochs))
         return self
 
@@ -112,7 +112,7 @@ class Run:
         args.weight_decay = WEIGHT_DECAY
         args.dataset_num_workers = self.workers
         args.save_steps = self.save_steps
-        args.num_epochs = epochs if self.epochs is None else self.epochs
+        args.num_epochs = epochs
         return args
 
     def export(self, path: Path) -> None:

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -29,72 +28,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
+from .settings import LoopSettings
 
 STATE_FILE = "loop.pt"
 
 
 class DivergedError(RuntimeError):
     """The loss or the gradient is no longer finite; the weights are those of the last step before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """How the loop runs.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    max_steps: int
-    """Optimizer steps of the whole run, those before a resumption included. See `steps_in_epochs`."""
-    seed: int = 0
-    """Fixes the order of samples, their random draws, and the random stream of every process."""
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """What follows the warm-up; cosine and linear reach zero at max_steps."""
-    warmup_steps: int = 0
-    """Over these first steps the learning rate rises linearly, the last of them is at full rate."""
-    max_grad_norm: float = math.inf
-    """Gradients with a larger L2 norm are scaled down to it."""
-    gradient_accumulation_steps: int = 1
-    """Samples of each process in an optimizer step."""
-    resume: Path | None = None
-    """Checkpoint folder to go on from."""
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1 or self.gradient_accumulation_steps < 1:
-            raise ValueError(
-                f"max_steps {self.max_steps} and gradient_accumulation_steps {self.gradient_accumulation_steps} "
-                "must be at least 1"
-            )
-        if not 0 <= self.warmup_steps <= self.max_steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must lie in 0..max_steps = 0..{self.max_steps}")
-        if self.lr_schedule not in ("constant", "cosine", "linear"):
-            raise ValueError(f"lr_schedule {self.lr_schedule!r} must be constant, cosine or linear")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm {self.max_grad_norm} must be positive; leave it out for no clipping")
-
-    def lr_factor(self, step: int) -> float:
-        """The learning rate of step number `step` (from 0) over the base learning rate."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        if self.lr_schedule == "constant":
-            return 1.0
-        progress = (step - self.warmup_steps) / (self.max_steps - self.warmup_steps)
-        return 1.0 - progress if self.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    def epochs_to_run(self, samples: int, processes: int) -> int:
-        """The passes that the host's loop still has to make to reach max_steps: its `num_epochs`."""
-        done = 0 if self.resume is None else load_state(self.resume)["step"]
-        if done >= self.max_steps:
-            return 0
-        first = done * self.gradient_accumulation_steps * processes
-        last = (self.max_steps * self.gradient_accumulation_steps - 1) * processes
-        return last // samples - first // samples + 1
-
-
-def steps_in_epochs(epochs: int, samples: int, processes: int, gradient_accumulation_steps: int) -> int:
-    """The optimizer steps in `epochs` passes over `samples` samples: the max_steps of a run that is given in epochs."""
-    return max(1, epochs * samples // (processes * gradient_accumulation_steps))
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -173,7 +113,8 @@ class OmniAccelerator(Accelerator):
         """Means over the last optimizer step on this process: loss, lr, grad_norm, and what `report` was given."""
         self.on_begin: Callable[[], None] | None = None
         """Called once, when all is prepared and resumed, before the first sample is loaded."""
-        self._window: dict[str, list[float]] = {}
+        self.window: dict[str, list[float]] = {}
+        """What was reported since the last optimizer step."""
 
     def prepare(self, *args: Any, **kwargs: Any) -> Any:
         """Exchange the host's objects, in the order given; without an optimizer among them, do what accelerate does."""
@@ -211,6 +152,15 @@ class OmniAccelerator(Accelerator):
             return _NoScheduler()
         raise TypeError(f"the host's loop gave prepare() a {type(obj).__name__}")
 
+    def epochs_to_run(self, samples: int) -> int:
+        """The passes over `samples` samples that are still to be made to reach max_steps: the host's `num_epochs`."""
+        done = 0 if self.settings.resume is None else load_state(self.settings.resume)["step"]
+        if done >= self.settings.max_steps:
+            return 0
+        first = done * self.settings.gradient_accumulation_steps * self.num_processes
+        last = (self.settings.max_steps * self.settings.gradient_accumulation_steps - 1) * self.num_processes
+        return last // samples - first // samples + 1
+
     def _begin(self) -> None:
         callback, self.on_begin = self.on_begin, None
         if callback is not None:
@@ -219,7 +169,7 @@ class OmniAccelerator(Accelerator):
     def report(self, **values: float) -> None:
         """Add values of the current sample to `metrics`, which hold their means over the optimizer step."""
         for name, value in values.items():
-            self._window.setdefault(name, []).append(float(value))
+            self.window.setdefault(name, []).append(float(value))
 
     def check_finite(self, what: str, value: float) -> None:
         """Raise DivergedError, naming step and sample, if the value is not finite."""
@@ -243,8 +193,8 @@ class OmniAccelerator(Accelerator):
     def finish_step(self, **values: float) -> None:
         """Count an optimizer step and close its metrics."""
         self.steps_done += 1
-        self.metrics = {name: sum(window) / len(window) for name, window in self._window.items()} | values
-        self._window.clear()
+        self.metrics = {name: sum(window) / len(window) for name, window in self.window.items()} | values
+        self.window.clear()
 
     def _run(self) -> dict[str, int]:
         """What makes a step count mean the same data and draws: a resumed run must share it."""

@@ -241,6 +241,7 @@ class TrainingLogger(ModelLogger):
             return
         with untouched_training_state(self.module.pipe, self.module), torch.no_grad():
             metrics = self.validate(self.num_steps)
+        self.accelerator.window.clear()  # should the validation have gone through the training module
         if metrics:
             self.write_metrics(metrics)
         self.accelerator.wait_for_everyone()
