@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import av
 import numpy as np
@@ -220,26 +221,33 @@ def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream
     return stream
 
 
-def _start_time(stream: av.VideoStream | av.AudioStream, path: str | Path) -> Fraction:
-    """Seconds at which the stream starts on the file's own clock."""
-    if stream.start_time is None or stream.time_base is None:
-        raise ValueError(f"{path}: has no timestamps; put the stream into an mp4 or mkv file")
-    return stream.start_time * stream.time_base
+def _first_picture(path: str | Path) -> tuple[Fraction, av.VideoFrame]:
+    """The first picture of a video and its time, at which the file's clock starts."""
+    # Decoding whole frames in parallel would decode a frame per thread before it gives the first.
+    decoded = _decode(path, threads="SLICE")
+    first = next(decoded, None)
+    decoded.close()
+    if first is None:
+        raise ValueError(f"{path}: has no video frames")
+    return first
 
 
-def _picture_duration(container: InputContainer, stream: av.VideoStream, path: str | Path) -> Fraction:
-    """Seconds from the start of the stream to the end of its last picture, from all packets; 0 if there are none.
+def _picture_end(path: str | Path) -> Fraction:
+    """Time at which the last picture of a video ends, from all its packets.
 
-    The durations that headers state are absent from some containers and include the sound in others.
+    The durations that headers state are absent from some containers and include the sound in others. A last picture
+    without a duration of its own is taken to last as long as the others on average.
     """
-    start = _start_time(stream, path)
-    end, last_duration = start, 0
-    for packet in container.demux(stream):
-        if packet.pts is None or packet.time_base is None:
-            continue
-        last_duration = packet.duration or last_duration
-        end = max(end, (packet.pts + last_duration) * packet.time_base)
-    return end - start
+    with _open_media(path) as container:
+        stream = _video_stream(container, path)
+        packets = (packet for packet in container.demux(stream) if not packet.is_discard)
+        times = [(packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None]
+        if not times or stream.time_base is None:
+            raise ValueError(f"{path}: has no timestamps; encode the video again, with mp4 as its format")
+        (first, _), (last, duration) = min(times), max(times)
+        if duration == 0 and len(times) > 1:
+            return (last + Fraction(last - first, len(times) - 1)) * stream.time_base
+        return (last + duration) * stream.time_base
 
 
 def probe_video(path: str | Path) -> VideoInfo:
@@ -247,36 +255,40 @@ def probe_video(path: str | Path) -> VideoInfo:
 
     Raises ValueError, naming the path, if the file cannot be read, is not a video, or has no picture.
     """
+    return _probe(path)[0]
+
+
+def _probe(path: str | Path) -> tuple[VideoInfo, Fraction]:
+    """What `probe_video` gives, and the time of the first picture on the file's own clock."""
+    start_time, first = _first_picture(path)
+    duration = _picture_end(path) - start_time
+    height, width = _upright(first, path).shape[:2]
     with _open_media(path) as container:
-        stream = _video_stream(container, path)
-        duration = _picture_duration(container, stream, path)
-        first = next(_decode(path), None)
-        if first is None or duration == 0:
-            raise ValueError(f"{path}: has no video frames")
-        height, width = _upright(first[1], path).shape[:2]
-        return VideoInfo(
+        info = VideoInfo(
             height=height,
             width=width,
-            frame_rate=float(stream.average_rate or 0),
+            frame_rate=float(_video_stream(container, path).average_rate or 0),
             duration=float(duration),
             frames=max(1, math.ceil((duration - _TIMESTAMP_ERROR) * FRAME_RATE)),
             has_sound=bool(container.streams.audio),
         )
+    return info, start_time
 
 
-def _decode(path: str | Path, seek_to: Fraction | None = None) -> Generator[tuple[Fraction, av.VideoFrame], None, None]:
-    """Decoded frames with their seconds after the first picture, from the key frame before `seek_to` on."""
+def _decode(
+    path: str | Path, seek_to: Fraction | None = None, threads: Literal["AUTO", "SLICE"] = "AUTO"
+) -> Generator[tuple[Fraction, av.VideoFrame], None, None]:
+    """Decoded frames with their seconds on the file's own clock, from the key frame before `seek_to` on."""
     with _open_media(path) as container:
         stream = _video_stream(container, path)
-        start_time = _start_time(stream, path)
-        stream.thread_type = "AUTO"
+        stream.thread_type = threads
         if seek_to is not None and stream.time_base is not None:
-            container.seek(math.floor((start_time + seek_to) / stream.time_base), stream=stream)
+            container.seek(math.floor(seek_to / stream.time_base), stream=stream)
         last: Fraction | None = None
         for frame in container.decode(stream):
             if frame.pts is None or frame.time_base is None:
-                continue
-            time = frame.pts * frame.time_base - start_time
+                raise ValueError(f"{path}: has no timestamps; encode the video again, with mp4 as its format")
+            time = frame.pts * frame.time_base
             if last is not None and time < last:
                 raise ValueError(
                     f"{path}: timestamps go backward, from {float(last):.3f} to {float(time):.3f} s; "
@@ -286,17 +298,16 @@ def _decode(path: str | Path, seek_to: Fraction | None = None) -> Generator[tupl
             yield time, frame
 
 
-def _decode_from(path: str | Path, seconds: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """What `_decode` gives, beginning at or before `seconds`."""
-    if seconds > 0:
-        decoded = _decode(path, seconds)
-        first = next(decoded, None)
-        if first is not None and first[0] <= seconds:
-            yield first
-            yield from decoded
-            return
-        # In files without an index the search may end too far on: those are decoded from the beginning.
-        decoded.close()
+def _decode_from(path: str | Path, time: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """What `_decode` gives, beginning at or before `time`."""
+    decoded = _decode(path, time)
+    first = next(decoded, None)
+    if first is not None and first[0] <= time:
+        yield first
+        yield from decoded
+        return
+    # In files without an index the search may end too far on: those are decoded from the beginning.
+    decoded.close()
     yield from _decode(path)
 
 
@@ -323,27 +334,30 @@ def iter_frames(
     A tensor may come twice in a row, when one picture is on screen for longer: do not write into it. The file and the
     range are checked at the call; a fault further on in the file is raised when it is met.
     """
-    return _sample_frames(path, start, _frame_count(path, start, count), size)
+    return _sample_frames(path, *_wanted_frames(path, start, count), size)
 
 
-def _frame_count(path: str | Path, start: int, count: int | None) -> int:
-    """`count`, or what is left from `start` on; ValueError if the file has not those frames."""
-    info = probe_video(path)
-    wanted = info.frames - start if count is None else count
-    if start < 0 or wanted < 1 or start + wanted > info.frames:
+def _wanted_frames(path: str | Path, start: int, count: int | None) -> tuple[Fraction, range]:
+    """Time of the first picture, and the frames asked for; ValueError if the file has not those."""
+    info, start_time = _probe(path)
+    stop = info.frames if count is None else start + count
+    if not 0 <= start < stop <= info.frames:
         raise ValueError(
             f"{path}: has {info.frames} frames at {FRAME_RATE} per second; "
             f"start={start} and count={count} ask for others"
         )
-    return wanted
+    return start_time, range(start, stop)
 
 
-def _sample_frames(path: str | Path, start: int, count: int, size: Size | None) -> Iterator[torch.Tensor]:
-    decoded = _decode_from(path, Fraction(start, FRAME_RATE))
+def _sample_frames(path: str | Path, start_time: Fraction, wanted: range, size: Size | None) -> Iterator[torch.Tensor]:
+    if wanted.start == 0:
+        decoded: Iterator[tuple[Fraction, av.VideoFrame]] = _decode(path)
+    else:
+        decoded = _decode_from(path, start_time + Fraction(wanted.start, FRAME_RATE))
     shown, following = next(decoded)[1], next(decoded, None)
     shape, image = None, None
-    for index in range(start, start + count):
-        due = Fraction(index, FRAME_RATE) + _TIMESTAMP_ERROR
+    for index in wanted:
+        due = start_time + Fraction(index, FRAME_RATE) + _TIMESTAMP_ERROR
         while following is not None and following[0] < due:
             shown, following, image = following[1], next(decoded, None), None
         if image is None:
@@ -372,10 +386,10 @@ def read_frames(path: str | Path, start: int = 0, count: int | None = None, size
     Raises:
         ValueError: the path cannot be read, is not a video, has no pictures, or not the frames asked for.
     """
-    count = _frame_count(path, start, count)
-    sampled = _sample_frames(path, start, count, size)
+    start_time, wanted = _wanted_frames(path, start, count)
+    sampled = _sample_frames(path, start_time, wanted, size)
     first = next(sampled)
-    frames = first.new_empty((count, *first.shape))
+    frames = first.new_empty((len(wanted), *first.shape))
     frames[0] = first
     for index, frame in enumerate(sampled, start=1):
         frames[index] = frame
@@ -472,16 +486,18 @@ def _decode_sound(path: str | Path) -> Sound:
         if not container.streams.audio:
             raise ValueError(f"{path}: has no sound track")
         stream = container.streams.audio[0]
-        rate = stream.rate
-        start_time = _start_time(_picture_stream(container) or stream, path)
+        rate, time_base = stream.rate, stream.time_base or Fraction(0)
+        start_time = None if _picture_stream(container) is None else _first_picture(path)[0]
         resampler = av.AudioResampler(format="fltp")
         blocks = [np.zeros((stream.channels, 0), np.float32)]
         filled = 0
         for frame in container.decode(stream):
             block = np.concatenate([part.to_ndarray() for part in resampler.resample(frame)], axis=1)
             ahead = 0
-            if frame.pts is not None and frame.time_base is not None:
-                ahead = round((frame.pts * frame.time_base - start_time) * rate) - filled
+            if frame.pts is not None:
+                time = frame.pts * time_base
+                start_time = time if start_time is None else start_time
+                ahead = round((time - start_time) * rate) - filled
             if ahead > _SOUND_GAP * rate or (ahead > 0 and not filled):
                 block = np.pad(block, ((0, 0), (ahead, 0)))
             elif ahead < 0 and not filled:
@@ -490,8 +506,8 @@ def _decode_sound(path: str | Path) -> Sound:
             filled += block.shape[1]
         samples = np.concatenate(blocks, axis=1)
         # An encoder fills up its last block; the header, where there is one, tells where the sound ended.
-        if stream.duration is not None and stream.time_base is not None:
-            end = round((_start_time(stream, path) + stream.duration * stream.time_base - start_time) * rate)
+        if stream.start_time is not None and stream.duration is not None:
+            end = round(((stream.start_time + stream.duration) * time_base - (start_time or 0)) * rate)
             if 0 < filled - end < blocks[-1].shape[1]:
                 samples = samples[:, :end]
     return Sound(samples, rate)

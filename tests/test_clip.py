@@ -28,16 +28,17 @@ def grey_frame(level: int, height: int = 32, width: int = 48) -> np.ndarray:
     return np.full((height, width, 3), level, np.uint8)
 
 
-def write_greys(path: Path, times_ms: Sequence[int], codec: str = "libx264", group: int = 8) -> None:
-    """A clip whose picture number k, of grey level 4 k, comes on screen at times_ms[k]."""
+def write_greys(
+    path: Path, times: Sequence[int], rate: int = 1000, codec: str = "libx264", group: int = 8, **options: str
+) -> None:
+    """A clip whose picture number k, of grey level 4 k, comes on screen at times[k] / rate seconds."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         stream.codec_context.gop_size = group
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for index, time in enumerate(times_ms):
+        for index, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(grey_frame(GREY_STEP * index), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            frame.pts, frame.time_base = time, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
@@ -47,9 +48,9 @@ def shown(frames: torch.Tensor) -> list[int]:
     return (frames[:, 8:24, 8:40].float().mean((1, 2, 3)) / GREY_STEP).round().int().tolist()
 
 
-def on_screen(times_ms: Sequence[int], frames: int) -> list[int]:
-    """Which picture is on screen at each 40 ms after the first."""
-    return [max(0, bisect_right(times_ms, times_ms[0] + 40 * index) - 1) for index in range(frames)]
+def on_screen(times: Sequence[int], rate: int, frames: int) -> list[int]:
+    """Which picture is on screen at each 25th of a second after the first."""
+    return [bisect_right(times, times[0] + Fraction(index * rate, 25)) - 1 for index in range(frames)]
 
 
 def tone(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
@@ -116,7 +117,7 @@ def see_through_palette() -> Image.Image:
     ids=lambda value: value.mode if isinstance(value, Image.Image) else "",
 )
 def test_every_kind_of_image_becomes_rgb(tmp_path: Path, image: Image.Image, expected: tuple[int, int, int]) -> None:
-    path = tmp_path / ("image.tif" if image.mode == "CMYK" else "image.png")
+    path = tmp_path / ("image.tif" if image.mode in ("CMYK", "I") else "image.png")
     image.save(path)
     for source in (image, path, str(path)):
         loaded = load_image(source)
@@ -189,10 +190,9 @@ def test_fit_image_pads_with_black_and_takes_any_leading_dimensions() -> None:
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.mov"])
 @pytest.mark.parametrize("rate", [30, 25, 24, 15, 60])
 def test_frames_are_taken_by_their_time(tmp_path: Path, name: str, rate: int) -> None:
-    times = [round(1000 * index / rate) for index in range(40)]
-    write_greys(tmp_path / name, times)
+    write_greys(tmp_path / name, range(40), rate)
     frames = read_frames(tmp_path / name)
-    assert shown(frames) == on_screen(times, len(frames))
+    assert shown(frames) == on_screen(range(40), rate, len(frames))
     info = probe_video(tmp_path / name)
     assert len(frames) == info.frames == -(-40 * 25 // rate)
     assert (info.height, info.width, info.has_sound) == (32, 48, False)
@@ -202,18 +202,17 @@ def test_frames_are_taken_by_their_time(tmp_path: Path, name: str, rate: int) ->
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
 def test_variable_rate_is_followed(tmp_path: Path, name: str) -> None:
-    times = [0, 33, 66, 300, 310, 320, 330, 340, 520, 900, 933, 966, 1000, 1500, 1520]
+    times = [0, 33, 66, 300, 310, 320, 330, 340, 520, 900, 933, 966, 1000, 1500, 1550]
     write_greys(tmp_path / name, times)
     frames = read_frames(tmp_path / name)
-    assert len(frames) >= 39
-    assert shown(frames) == on_screen(times, len(frames))
+    assert len(frames) == 39
+    assert shown(frames) == on_screen(times, 1000, len(frames))
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.avi"])
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.avi", "clip.flv"])
 def test_a_part_equals_that_part_of_the_whole(tmp_path: Path, name: str) -> None:
     codec = "mpeg4" if name.endswith("avi") else "libx264"
-    times = [round(1000 * index / 30) for index in range(50)]
-    write_greys(tmp_path / name, times, codec=codec, group=12)
+    write_greys(tmp_path / name, range(50), 30, codec=codec, group=12)
     whole = read_frames(tmp_path / name)
     for start in range(0, len(whole), 3):
         assert torch.equal(read_frames(tmp_path / name, start, 2), whole[start : start + 2])
@@ -222,7 +221,7 @@ def test_a_part_equals_that_part_of_the_whole(tmp_path: Path, name: str) -> None
 
 
 def test_frames_of_a_size_are_fitted_as_images_are(tmp_path: Path) -> None:
-    write_greys(tmp_path / "clip.mp4", [0, 40, 80])
+    write_greys(tmp_path / "clip.mp4", range(3), 25)
     frames = read_frames(tmp_path / "clip.mp4")
     frames_of_size = read_frames(tmp_path / "clip.mp4", size=(20, 20))
     fitted = clip.to_bytes(clip.fit_image(clip.to_unit_range(frames).permute(0, 3, 1, 2), (20, 20)))
@@ -348,7 +347,7 @@ def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
 
 def test_frames_that_the_file_has_not_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
-    write_greys(path, [0, 40, 80])
+    write_greys(path, range(3), 25)
     for start, count in ((-1, 1), (3, None), (0, 4), (2, 2), (0, 0)):
         for read in (read_frames, iter_frames):
             with named_error(path, "has 3 frames"):
@@ -357,7 +356,7 @@ def test_frames_that_the_file_has_not_are_refused(tmp_path: Path) -> None:
 
 def test_timestamps_that_go_backward_are_refused(tmp_path: Path) -> None:
     # AVI has no presentation times, so that pictures coded out of order get wrong ones.
-    write_greys(tmp_path / "clip.avi", range(0, 400, 40), group=100)
+    write_greys(tmp_path / "clip.avi", range(20), 25, group=100, **{"x264-params": "bframes=2:b-adapt=0:scenecut=0"})
     with named_error(tmp_path / "clip.avi", "go backward"):
         read_frames(tmp_path / "clip.avi")
 
@@ -372,7 +371,7 @@ def test_a_cover_picture_is_not_a_video(tmp_path: Path) -> None:
         container.mux(cover.encode(av.VideoFrame.from_ndarray(grey_frame(99), format="rgb24")))
         container.mux(cover.encode(None))
         part = av.AudioFrame.from_ndarray(tone(1, 16000)[None], format="fltp", layout="mono")
-        part.sample_rate = 16000
+        part.sample_rate, part.pts = 16000, 0
         container.mux(audio.encode(part))
         container.mux(audio.encode(None))
     assert load_sound(path).duration == pytest.approx(1, abs=0.07)
@@ -421,7 +420,7 @@ def test_coded_sound_is_close(tmp_path: Path, name: str) -> None:
         with av.open(str(tmp_path / name), "w", format="mp4") as container:
             stream = container.add_stream("aac", rate=44100, layout="mono")
             part = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-            part.sample_rate = 44100
+            part.sample_rate, part.pts = 44100, 0
             container.mux(stream.encode(part))
             container.mux(stream.encode(None))
     sound = load_sound(tmp_path / name)
@@ -486,7 +485,7 @@ def test_silence_can_be_asked_for() -> None:
 def test_what_is_no_sound_is_refused(tmp_path: Path) -> None:
     text, mute = tmp_path / "text.wav", tmp_path / "mute.mp4"
     text.write_text("no sound" * 100)
-    write_greys(mute, [0, 40, 80])
+    write_greys(mute, range(3), 25)
     for path, words in ((text, "cannot be read"), (mute, "no sound track"), (tmp_path / "absent.wav", "not a file")):
         with named_error(path, words):
             load_sound(path)
@@ -565,14 +564,15 @@ def test_flash_and_beep_are_written_together(tmp_path: Path, rate: int, delay: f
     frames[flash_at] = 255
     samples = np.zeros(rate * 3, np.float32)
     first = round((flash_at / 25 - delay) * rate)
-    samples[first : first + rate // 25] = tone(0.04, rate, 1000)
+    beep = tone(0.04, rate, 1000)
+    samples[first : first + len(beep)] = beep
     path = tmp_path / "out.mp4"
     with VideoWriter(path, 32, 48, sound=Sound(samples[None], rate), sound_delay=delay) as writer:
         writer.write(frames)
-    flash, beep = flash_and_beep(path)
-    assert flash == flash_at / 25
+    flash_time, beep_time = flash_and_beep(path)
+    assert flash_time == flash_at / 25
     # AAC smears an onset over a few milliseconds.
-    assert beep == pytest.approx(flash, abs=0.005)
+    assert beep_time == pytest.approx(flash_time, abs=0.005)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -584,7 +584,7 @@ def test_sound_is_cut_to_the_picture(tmp_path: Path, channels: int) -> None:
         sound = load_sound(tmp_path / "out.mp4")
         assert sound.samples.shape == (1 if channels == 3 else channels, round(heard * 44100))
         middle = slice(2000, 20_000)
-        np.testing.assert_allclose(sound.samples[0, middle], samples[0, middle], atol=0.02)
+        np.testing.assert_allclose(sound.samples[0, middle], samples[0, middle], atol=0.05)
 
 
 def test_sound_is_interleaved_with_the_picture(tmp_path: Path) -> None:
