@@ -102,8 +102,8 @@ def draw_mouth_mask(size: int = 256) -> Tensor:
     """
     axis = (torch.arange(size) + 0.5) / size
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    cheeks = ((x - 0.5).abs() < 0.463) & (y > 0.373) & (y < 0.63)
-    jaw = (((x - 0.5) / 0.463) ** 2 + ((y - 0.63) / 0.318) ** 2 < 1) & (y >= 0.63)
+    cheeks = ((x - 0.5).abs() < 0.463) & (y > 0.373) & (y < 0.57)
+    jaw = (((x - 0.5) / 0.463) ** 2 + ((y - 0.57) / 0.375) ** 2 < 1) & (y >= 0.57)
     nose = ((x - 0.5).abs() < 0.195) & (y < 0.5)
     return 1.0 - ((cheeks | jaw) & ~nose).float()
 
