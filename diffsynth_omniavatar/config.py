@@ -188,7 +188,7 @@ class CheckpointConfig:
                     target_modules=tuple(targets.split(",") if isinstance(targets, str) else targets),
                 )
             conventions = Conventions(**own.get("conventions", {}))
-            if "random_prefix_frames" in content and not content["random_prefix_frames"]:
+            if "conventions" not in own and not content.get("random_prefix_frames", True):
                 conventions = replace(conventions, prefix_frames=(1,))
             model = OmniAvatarConfig(**own["model"]) if "model" in own else None
         except (TypeError, ValueError) as error:

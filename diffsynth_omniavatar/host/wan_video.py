@@ -19,7 +19,7 @@ from diffsynth.diffusion.logger import CSVLogger, ModelLogger, TensorBoardLogger
 from diffsynth.diffusion.loss import FlowMatchSFTLoss
 from diffsynth.diffusion.training_module import DiffusionTrainingModule
 from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
-from diffsynth.models.wan_video_text_encoder import WanTextEncoder
+from diffsynth.models.wan_video_text_encoder import HuggingfaceTokenizer, WanTextEncoder
 from diffsynth.models.wan_video_vae import VideoVAE_, WanVideoVAE
 from diffsynth.pipelines.wan_video import TeaCache, WanVideoPipeline
 from diffsynth.pipelines.wan_video import WanVideoUnit_PromptEmbedder as PromptEmbedder
@@ -45,6 +45,7 @@ __all__ = [
     "launch_training_task",
     "model_hash",
     "remove_model_entries",
+    "set_tokenizer",
     "sinusoidal_embedding_1d",
     "training_loss",
     "wan_parser",
@@ -124,3 +125,8 @@ def wan_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_timestep_boundary", type=float, default=1.0, help="Noisiest training timestep, 0..1.")
     parser.add_argument("--min_timestep_boundary", type=float, default=0.0, help="Cleanest training timestep, 0..1.")
     return parser
+
+
+def set_tokenizer(pipe: WanVideoPipeline, folder: str) -> None:
+    """Give a pipeline that was not made by `from_pretrained` its tokenizer."""
+    pipe.tokenizer = HuggingfaceTokenizer(name=folder, seq_len=512, clean="whitespace")

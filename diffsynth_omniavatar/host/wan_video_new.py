@@ -45,6 +45,7 @@ __all__ = [
     "launch_training_task",
     "model_hash",
     "remove_model_entries",
+    "set_tokenizer",
     "sinusoidal_embedding_1d",
     "training_loss",
     "wan_parser",
@@ -218,3 +219,9 @@ class ModelLogger(trainers.ModelLogger):
         if self.enable_csv_log:
             self.loggers.append(CSVLogger(self.output_path))
         self.loggers_initialized = True
+
+
+def set_tokenizer(pipe: WanVideoPipeline, folder: str) -> None:
+    """Give a pipeline that was not made by `from_pretrained` its tokenizer."""
+    pipe.prompter.fetch_models(pipe.text_encoder)
+    pipe.prompter.fetch_tokenizer(folder)

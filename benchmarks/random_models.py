@@ -1,0 +1,52 @@
+"""Pipelines of the published sizes with random weights, built on the device: nothing is downloaded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.audio import AudioEncoder
+from diffsynth_omniavatar.config import PRESETS, Conventions, OmniAvatarConfig
+from diffsynth_omniavatar.dit import OmniAvatarDiT
+from diffsynth_omniavatar.nano.family import write_tokenizer
+from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+
+
+@contextmanager
+def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Modules made inside have their weights on `device` in `dtype` from the start."""
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def random_dit(config: OmniAvatarConfig, device: str = "cuda", dtype: torch.dtype = torch.bfloat16) -> OmniAvatarDiT:
+    """The denoiser with its initial random weights."""
+    with made_on(device, dtype):
+        dit = OmniAvatarDiT(config)
+    dit.freqs = tuple(table.to(torch.complex128) for table in dit.freqs)
+    return dit.eval().requires_grad_(False)
+
+
+def random_pipeline(config: OmniAvatarConfig = PRESETS["14B"], device: str = "cuda") -> OmniAvatarPipeline:
+    """Denoiser, VAE, text encoder (all bf16) and wav2vec2-base (float32) of the published sizes."""
+    pipe = host.WanVideoPipeline(device=device, torch_dtype=torch.bfloat16)
+    pipe.audio_encoder = None
+    pipe.dit = random_dit(config, device)
+    with made_on(device, torch.bfloat16):
+        pipe.text_encoder = host.WanTextEncoder().eval().requires_grad_(False)
+        pipe.vae = host.WanVideoVAE().eval().requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        host.set_tokenizer(pipe, folder)
+    encoder = AudioEncoder(Wav2Vec2Model(Wav2Vec2Config())).to(device)
+    return OmniAvatarPipeline.adopt(pipe, Conventions(), encoder)
