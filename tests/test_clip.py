@@ -253,7 +253,8 @@ def test_videos_stand_upright(tmp_path: Path, clockwise: int) -> None:
         upright = upright.transpose(1, 0, 2)[:, ::-1]
     info, frames = probe_video(path), read_frames(path)
     assert (info.height, info.width) == tuple(frames.shape[1:3]) == upright.shape[:2]
-    assert np.abs(frames[0].numpy().astype(int) - upright)[:: upright.shape[0] // 4 + 1].mean() < 12
+    # Halved colour resolution blurs the borders of the quadrants.
+    assert np.abs(frames[0].numpy().astype(int) - upright).mean() < 12
 
 
 def write_flash_and_beep(path: Path, picture_start: float, sound_start: float, at: float) -> None:
@@ -367,7 +368,7 @@ def test_a_cover_picture_is_not_a_video(tmp_path: Path) -> None:
         audio = container.add_stream("aac", rate=16000, layout="mono")
         cover = container.add_stream("mjpeg", rate=1)
         cover.height, cover.width, cover.pix_fmt = 32, 48, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         container.mux(cover.encode(av.VideoFrame.from_ndarray(grey_frame(99), format="rgb24")))
         container.mux(cover.encode(None))
         part = av.AudioFrame.from_ndarray(tone(1, 16000)[None], format="fltp", layout="mono")
