@@ -5,7 +5,7 @@
 
 wav2vec2's convolutions give a frame every 320 samples; linear interpolation brings them to one row per video frame, and
 the rows then go through its transformer. A row is the last hidden state followed by all hidden states. This is what
-OmniAvatar (https://github.com/Omni-Avatar/OmniAvatar) was trained on, in float32.
+OmniAvatar (https://github.com/Omni-Avatar/OmniAvatar) hears, in float32.
 
 Memory of the base model: the convolutions run in blocks of 30 s, at some 0.6 GB, and give what they give for the whole
 sound. The transformer sees up to ONE_PASS_SECONDS at once, at some 0.2 GB a minute (13 hidden states of 1500 x 768
@@ -101,9 +101,14 @@ class AudioEncoder(torch.nn.Module):
 
         The waveform is normalised as a whole and then padded with zeros to 640 samples a row, which the model hears.
 
-        Sound of more than ONE_PASS_SECONDS goes through the transformer in windows of that length with CONTEXT_SECONDS
-        on either side; all before the attention (normalisation, convolutions, their norm's statistics, positions) is
-        that of the whole sound. DEVIATION
+        Sound of more than ONE_PASS_SECONDS goes through the transformer in windows of that length, with CONTEXT_SECONDS
+        or more on either side of the rows taken from one. Only attention is then narrower than in a single pass;
+        normalisation, convolutions, their norm's statistics and positions are those of the whole sound (equal to
+        1e-5). How far that moves the features depends on the weights. On 12 minutes, put together from 36 s of speech at
+        varied speed and loudness, and a base model with **random weights** (trained ones were not measured) it was
+        1.4 % RMS within a second of a seam, 1.3 % elsewhere and at most 1.4 % of the largest feature. With queries and
+        keys times 20, so that a row attends to hardly more than one other, anywhere in the sound, it was 77 % RMS. If
+        equality matters, stay within ONE_PASS_SECONDS or raise it.
 
         Args:
             waveform [n]: floating point, in [-1, 1], on any device.
@@ -124,7 +129,7 @@ class AudioEncoder(torch.nn.Module):
                 f"cut the waveform to {rows * SAMPLES_PER_FRAME} samples or ask for more rows"
             )
         samples = F.pad(normalise(waveform.float()), (0, rows * SAMPLES_PER_FRAME - len(waveform)))
-        features = torch.empty(rows, self.feature_dim, device=waveform.device)
+        features = torch.empty(rows, self.feature_dim, dtype=torch.float32, device=waveform.device)
         with torch.autocast(self._device.type, enabled=False):
             speech = self._convolve(samples)
             for start, end, first, last in _windows(rows, ONE_PASS_SECONDS * FRAME_RATE, CONTEXT_SECONDS * FRAME_RATE):

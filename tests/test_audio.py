@@ -239,11 +239,18 @@ def _pair(name: str) -> tuple[str, str]:
     return next(((new, old) for new, old in SPELLINGS.items() if name.endswith(old)), ("", ""))
 
 
-def test_config_does_not_round_the_weights(folder: Path) -> None:
+def test_neither_config_nor_default_dtype_round_the_weights(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"torch_dtype": "float16", "dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config))
-    encoder = AudioEncoder.from_pretrained(folder)
-    assert torch.equal(encoder.encode(sound(6400)), tiny_encoder().encode(sound(6400)))
+    waveform = sound(6400)
+    wanted = tiny_encoder().encode(waveform)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        features = AudioEncoder.from_pretrained(folder).encode(waveform)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, wanted)
 
 
 def test_mask_embedding_may_be_absent(folder: Path) -> None:
