@@ -104,7 +104,7 @@ class AudioEncoder(torch.nn.Module):
         Sound of more than ONE_PASS_SECONDS goes through the transformer in windows of that length, with CONTEXT_SECONDS
         or more on either side of the rows taken from one. Only attention is then narrower than in a single pass;
         normalisation, convolutions, their norm's statistics and positions are those of the whole sound (equal to
-        1e-5). How far that moves the features depends on the weights. On 12 minutes, put together from 36 s of speech at
+        1e-5). How far that moves the features depends on the weights. On 12 minutes made of 36 s of speech at
         varied speed and loudness, and a base model with **random weights** (trained ones were not measured) it was
         1.4 % RMS within a second of a seam, 1.3 % elsewhere and at most 1.4 % of the largest feature. With queries and
         keys times 20, so that a row attends to hardly more than one other, anywhere in the sound, it was 77 % RMS. If
