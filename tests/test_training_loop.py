@@ -72,6 +72,10 @@ def test_a_step_with_accumulation_is_one_adamw_step_along_the_mean_gradient(tmp_
     fresh = ToyModule(noise=0.0)
     torch.stack([fresh.loss(data) for data in samples]).mean().backward()
     assert len(samples) == 4
+    trained = [value for _, value in fresh.named_parameters() if value.requires_grad]
+    for number, value in enumerate(trained):  # AdamW hardly sees the scale of a gradient; its first moment does
+        moment = run.state["optimizer"][number]["exp_avg"]
+        torch.testing.assert_close(moment, (1 - BETAS[0]) * value.grad, rtol=1e-4, atol=1e-6)  # rounding, as below
     for name, before in fresh.named_parameters():
         after = run.module.get_parameter(name).detach()
         if before.requires_grad:
@@ -258,6 +262,11 @@ def test_a_crash_while_saving_leaves_the_older_checkpoints(tmp_path, monkeypatch
     assert [path.name for path in find_checkpoints(run.folder)] == ["step-5", "step-6"] and not [*run.folder.glob(".*")]
 
 
+def test_the_last_step_is_saved_once(tmp_path):
+    Run(tmp_path, LoopSettings(max_steps=5), save_steps=2).start()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-2", "step-4", "step-5"]
+
+
 def test_without_save_steps_a_checkpoint_follows_each_epoch(tmp_path):
     run = Run(tmp_path, LoopSettings(max_steps=7, gradient_accumulation_steps=2), save_steps=None).start()
     assert [path.name for path in find_checkpoints(tmp_path)] == [
@@ -314,6 +323,8 @@ def test_the_order_of_samples(samples, processes, accumulation):
     merged = [data for group in zip(*seen, strict=True) for data in group]
     epochs = [merged[start : start + samples] for start in range(0, len(merged), samples)]
     assert all(sorted(index for index, _ in epoch) == [*range(samples)] for epoch in epochs[:-1])
+    if samples > 5:
+        assert len({tuple(index for index, _ in epoch) for epoch in epochs}) == len(epochs)  # and so does the order
     assert len(set(merged)) == len(merged)  # a sample's draws differ from epoch to epoch
     alone = make_loader(host_loader, end=len(merged))
     assert merged == [(d["index"], d["x"][0].item()) for _ in range(len(merged)) for d in alone]
