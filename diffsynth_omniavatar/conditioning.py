@@ -4,6 +4,8 @@ The data's path through the units (B batch, T latent frames, F = 4T-3 video fram
 
 | unit | from | to |
 | --- | --- | --- |
+| PromptUnit | text | `context` [B, token, C] |
+| TargetUnit | training: the clip | `input_latents`, `noise` [B, 16, T, h, w] |
 | AudioUnit | sound, or features [B, F, C] | `omni_audio` [B, F, C] in the positive inputs, zeros in the negative ones |
 | ReferenceUnit | image | `omni_reference_latents` [B, 16, 1, h, w] |
 | MaskedVideoUnit | source video, mouth mask | `omni_masked_latents` [B, 16, T, h, w], `omni_mouth_mask_latents` [1, 1, T, h, w] |
@@ -11,7 +13,7 @@ The data's path through the units (B batch, T latent frames, F = 4T-3 video fram
 | PrefixUnit | frames that are known at the start | `omni_prefix_latents` [B, 16, P, h, w] |
 | ConditionUnit | all latents above | `omni_y` [B, in_dim - 16, T, h, w] |
 | GuidanceUnit | the two guidance scales | `omni_guidance` |
-| RecordUnit | | `omni_record`, in training |
+| RecordUnit | training: known latents, mouth mask | `omni_record`: what the loss covers, and what it saw |
 | PrefixPostUnit | finished latents | the same with the known latents put back |
 
 Latents that are already there (from a cache) are used as they are, and the network that makes them is not needed.
@@ -33,7 +35,7 @@ from torch import Tensor
 from . import host
 from .clip import Sound, fit_image, image_to_tensor, load_image, speech_waveform, to_unit_range
 from .config import AUDIO_WINDOW
-from .timeline import audio_rows, latent_frames
+from .timeline import SAMPLES_PER_FRAME, audio_rows, latent_frames
 
 if TYPE_CHECKING:
     from .pipeline import OmniAvatarPipeline
@@ -55,19 +57,19 @@ def image_tensor(image: ImageSource, height: int, width: int) -> Tensor:
 
 
 def video_tensor(video: VideoSource, height: int, width: int) -> Tensor:
-    """A video scaled and cropped to size, [1, 3, F, H, W] in [-1, 1].
+    """A video scaled and cropped to size, [B, 3, F, H, W] in [-1, 1].
 
     Args:
-        video: PIL images; or a uint8 tensor [F, H, W, 3]; or a float tensor [3, F, H, W] in [-1, 1], which must have the
-            size already.
+        video: PIL images; or a uint8 tensor [F, H, W, 3]; or a float tensor [3, F, H, W] or [B, 3, F, H, W] in [-1, 1],
+            which must have the size already.
 
     Raises:
         ValueError: no frames, or a tensor of another layout or size.
     """
     if isinstance(video, Tensor) and video.is_floating_point():
-        if video.dim() != 4 or video.shape[0] != 3 or tuple(video.shape[2:]) != (height, width):
+        if video.dim() not in (4, 5) or video.shape[-4] != 3 or tuple(video.shape[-2:]) != (height, width):
             raise ValueError(f"A float video is [3, frames, {height}, {width}], got {list(video.shape)}.")
-        return video.unsqueeze(0)
+        return video.reshape(-1, *video.shape[-4:])
     if len(video) == 0:
         raise ValueError("The video has no frames.")
     if isinstance(video, Tensor):
@@ -194,15 +196,34 @@ class AudioGuidance:
 
 @dataclass
 class StepRecord:
-    """What went into the denoiser and came out in the last pass, for losses and metrics beside the host's own."""
+    """One training step: which latent frames and places the loss covers, and what went into the denoiser and came out.
 
+    Attributes:
+        known_frames: latent frames at the start that are out of the loss.
+        weight: of the squared error, [B, 1, T - known_frames, h, w] with mean 1, or None for 1 everywhere.
+        latents: noisy latents x_t with the known frames in them, [B, 16, T, h, w].
+        prediction: of the flow, [B, 16, T, h, w].
+        sigma: the noise level that made x_t.
+    """
+
+    known_frames: int = 0
+    weight: Tensor | None = None
     latents: Tensor | None = None
     prediction: Tensor | None = None
-    timestep: Tensor | None = None
+    sigma: float | None = None
 
-    def keep(self, latents: Tensor, prediction: Tensor, timestep: Tensor) -> None:
-        """Called by the model function."""
-        self.latents, self.prediction, self.timestep = latents, prediction, timestep
+    def keep(self, latents: Tensor, prediction: Tensor) -> Tensor:
+        """Called by the model function; gives what the host's loss compares."""
+        self.latents, self.prediction = latents, prediction
+        return self.covered(prediction)
+
+    def covered(self, flow: Tensor) -> Tensor:
+        """The part of a flow [B, 16, T, h, w] that the loss covers, times the root of the weight.
+
+        The mean of the squared difference of two of these is the weighted mean over the frames behind the known ones.
+        """
+        flow = flow[:, :, self.known_frames :]
+        return flow if self.weight is None else flow.float() * self.weight.sqrt()
 
 
 # ----------------------------------------------------------------------------------------------------------------- units
@@ -224,27 +245,64 @@ class CallInputsUnit(host.PipelineUnit):
 
 
 class PromptUnit(host.PromptEmbedder):
-    """The host's text encoding, passed over where the embedding is given (`context`)."""
+    """The host's text encoding, one text at a time, passed over where the embedding is given (`context`)."""
 
     def __init__(self) -> None:
         super().__init__()
         for names in (self.input_params_posi, self.input_params_nega):
             names["context"] = "context"
 
-    def process(self, pipe: OmniAvatarPipeline, prompt: str, positive: bool, context: Tensor | None) -> Inputs:
-        if context is not None:
-            return {"context": context.to(dtype=pipe.torch_dtype, device=pipe.device)}
-        return super().process(pipe, prompt=prompt, positive=positive)
+    def process(
+        self, pipe: OmniAvatarPipeline, prompt: str | Sequence[str], positive: bool, context: Tensor | None
+    ) -> Inputs:
+        if context is None:
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            context = torch.cat([super(PromptUnit, self).process(pipe, text, positive)["context"] for text in texts])
+        return {"context": context.to(dtype=pipe.torch_dtype, device=pipe.device)}
+
+
+class TargetUnit(host.PipelineUnit):
+    """Training: the clip's latents, encoded as one, and fresh noise of their shape."""
+
+    def __init__(self) -> None:
+        host.declare_unit(
+            self,
+            input_params=("omni_target_video", "input_latents", "height", "width", *TILES),
+            output_params=("input_latents", "noise"),
+            onload_model_names=("vae",),
+        )
+
+    def process(
+        self,
+        pipe: OmniAvatarPipeline,
+        omni_target_video: Tensor | None,
+        input_latents: Tensor | None,
+        height: int,
+        width: int,
+        **tiles: Any,
+    ) -> Inputs:
+        if not pipe.scheduler.training:
+            return {}
+        if input_latents is None:
+            if omni_target_video is None:
+                raise ValueError("A training sample has neither target_video nor input_latents.")
+            input_latents = encode_video(pipe, video_tensor(omni_target_video, height, width), **tiles)
+        input_latents = input_latents.to(dtype=pipe.torch_dtype, device=pipe.device)
+        return {"input_latents": input_latents, "noise": torch.randn_like(input_latents)}
 
 
 class AudioUnit(host.PipelineUnit):
-    """Speech to features, one row per video frame; the negative inputs get zeros."""
+    """Speech to features, one row per video frame; the negative inputs get zeros.
+
+    In training frame j of a clip hears row j, and the first `leading_audio_rows` rows are zeros; when generating they stand
+    in front and the sound starts as many frames later. So a row always sounds while its frame is shown.
+    """
 
     def __init__(self) -> None:
         host.declare_unit(
             self,
             take_over=True,
-            input_params=("omni_sound", "omni_audio_features", "num_frames"),
+            input_params=("omni_sound", "omni_waveforms", "omni_drop_audio", "omni_audio_features", "num_frames"),
             output_params=("omni_audio",),
             onload_model_names=("speech_encoder",),
         )
@@ -253,11 +311,15 @@ class AudioUnit(host.PipelineUnit):
         self, pipe: OmniAvatarPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
         frames, features = inputs_shared["num_frames"], inputs_shared.get("omni_audio_features")
-        if features is None:
+        if features is None and pipe.scheduler.training:
+            features = self.encode_clips(pipe, inputs_shared["omni_waveforms"], inputs_shared["omni_drop_audio"], frames)
+        elif features is None:
             features = self.encode(pipe, inputs_shared.get("omni_sound"), frames)
         features = features.reshape(-1, *features.shape[-2:])
         if features.shape[1] != frames:
             raise ValueError(f"There are {features.shape[1]} rows of audio features for {frames} video frames.")
+        if pipe.scheduler.training:
+            features = F.pad(features[:, pipe.conventions.leading_audio_rows :], (0, 0, pipe.conventions.leading_audio_rows, 0))
         features = features.to(dtype=pipe.torch_dtype, device=pipe.device)
         inputs_posi["omni_audio"] = features
         inputs_nega["omni_audio"] = torch.zeros_like(features)
@@ -273,9 +335,17 @@ class AudioUnit(host.PipelineUnit):
         rows = pipe.encode_speech(waveform, max(audio_rows(len(waveform)), taken))[:taken]
         return torch.cat([rows.new_zeros(leading, rows.shape[1]), rows])
 
+    def encode_clips(self, pipe: OmniAvatarPipeline, waveforms: Sequence[Tensor], silent: Tensor, frames: int) -> Tensor:
+        """The features of training clips, [B, frames, C]: of the whole clip's sound, cut; or of a silent waveform."""
+        features = []
+        for waveform, drop in zip(waveforms, silent.tolist(), strict=True):
+            heard = torch.zeros(frames * SAMPLES_PER_FRAME) if drop else waveform
+            features.append(pipe.encode_speech(heard, max(audio_rows(len(heard)), frames))[:frames])
+        return torch.stack(features)
+
 
 class ReferenceUnit(host.PipelineUnit):
-    """The identity image, encoded alone."""
+    """The identity image, encoded alone. In training it is a tensor [B, 3, 1, H, W]."""
 
     def __init__(self) -> None:
         host.declare_unit(
@@ -288,7 +358,7 @@ class ReferenceUnit(host.PipelineUnit):
     def process(
         self,
         pipe: OmniAvatarPipeline,
-        input_image: ImageSource | None,
+        input_image: ImageSource | Tensor | None,
         omni_reference_latents: Tensor | None,
         omni_source_video: VideoSource | None,
         height: int,
@@ -297,7 +367,9 @@ class ReferenceUnit(host.PipelineUnit):
     ) -> Inputs:
         if omni_reference_latents is not None:
             return {}
-        if input_image is not None:
+        if isinstance(input_image, Tensor):
+            pixels = video_tensor(input_image, height, width)
+        elif input_image is not None:
             pixels = image_tensor(input_image, height, width).unsqueeze(2)
         elif omni_source_video is not None:
             pixels = video_tensor(omni_source_video[:1], height, width)
@@ -347,7 +419,7 @@ class MaskedVideoUnit(host.PipelineUnit):
         if omni_mouth_mask_latents is None:
             outputs["omni_mouth_mask_latents"] = mask_to_latents(mask, latent_frames(num_frames))
         if omni_masked_latents is None:
-            video = self.source(omni_source_video, num_frames, height, width)
+            video = self.source(omni_source_video, num_frames, height, width)  # in training, the target itself
             known = 1 if pipe.conventions.first_frame == "known" else 0
             if omni_prefix_video is not None and known:
                 video[:, :, :1] = omni_prefix_video[None, :, :1].to(video)
@@ -405,8 +477,9 @@ class ReferenceSequenceUnit(host.PipelineUnit):
 class PrefixUnit(host.PipelineUnit):
     """The latents that are known at the start and stay so at every step.
 
-    They are the encoded prefix frames if there are some. Else I2V has the reference image as its first frame, and V2V the
-    source's first frame, unless its checkpoint masks that too.
+    Generating: the encoded prefix frames if there are some. Else I2V has the reference image as its first frame, and V2V
+    the source's first frame, unless its checkpoint masks that too. Training: the clip's own first latents, or noise where
+    the recipe drops them.
     """
 
     def __init__(self) -> None:
@@ -414,9 +487,11 @@ class PrefixUnit(host.PipelineUnit):
             self,
             input_params=(
                 "omni_prefix_video",
-                "omni_prefix_latents",
+                "omni_prefix_frames",
+                "omni_drop_prefix",
                 "omni_reference_latents",
                 "omni_masked_latents",
+                "input_latents",
                 *TILES,
             ),
             output_params=("omni_prefix_latents",),
@@ -427,13 +502,15 @@ class PrefixUnit(host.PipelineUnit):
         self,
         pipe: OmniAvatarPipeline,
         omni_prefix_video: Tensor | None,
-        omni_prefix_latents: Tensor | None,
+        omni_prefix_frames: int | None,
+        omni_drop_prefix: Tensor | None,
         omni_reference_latents: Tensor,
         omni_masked_latents: Tensor | None,
+        input_latents: Tensor | None,
         **tiles: Any,
     ) -> Inputs:
-        if omni_prefix_latents is not None or pipe.scheduler.training:
-            return {}
+        if pipe.scheduler.training:
+            return self.of_clip(input_latents, omni_prefix_frames, omni_drop_prefix)
         if omni_prefix_video is not None:
             latent_frames(omni_prefix_video.shape[1])  # 4n+1 frames, or an error
             return {"omni_prefix_latents": encode_video(pipe, omni_prefix_video[None], **tiles)}
@@ -442,6 +519,15 @@ class PrefixUnit(host.PipelineUnit):
         if pipe.conventions.first_frame == "known":
             return {"omni_prefix_latents": omni_masked_latents[:, :, :1]}
         return {}
+
+    def of_clip(self, latents: Tensor | None, prefix_frames: int | None, dropped: Tensor | None) -> Inputs:
+        """The first latents of the training clips [B, 16, T, h, w], noise in those that are dropped [B]."""
+        if not prefix_frames:
+            return {}
+        assert latents is not None and dropped is not None
+        prefix = latents[:, :, : latent_frames(prefix_frames)]
+        noise = torch.randn_like(prefix)
+        return {"omni_prefix_latents": torch.where(dropped.to(prefix.device).view(-1, 1, 1, 1, 1), noise, prefix)}
 
 
 class ConditionUnit(host.PipelineUnit):
@@ -511,13 +597,31 @@ class GuidanceUnit(host.PipelineUnit):
 
 
 class RecordUnit(host.PipelineUnit):
-    """In training, gives the model function a place for what losses beside the host's need."""
+    """Training: what the loss covers, and a place for what the losses beside the host's need."""
 
     def __init__(self) -> None:
-        host.declare_unit(self, input_params=(), output_params=("omni_record",))
+        host.declare_unit(
+            self,
+            input_params=("omni_prefix_latents", "omni_mouth_mask_latents", "omni_mouth_weight"),
+            output_params=("omni_record",),
+        )
 
-    def process(self, pipe: OmniAvatarPipeline) -> Inputs:
-        return {"omni_record": StepRecord()} if pipe.scheduler.training else {}
+    def process(
+        self,
+        pipe: OmniAvatarPipeline,
+        omni_prefix_latents: Tensor | None,
+        omni_mouth_mask_latents: Tensor | None,
+        omni_mouth_weight: float | None,
+    ) -> Inputs:
+        if not pipe.scheduler.training:
+            return {}
+        known = 0 if omni_prefix_latents is None else omni_prefix_latents.shape[2]
+        weight = None
+        if omni_mouth_weight is not None and omni_mouth_mask_latents is not None:
+            inside = omni_mouth_mask_latents[:, :, known:].to(device=pipe.device, dtype=torch.float32)
+            weight = 1 + (omni_mouth_weight - 1) * inside
+            weight = weight / weight.mean(dim=(1, 2, 3, 4), keepdim=True)
+        return {"omni_record": StepRecord(known_frames=known, weight=weight)}
 
 
 class PrefixPostUnit(host.PipelineUnit):
@@ -537,6 +641,7 @@ class PrefixPostUnit(host.PipelineUnit):
 def units() -> list[host.PipelineUnit]:
     """OmniAvatar's units in the order in which they run after the host's."""
     return [
+        TargetUnit(),
         AudioUnit(),
         ReferenceUnit(),
         MaskedVideoUnit(),

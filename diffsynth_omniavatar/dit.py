@@ -216,10 +216,10 @@ def model_fn_omniavatar(
         omni_audio: audio features of this pass [B, 4T-3, audio_dim].
         omni_prefix_latents: known latents [B, 16, P, h, w]; they take the place of the first P frames of `latents`.
         omni_guidance: a `conditioning.AudioGuidance` that adds the audio's own guidance, or None.
-        omni_record: a `conditioning.StepRecord` that keeps what went in and came out, or None.
+        omni_record: in training a `conditioning.StepRecord`, else None.
 
     Returns:
-        The predicted flow [B, 16, T, h, w].
+        The predicted flow [B, 16, T, h, w]; in training the part of it that the loss covers.
     """
     if omni_prefix_latents is not None:
         prefix = omni_prefix_latents.to(latents)
@@ -240,9 +240,7 @@ def model_fn_omniavatar(
     prediction = denoise(omni_audio, tea_cache)
     if omni_guidance is not None:
         prediction = omni_guidance(prediction, lambda cache: denoise(torch.zeros_like(omni_audio), cache))
-    if omni_record is not None:
-        omni_record.keep(latents, prediction, timestep)
-    return prediction
+    return prediction if omni_record is None else omni_record.keep(latents, prediction)
 
 
 def state_dict_shapes(config: OmniAvatarConfig) -> dict[str, list[int]]:

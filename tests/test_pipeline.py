@@ -205,7 +205,7 @@ def test_units_declare_what_they_take(unit):
         return
     declared = set(unit.input_params or ()) | set(unit.input_params_posi or {})
     assert declared == taken | tiles
-    available = set(_names(host.WanVideoPipeline.__call__)) | {"noise", "latents", "positive", "context"}
+    available = set(_names(host.WanVideoPipeline.__call__)) | {"noise", "latents", "input_latents", "positive", "context"}
     assert {name for name in declared if not name.startswith("omni_")} <= available
 
 

@@ -1,0 +1,505 @@
+"""Train OmniAvatar with DiffSynth's own loop:
+
+    accelerate launch -m diffsynth_omniavatar.train --dataset_base_path data --dataset_metadata_path data/metadata.csv \
+        --model_id_with_origin_paths "Wan-AI/Wan2.1-T2V-14B:diffusion_pytorch_model*.safetensors,..." --output_path runs/a
+
+The flags are DiffSynth's, with OmniAvatar's beside them; `--config FILE.yaml` gives values for flags that the command line
+does not give. `--dry_run` prints the plan and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+
+from . import checkpoint, host
+from .audio import AudioEncoder
+from .config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
+from .dataset import OmniAvatarDataset, Recipe
+from .generate import generate
+from .pipeline import OmniAvatarPipeline
+from .timeline import MAX_TOKENS, latent_frames
+from .training.accelerator import OmniAccelerator
+from .training.callbacks import TrainingLogger, find_latest
+from .training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
+from .training.settings import LoopSettings, steps_in_epochs
+
+logger = logging.getLogger(__name__)
+
+MODE_CHANNELS = {"i2v": 33, "v2v": 49}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+UNUSED_HOST_FLAGS = {
+    "lora_base_model": "the LoRA always goes on the denoiser",
+    "lora_checkpoint": "use --omniavatar_checkpoint",
+    "preset_lora_path": "merge it into the base first",
+    "preset_lora_model": "merge it into the base first",
+    "extra_inputs": "OmniAvatar's inputs follow from --omniavatar_mode",
+    "resume_from_checkpoint": "use --resume",
+    "template_model_id_or_path": "OmniAvatar has no template model",
+    "audio_processor_config": "use --wav2vec2_path",
+    "remove_prefix_in_ckpt": "checkpoints have the released names",
+    "data_file_keys": "the columns are video, audio, reference and mask",
+    "max_pixels": "give --height and --width, or let clips choose among the trained sizes",
+    "enable_lora_hot_loading": "the LoRA trains",
+}
+"""Flags of the host that have no meaning here -> what to do instead."""
+
+
+class FlagError(ValueError):
+    """Flags or configuration that cannot be; the message says what to change."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- flags
+
+
+def frame_counts(text: str) -> tuple[int, ...]:
+    """"1,5,9,13" -> (1, 5, 9, 13); "" -> ()."""
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The host's flags and OmniAvatar's."""
+    parser = host.wan_parser()
+    parser.prog = "diffsynth_omniavatar.train"
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(lora_rank=128, lora_target_modules=",".join(LORA_TARGETS), num_frames=None)
+    _add_model_flags(parser.add_argument_group("OmniAvatar: model"))
+    _add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
+    _add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
+    return parser
+
+
+def _add_model_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--omniavatar_mode", choices=["i2v", "v2v"], default="i2v", help="Animate a portrait, or change a video's mouth.")
+    add("--omniavatar_checkpoint", help="Start from this checkpoint instead of the base model's weights alone.")
+    add("--use_ref_sequence", action="store_true", help="V2V with a second clip of the person: 65 channels instead of 49.")
+    add("--wav2vec2_path", help="Folder of wav2vec2-base-960h. Not needed with cached audio features.")
+    add("--tokenizer_path", help="Folder of umt5-xxl's tokenizer; the host's default is downloaded. Not needed with caches.")
+    add("--lora_alpha", type=float, help="LoRA scale is alpha / rank. Default: half the rank, as the authors have it.")
+    add("--dtype", choices=list(DTYPES), default="bfloat16", help="Number format of the weights.")
+    add("--offload_frozen", action="store_true", help="Keep text encoder, VAE and wav2vec2 in main memory between uses.")
+
+
+def _add_recipe_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--first_frame", choices=["known", "masked"], help="V2V: frame 0 is given, or masked like the others.")
+    add("--prefix_frames", type=frame_counts, help="Known frames at the start, one drawn for each sample: 1,5,9,13.")
+    add("--leading_audio_rows", type=int, choices=[0, 1], help="Rows of zeros before the sound; follows the checkpoint.")
+    add("--mouth_mask", help="V2V: image, white is kept. Default: the built-in mask.")
+    add("--mouth_weight", type=float, help="V2V: weight of the loss inside the mouth mask; 1 outside.")
+    add("--text_drop_prob", type=float, default=0.1)
+    add("--audio_drop_prob", type=float, default=0.1)
+    add("--prefix_drop_prob", type=float, default=0.1)
+    add("--max_tokens", type=int, default=MAX_TOKENS, help="Longest clip: frames * height * width / 1024.")
+    add("--batch_size", type=int, default=1, help="Clips of one size and length in a step; the host draws one timestep for all.")
+
+
+def _add_loop_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--max_steps", type=int, help="Optimizer steps in all; default: --num_epochs times the data.")
+    add("--warmup_steps", type=int, default=0)
+    add("--lr_schedule", choices=["constant", "cosine", "linear"], default="constant")
+    add("--max_grad_norm", type=float, default=math.inf, help="Clip the gradient's L2 norm to this.")
+    add("--seed", type=int, default=0)
+    add("--resume", help="'latest' of --output_path (or start anew if there is none), or a checkpoint folder.")
+    add("--checkpoints_total_limit", type=int, help="Keep only so many checkpoints.")
+    add("--validation_data", help="File of lines prompt@@image@@audio (V2V: prompt@@video@@audio).")
+    add("--validation_steps", type=int, help="Optimizer steps between validations.")
+    add("--validation_num_inference_steps", type=int, default=25)
+    add("--validate_at_start", action="store_true")
+    add("--strict_data", action="store_true", help="Stop at an unreadable clip instead of passing over it.")
+    add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
+    add("--vram_report", action="store_true", help="Print the peak memory of each stage after the third step.")
+    add("--config", help="YAML or JSON file: flag name -> value; the command line has precedence.")
+    add("--dry_run", action="store_true", help="Print the plan and end.")
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the command line over values of `--config` over defaults.
+
+    Raises:
+        FlagError: an unknown key, or flags that contradict each other or the host.
+    """
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        other = {"fp8_models", "quant_options", "enable_model_cpu_offload", "enable_optimizer_cpu_offload", "offload_models"}
+        missing = [flag for flag in unknown if flag.lstrip("-").split("=")[0] in other]
+        hint = f" {', '.join(missing)} needs DiffSynth 2.x." if missing else ""
+        raise FlagError(f"Unknown flags: {' '.join(unknown)}.{hint}")
+    if known.config is not None:
+        parser.set_defaults(**_config_values(parser, Path(known.config)))
+        known = parser.parse_args(argv)
+    _check_flags(parser, known)
+    return known
+
+
+def _config_values(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FlagError(f"--config {path} does not exist.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise FlagError(f"--config {path} holds a {type(content).__name__}, wanted flag names and values.")
+    actions = {action.dest: action for action in parser._actions}
+    unknown = [key for key in content if key not in actions or key in ("config", "help")]
+    if unknown:
+        raise FlagError(f"--config {path} has unknown keys: {', '.join(map(str, unknown))}.")
+    values = {}
+    for key, value in content.items():
+        action = actions[key]
+        if isinstance(value, list):
+            value = ",".join(map(str, value)) if key != "model_paths" else json.dumps(value)
+        elif isinstance(value, Mapping):
+            value = json.dumps(value)
+        if action.choices is not None and value not in action.choices:
+            raise FlagError(f"--config {path}: {key} is {value!r}, wanted one of {list(action.choices)}.")
+        values[key] = action.type(value) if callable(action.type) and isinstance(value, str) else value
+    return values
+
+
+def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    faults = [
+        f"--{name} has no meaning here: {instead}"
+        for name, instead in UNUSED_HOST_FLAGS.items()
+        if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
+    ]
+    is_v2v = args.omniavatar_mode == "v2v"
+    for name in ("use_ref_sequence", "first_frame", "mouth_mask", "mouth_weight"):
+        if getattr(args, name) and not is_v2v:
+            faults.append(f"--{name} needs --omniavatar_mode v2v")
+    if args.task != "sft":
+        faults.append(f"--task {args.task} is not supported; write caches with `omniavatar precompute`")
+    if args.trainable_models not in (None, "dit"):
+        faults.append(f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA")
+    if (args.height is None) != (args.width is None):
+        faults.append("give both --height and --width, or neither")
+    if (args.validation_data is None) != (args.validation_steps is None):
+        faults.append("--validation_data and --validation_steps go together")
+    if args.model_paths is None and args.model_id_with_origin_paths is None:
+        faults.append("name the base model with --model_paths or --model_id_with_origin_paths")
+    if faults:
+        raise FlagError("; ".join(faults) + ".")
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+class _NoTokenizer:
+    """In place of a tokenizer's ModelConfig where text comes from a cache."""
+
+    path = None
+
+    def download_if_necessary(self, **_: Any) -> None:
+        """Nothing."""
+
+
+def load_training_pipeline(args: argparse.Namespace, device: torch.device) -> tuple[OmniAvatarPipeline, CheckpointConfig]:
+    """The pipeline with LoRA and audio modules on it, and what its checkpoints will say."""
+    parse: Callable[..., list[Any]] = host.DiffusionTrainingModule.parse_model_configs
+    offered = {"fp8_models": "fp8_models", "offload_models": "offload_models", "quant_options": "quant_options"}
+    extra = {name: getattr(args, flag) for name, flag in offered.items() if hasattr(args, flag)}
+    if extra:
+        extra["device"] = str(device)
+    configs = parse(host.DiffusionTrainingModule(), args.model_paths, args.model_id_with_origin_paths, **extra)
+    channels = 65 if args.use_ref_sequence else MODE_CHANNELS[args.omniavatar_mode]
+    dtype = DTYPES[args.dtype]
+    options: dict[str, Any] = {"torch_dtype": dtype, "device": str(device)}
+    if args.tokenizer_path is not None:
+        options["tokenizer_config"] = host.ModelConfig(path=args.tokenizer_path)
+    elif not _names_text_encoder(args):
+        options["tokenizer_config"] = None if host.GENERATION == "wan_video" else _NoTokenizer()
+    full = args.trainable_models == "dit"
+    if args.omniavatar_checkpoint is not None:
+        loaded = checkpoint.load_checkpoint(args.omniavatar_checkpoint)
+        conventions, lora = loaded.config.conventions, loaded.config.lora
+        configs.append(host.ModelConfig(path=args.omniavatar_checkpoint))
+        options["omniavatar_lora"] = "fused" if full else "adapters"
+        options["omniavatar_channels"] = channels
+        pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
+        if lora is None and not full:
+            lora = _lora_flags(args)
+            add_lora(pipe.dit, lora)
+    else:
+        conventions, lora = Conventions(leading_audio_rows=0), _lora_flags(args)
+        pipe = host.WanVideoPipeline.from_pretrained(model_configs=configs, **options)
+        generator = torch.Generator().manual_seed(args.seed)
+        audio_sizes = {} if args.wav2vec2_path is None else {"audio_dim": _feature_dim(args.wav2vec2_path)}
+        checkpoint.initialise_on_wan(
+            pipe.dit, channels, dtype=dtype, device=device, generator=generator, **audio_sizes
+        )
+        if not full:
+            add_lora(pipe.dit, lora)
+        pipe = OmniAvatarPipeline.adopt(pipe, conventions)
+    pipe.conventions = _conventions(args, conventions)
+    if args.wav2vec2_path is not None:
+        pipe.speech_encoder = AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
+    config = CheckpointConfig(
+        in_dim=channels, lora=None if full else lora, model=pipe.dit.config, conventions=pipe.conventions
+    )
+    return pipe, config
+
+
+def _names_text_encoder(args: argparse.Namespace) -> bool:
+    named = f"{args.model_paths or ''},{args.model_id_with_origin_paths or ''}"
+    return "umt5" in named or "text_encoder" in named
+
+
+def _feature_dim(folder: str) -> int:
+    return AudioEncoder.from_pretrained(folder).feature_dim
+
+
+def _lora_flags(args: argparse.Namespace) -> LoRAConfig:
+    alpha = args.lora_rank / 2 if args.lora_alpha is None else args.lora_alpha
+    return LoRAConfig(rank=args.lora_rank, alpha=alpha, target_modules=tuple(args.lora_target_modules.split(",")))
+
+
+def _conventions(args: argparse.Namespace, of_checkpoint: Conventions) -> Conventions:
+    given = {"first_frame": args.first_frame, "leading_audio_rows": args.leading_audio_rows, "prefix_frames": args.prefix_frames}
+    if args.first_frame == "masked" and args.prefix_frames is None:
+        given["prefix_frames"] = ()
+    changed = {name: value for name, value in given.items() if value is not None}
+    if args.height is not None:
+        changed["image_sizes"] = ((args.height, args.width),)
+    return dataclasses.replace(of_checkpoint, max_tokens=args.max_tokens, **changed)
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+def build_dataset(args: argparse.Namespace, conventions: Conventions, channels: int) -> OmniAvatarDataset:
+    """The samples that the flags name."""
+    recipe = Recipe(
+        prefix_frames=conventions.prefix_frames,
+        text_drop_prob=args.text_drop_prob,
+        audio_drop_prob=args.audio_drop_prob,
+        prefix_drop_prob=args.prefix_drop_prob,
+        max_tokens=args.max_tokens,
+    )
+    return OmniAvatarDataset(
+        args.dataset_metadata_path,
+        base_path=args.dataset_base_path,
+        recipe=recipe,
+        conventions=conventions,
+        in_dim=channels,
+        height=args.height,
+        width=args.width,
+        num_frames=args.num_frames,
+        batch_size=args.batch_size,
+        mouth_mask=args.mouth_mask,
+        strict=args.strict_data,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- validation
+
+
+def validation_lines(path: str) -> list[tuple[str, str, str]]:
+    """Prompt, picture (or video) and sound of each line.
+
+    Raises:
+        FlagError: a line has not three fields.
+    """
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    samples = [tuple(line.split("@@")) for line in lines]
+    bad = [number for number, sample in enumerate(samples, start=1) if len(sample) != 3]
+    if bad or not samples:
+        raise FlagError(f"--validation_data {path}: line {bad or 'none'}; wanted prompt@@image@@audio in each.")
+    return samples  # type: ignore[return-value]
+
+
+def make_validation(
+    args: argparse.Namespace, pipe: OmniAvatarPipeline, accelerator: OmniAccelerator
+) -> Callable[[int], Mapping[str, float] | None] | None:
+    """A function that generates the validation videos of a step, each process its share of them."""
+    if args.validation_data is None:
+        return None
+    samples = validation_lines(args.validation_data)
+
+    def validate(step: int) -> Mapping[str, float] | None:
+        if step == 0 and not args.validate_at_start:
+            return None
+        folder = Path(args.output_path) / "validation" / f"step-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        seconds = 0.0
+        for index in range(accelerator.process_index, len(samples), accelerator.num_processes):
+            prompt, picture, sound = samples[index]
+            source = {"video" if args.omniavatar_mode == "v2v" else "image": picture}
+            result = generate(
+                pipe,
+                prompt=prompt,
+                audio=sound,
+                out=folder / f"{index:03d}.mp4",
+                steps=args.validation_num_inference_steps,
+                seed=args.seed,
+                show_progress=False,
+                **source,
+            )
+            logger.info("validation video %s (%d frames)", result.path, result.frames)
+            seconds += result.seconds
+        return {"validation_seconds": seconds}
+
+    return validate
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def print_plan(lines: Iterable[tuple[str, Any]]) -> None:
+    """A table of names and values."""
+    for name, value in lines:
+        print(f"{name:<24} {value}")
+
+
+def plan_of(
+    args: argparse.Namespace, dataset: OmniAvatarDataset, module: OmniAvatarTrainingModule, settings: LoopSettings, processes: int
+) -> list[tuple[str, Any]]:
+    """What `--dry_run` prints."""
+    height, width = args.height, args.width
+    size = f"{height}x{width}" if height else "of the clips, among the trained sizes"
+    trained = trainable_parameters(module)
+    frozen = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    bytes_of_training = 3 * trained * next(module.pipe.dit.parameters()).element_size()
+    frames = args.num_frames or "up to max_tokens"
+    tokens = args.max_tokens
+    if height and args.num_frames:
+        tokens = latent_frames(args.num_frames) * (height // 16) * (width // 16)
+    return [
+        ("mode", f"{args.omniavatar_mode}, {module.config.in_dim} channels"),
+        ("samples", len(dataset)),
+        ("size", size),
+        ("frames", frames),
+        ("transformer tokens", tokens),
+        ("processes", processes),
+        ("batch", f"{args.batch_size} x accumulation {settings.gradient_accumulation_steps} x {processes} process(es)"),
+        ("optimizer steps", settings.max_steps),
+        ("trainable parameters", f"{trained:,}"),
+        ("weights", f"{frozen / 2**30:.2f} GiB"),
+        ("gradients, AdamW", f"{bytes_of_training / 2**30:.2f} GiB"),
+    ]
+
+
+def _resume_folder(args: argparse.Namespace) -> Path | None:
+    if args.resume is None:
+        return None
+    return find_latest(args.output_path) if args.resume == "latest" else Path(args.resume)
+
+
+def _loop_settings(args: argparse.Namespace, samples: int, processes: int) -> LoopSettings:
+    steps = args.max_steps or steps_in_epochs(args.num_epochs, samples, processes, args.gradient_accumulation_steps)
+    return LoopSettings(
+        max_steps=steps,
+        seed=args.seed,
+        lr_schedule=args.lr_schedule,
+        warmup_steps=args.warmup_steps,
+        max_grad_norm=args.max_grad_norm,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        resume=_resume_folder(args),
+    )
+
+
+def _save_arguments(args: argparse.Namespace) -> None:
+    values = {name: value for name, value in sorted(vars(args).items()) if name not in ("config", "dry_run")}
+    text = yaml.safe_dump({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
+    target = Path(args.output_path) / "config.yaml"
+    checkpoint.write_atomically(target, lambda path: path.write_text(text, encoding="utf-8") and None)
+
+
+def _logger_options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("enable_tensorboard_log", "enable_csv_log", "enable_wandb_log", "enable_swanlab_log", "wandb_project", "swanlab_project")
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run what the flags say."""
+    processes = _process_count()
+    channels = 65 if args.use_ref_sequence else MODE_CHANNELS[args.omniavatar_mode]
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
+    draft = _draft_conventions(args)
+    dataset = build_dataset(args, draft, channels)
+    settings = _loop_settings(args, len(dataset), processes)
+    accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
+    dataset.exclude(_shared(dataset.find_faults() if accelerator.is_main_process else None))
+    pipe, config = load_training_pipeline(args, accelerator.device)
+    dataset.conventions = config.conventions
+    module = OmniAvatarTrainingModule(
+        pipe,
+        config,
+        StepSettings(
+            mouth_weight=args.mouth_weight,
+            use_gradient_checkpointing=args.use_gradient_checkpointing,
+            use_gradient_checkpointing_offload=args.use_gradient_checkpointing_offload,
+            offload_frozen=args.offload_frozen,
+            max_timestep_boundary=args.max_timestep_boundary,
+            min_timestep_boundary=args.min_timestep_boundary,
+        ),
+    )
+    pipe.device = accelerator.device
+    if accelerator.is_main_process:
+        print_plan(plan_of(args, dataset, module, settings, accelerator.num_processes))
+    if args.dry_run:
+        return
+    if accelerator.is_main_process:
+        _save_arguments(args)
+    training_logger = TrainingLogger(
+        accelerator,
+        module,
+        args.output_path,
+        export=module.export,
+        checkpoints_total_limit=args.checkpoints_total_limit,
+        validate=make_validation(args, pipe, accelerator),
+        validation_steps=args.validation_steps,
+        log_steps=args.log_steps,
+        **_logger_options(args),
+    )
+    args.num_epochs = accelerator.epochs_to_run(len(dataset))
+    host.launch_training_task(accelerator, dataset, module, training_logger, args)
+
+
+def _process_count() -> int:
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
+def _draft_conventions(args: argparse.Namespace) -> Conventions:
+    """The conventions as far as the data needs them, before the model is loaded."""
+    if args.omniavatar_checkpoint is None:
+        return _conventions(args, Conventions(leading_audio_rows=0))
+    files = checkpoint.weight_files(args.omniavatar_checkpoint)
+    return _conventions(args, checkpoint.read_config(files).conventions)
+
+
+def _shared(value: Any) -> Any:
+    """The main process's value on every process."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the exit code is 2 for faulty flags."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        train(parse_arguments(argv))
+    except (FlagError, checkpoint.CheckpointError, FileNotFoundError) as error:
+        print(f"diffsynth_omniavatar.train: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""OmniAvatar's training module: what of the pipeline trains, and the loss of a sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint, conditioning, host
+from ..clip import to_unit_range
+from ..config import CheckpointConfig, LoRAConfig
+from ..dataset import TrainingSample
+from ..losses.flow import flow_loss
+from ..pipeline import OmniAvatarPipeline
+
+logger = logging.getLogger(__name__)
+
+ENCODERS = ("text_encoder", "vae", "speech_encoder")
+"""Frozen networks that a cache makes superfluous."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How a training step computes."""
+
+    mouth_weight: float | None = None
+    """V2V: weight of the squared error inside the mouth mask, 1 outside; the mean stays a weighted mean."""
+    use_gradient_checkpointing: bool = True
+    use_gradient_checkpointing_offload: bool = False
+    offload_frozen: bool = False
+    """Keep text encoder, VAE and wav2vec2 in main memory and bring each to the device for its work only."""
+    max_timestep_boundary: float = 1.0
+    min_timestep_boundary: float = 0.0
+    tiled: bool = False
+    """Encode videos in VAE tiles: less memory, shifted colours."""
+
+
+def add_lora(dit: Any, lora: LoRAConfig) -> None:
+    """Inject fresh peft adapters named "default" into the blocks; B starts at zero, so nothing changes yet."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = [
+        name
+        for name, module in dit.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and name.startswith("blocks.")
+        and name.endswith(tuple(f".{target}" for target in lora.target_modules))
+    ]
+    if not names:
+        raise ValueError(f"--lora_target_modules {','.join(lora.target_modules)} names no layer of the transformer's blocks.")
+    dtype = next(dit.parameters()).dtype
+    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), dit)
+    for name, parameter in dit.named_parameters():
+        if checkpoint.LORA_KEY.match(name):
+            parameter.data = parameter.data.to(dtype)
+
+
+def select_trainable(dit: Any, *, full: bool) -> None:
+    """Let LoRA, patch embedding and audio modules train (or, with `full`, everything), and nothing else."""
+    for name, parameter in dit.named_parameters():
+        parameter.requires_grad_(
+            full or bool(checkpoint.LORA_KEY.match(name)) or name.startswith(checkpoint.EXTRA_MODULES)
+        )
+
+
+class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
+    """The module that DiffSynth's training loop calls with each sample.
+
+    Args:
+        pipe: with peft adapters (or none, to train all weights of the denoiser).
+        config: of the checkpoints that are written: LoRA settings and conventions.
+        settings: how a step computes.
+    """
+
+    def __init__(self, pipe: OmniAvatarPipeline, config: CheckpointConfig, settings: StepSettings) -> None:
+        super().__init__()
+        self.pipe = pipe
+        self.config = config
+        self.settings = settings
+        self.switch_pipe_to_training_mode(pipe)
+        select_trainable(pipe.dit, full=config.lora is None)
+        self.units = [conditioning.PromptUnit(), *conditioning.units()]
+
+    def switch_pipe_to_training_mode(self, pipe: OmniAvatarPipeline, *_: Any, **__: Any) -> None:
+        """The part of the host's method that applies: its scheduler in training mode, everything frozen."""
+        pipe.scheduler.set_timesteps(1000, training=True)
+        pipe.requires_grad_(False)
+        pipe.eval()
+
+    def forward(self, data: TrainingSample, inputs: Any = None) -> Tensor:
+        """The loss of a sample, a scalar."""
+        shared, positive, negative = self.prepare(data)
+        loss = flow_loss(self.pipe, {**shared, **positive})
+        return loss
+
+    @torch.no_grad()
+    def prepare(self, sample: TrainingSample) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The inputs of the model function: shared, positive and negative."""
+        inputs: tuple[Any, Any, Any] = self.raw_inputs(sample)
+        with self._encoders_on_device(sample):
+            for unit in self.units:
+                inputs = self.pipe.unit_runner(unit, self.pipe, *inputs)
+        return inputs
+
+    def raw_inputs(self, sample: TrainingSample) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """What the units start from."""
+        settings = self.settings
+        target = _pixels(sample.target_video)
+        shared = {
+            "omni_target_video": target,
+            "omni_source_video": target,
+            "input_image": _pixels(None if sample.reference_image is None else sample.reference_image.unsqueeze(1)),
+            "omni_reference_video": _pixels(sample.reference_video),
+            "omni_mouth_mask": sample.mouth_mask,
+            "omni_waveforms": sample.waveforms,
+            "omni_drop_audio": sample.drop_audio,
+            "omni_audio_features": self.cached_audio(sample),
+            "omni_prefix_frames": sample.prefix_frames,
+            "omni_drop_prefix": sample.drop_prefix,
+            "omni_mouth_weight": settings.mouth_weight,
+            "input_latents": sample.input_latents,
+            "omni_reference_latents": sample.reference_latents,
+            "omni_masked_latents": sample.masked_latents,
+            "omni_mouth_mask_latents": sample.mouth_mask_latents,
+            "omni_reference_sequence_latents": sample.reference_sequence_latents,
+            "num_frames": sample.num_frames,
+            "height": sample.height,
+            "width": sample.width,
+            "cfg_scale": 1.0,
+            "tiled": settings.tiled,
+            "tile_size": (30, 52),
+            "tile_stride": (15, 26),
+            "max_timestep_boundary": settings.max_timestep_boundary,
+            "min_timestep_boundary": settings.min_timestep_boundary,
+            "use_gradient_checkpointing": settings.use_gradient_checkpointing,
+            "use_gradient_checkpointing_offload": settings.use_gradient_checkpointing_offload,
+        }
+        texts = None
+        if sample.prompts is not None:
+            texts = ["" if drop else text for text, drop in zip(sample.prompts, sample.drop_text.tolist(), strict=True)]
+        return shared, {"prompt": texts, "positive": True, "context": self.cached_context(sample)}, {}
+
+    def cached_audio(self, sample: TrainingSample) -> Tensor | None:
+        """Cached features [B, F, C], those of silence where the recipe drops the sound."""
+        if sample.audio_features is None:
+            return None
+        if not sample.drop_audio.any():
+            return sample.audio_features
+        silent = sample.silent_features
+        if silent is None:
+            silent = self.pipe.encode_speech(torch.zeros(sample.num_frames * 640), sample.num_frames)
+        return torch.where(sample.drop_audio.view(-1, 1, 1), silent.to(sample.audio_features), sample.audio_features)
+
+    def cached_context(self, sample: TrainingSample) -> Tensor | None:
+        """Cached text embeddings [B, L, D], that of the empty prompt where the recipe drops the text."""
+        if sample.context is None:
+            return None
+        if not sample.drop_text.any():
+            return sample.context
+        empty = sample.empty_context
+        if empty is None:
+            empty = self.pipe.encode_prompt("")
+        return torch.where(sample.drop_text.view(-1, 1, 1), empty.to(sample.context), sample.context)
+
+    @contextmanager
+    def _encoders_on_device(self, sample: TrainingSample) -> Iterator[None]:
+        if not self.settings.offload_frozen or sample.input_latents is not None:
+            yield
+            return
+        encoders = [getattr(self.pipe, name) for name in ENCODERS if getattr(self.pipe, name, None) is not None]
+        for encoder in encoders:
+            encoder.to(self.pipe.device)
+        try:
+            yield
+        finally:
+            for encoder in encoders:
+                encoder.to("cpu")
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the checkpoint: adapters, patch embedding and audio modules, or all weights."""
+        if self.config.lora is None:
+            return dict(self.pipe.dit.state_dict())
+        return checkpoint.trained_tensors(self.pipe.dit)
+
+    def export(self, path: Path) -> None:
+        """Write the trained weights as a single safetensors file that `from_pretrained` and `omniavatar convert` read."""
+        checkpoint.save_safetensors(path, self.trained_tensors(), self.config)
+
+
+def _pixels(frames: Tensor | None) -> Tensor | None:
+    """uint8 [B, F, H, W, 3] -> float [B, 3, F, H, W] in [-1, 1]."""
+    return None if frames is None else to_unit_range(frames).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def trainable_parameters(module: torch.nn.Module) -> int:
+    """How many numbers train."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
