@@ -1,0 +1,136 @@
+"""Training steps through DiffSynth's own loop with random weights and cached inputs: seconds per step and peak memory.
+
+    python benchmarks/train_step.py --model 14B --mode i2v v2v --steps 5
+
+The denoiser is bf16 with LoRA of rank 128, patch embedding and audio modules trained, every block checkpointed; the inputs are
+those of a cache (latents, audio features, text embedding).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from random_models import random_dit
+
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
+from diffsynth_omniavatar.dataset import TrainingSample
+from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.timeline import latent_frames
+from diffsynth_omniavatar.training.accelerator import OmniAccelerator
+from diffsynth_omniavatar.training.callbacks import TrainingLogger
+from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
+from diffsynth_omniavatar.training.settings import LoopSettings
+
+CHANNELS = {"i2v": 33, "v2v": 49, "v2v-reference": 65}
+
+
+class RandomSamples(torch.utils.data.Dataset[TrainingSample]):
+    """Cached samples of one size."""
+
+    load_from_cache = False
+
+    def __init__(self, config: OmniAvatarConfig, height: int, width: int, num_frames: int) -> None:
+        self.config, self.height, self.width, self.num_frames = config, height, width, num_frames
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        shape = (1, 16, latent_frames(self.num_frames), self.height // 8, self.width // 8)
+        no = torch.zeros(1, dtype=torch.bool)
+        v2v = self.config.has_masked_video
+        return TrainingSample(
+            sources=["random"],
+            num_frames=self.num_frames,
+            height=self.height,
+            width=self.width,
+            prefix_frames=5,
+            drop_text=no,
+            drop_audio=no,
+            drop_prefix=no,
+            input_latents=torch.randn(shape, dtype=torch.bfloat16),
+            reference_latents=torch.randn((1, 16, 1, *shape[3:]), dtype=torch.bfloat16),
+            masked_latents=torch.randn(shape, dtype=torch.bfloat16) if v2v else None,
+            mouth_mask_latents=torch.ones(1, 1, *shape[2:]) if v2v else None,
+            reference_sequence_latents=(
+                torch.randn(shape, dtype=torch.bfloat16) if self.config.has_reference_sequence else None
+            ),
+            audio_features=torch.randn(1, self.num_frames, self.config.audio_dim),
+            context=torch.randn(1, 512, self.config.text_dim, dtype=torch.bfloat16),
+        )
+
+
+class MeasuringLogger(TrainingLogger):
+    """Keeps the metrics of each step."""
+
+    def write_metrics(self, metrics: Mapping[str, float]) -> None:
+        self.steps = [*getattr(self, "steps", []), dict(metrics)]
+
+    def save(self) -> None:
+        """Nothing: this run is for its time."""
+
+
+def measure(model: str, mode: str, args: argparse.Namespace) -> dict[str, object]:
+    """Train a few steps; the first one is left out of the median."""
+    config = replace(PRESETS[model], in_dim=CHANNELS[mode])
+    settings = LoopSettings(max_steps=args.steps + 1)
+    accelerator = OmniAccelerator(settings)
+    pipe = host.WanVideoPipeline(device="cuda", torch_dtype=torch.bfloat16)
+    pipe.audio_encoder = None
+    pipe.dit = random_dit(config)
+    lora = LoRAConfig()
+    add_lora(pipe.dit, lora)
+    OmniAvatarPipeline.adopt(pipe, Conventions())
+    options = StepSettings(use_gradient_checkpointing=True, use_gradient_checkpointing_offload=args.offload)
+    module = OmniAvatarTrainingModule(pipe, CheckpointConfig(in_dim=config.in_dim, lora=lora, model=config), options)
+    dataset = RandomSamples(config, args.height, args.width, args.num_frames)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        logger = MeasuringLogger(accelerator, module, folder, export=module.export)
+        flags = host.wan_parser().parse_args([])
+        flags.num_epochs, flags.save_steps, flags.output_path = 1, 10**9, folder
+        host.launch_training_task(accelerator, dataset, module, logger, flags)
+    seconds = sorted(step["seconds_per_step"] for step in logger.steps[1:])
+    return {
+        "model": model,
+        "mode": mode,
+        "size": [args.num_frames, args.height, args.width],
+        "tokens": latent_frames(args.num_frames) * (args.height // 16) * (args.width // 16),
+        "trainable": trainable_parameters(module),
+        "seconds_per_step": round(seconds[len(seconds) // 2], 3),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "losses": [round(step["loss"], 4) for step in logger.steps],
+        "offload": args.offload,
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "diffsynth": host.VERSION,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(PRESETS), nargs="+", default=["14B"])
+    parser.add_argument("--mode", choices=list(CHANNELS), nargs="+", default=["i2v"])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--num_frames", type=int, default=81)
+    parser.add_argument("--offload", action="store_true", help="checkpoints in main memory")
+    args = parser.parse_args()
+    for model in args.model:
+        for mode in args.mode:
+            print(json.dumps(measure(model, mode, args)), flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
