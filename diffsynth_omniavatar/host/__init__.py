@@ -1,65 +1,21 @@
 """The one package that imports DiffSynth-Studio: the same names for both of its generations.
 
 The generation is chosen by the version of the installed distribution, not by trying imports: DiffSynth 1.1.9 also has a
-module `diffsynth.pipelines.wan_video`, which is its legacy pipeline.
-
-| generation | versions | pipeline module |
-| --- | --- | --- |
-| `wan_video_new` | 1.1.9 | `diffsynth.pipelines.wan_video_new` |
-| `wan_video` | 2.1.x | `diffsynth.pipelines.wan_video` |
+module `diffsynth.pipelines.wan_video`, which is its legacy pipeline. `..versions` has the table.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 
-SUPPORTED_VERSIONS = "1.1.9 and 2.1.x"
-
-
-class UnsupportedHostError(ImportError):
-    """The installed DiffSynth-Studio is missing or is a version that this package does not know."""
-
-
-def host_version() -> str:
-    """The version of the installed `diffsynth` distribution.
-
-    Raises:
-        UnsupportedHostError: no such distribution is installed.
-    """
-    try:
-        return importlib.metadata.version("diffsynth")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise UnsupportedHostError(
-            f"DiffSynth-Studio is not installed; supported versions are {SUPPORTED_VERSIONS}. "
-            "Run `pip install 'diffsynth>=2.1,<2.2'`."
-        ) from error
-
-
-def host_generation(version: str) -> str:
-    """The name of the host module for a DiffSynth version: "wan_video_new" or "wan_video".
-
-    Raises:
-        UnsupportedHostError: the version is neither 1.1.9 nor 2.1.x.
-    """
-    if version == "1.1.9":
-        return "wan_video_new"
-    if version.split(".")[:2] == ["2", "1"]:
-        return "wan_video"
-    raise UnsupportedHostError(
-        f"DiffSynth-Studio {version} is installed, but the supported versions are {SUPPORTED_VERSIONS}. "
-        "Run `pip install 'diffsynth>=2.1,<2.2'`, or `pip install 'diffsynth-omniavatar[classic]'` for 1.1.9."
-    )
-
+from ..versions import UnsupportedHostError as UnsupportedHostError
+from ..versions import check_transformers, host_generation, host_version
 
 VERSION = host_version()
 GENERATION = host_generation(VERSION)
+check_transformers(VERSION, importlib.metadata.version("transformers"))
 
 if GENERATION == "wan_video":
     from .wan_video import *  # noqa: F403
 else:
-    if int(importlib.metadata.version("transformers").split(".")[0]) >= 5:
-        raise UnsupportedHostError(
-            f"DiffSynth-Studio {VERSION} cannot be imported beside transformers "
-            f"{importlib.metadata.version('transformers')}. Run `pip install 'transformers<5'`."
-        )
     from .wan_video_new import *  # type: ignore[assignment]  # noqa: F403

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,10 @@ __all__ = [
     "WanVideoVAE",
     "add_model_entry",
     "declare_unit",
+    "hub_config",
     "launch_data_process_task",
     "launch_training_task",
+    "load_within",
     "model_hash",
     "remove_model_entries",
     "set_tokenizer",
@@ -52,6 +54,13 @@ __all__ = [
 ]
 
 PIPELINE_MODULE = "diffsynth.pipelines.wan_video"
+
+_HOST_CLASSES = {
+    "wan_video_dit": "diffsynth.models.wan_video_dit.WanModel",
+    "wan_video_text_encoder": "diffsynth.models.wan_video_text_encoder.WanTextEncoder",
+    "wan_video_vae": "diffsynth.models.wan_video_vae.WanVideoVAE",
+}
+"""Slot -> the class whose modules this host knows how to keep in main memory."""
 
 
 def declare_unit(unit: PipelineUnit, *, output_params: Sequence[str], **declarations: Any) -> None:
@@ -79,9 +88,8 @@ def add_model_entry(hash_: str, slot: str, factory: str, converter: str | None, 
         entry["state_dict_converter"] = converter
     if entry not in MODEL_CONFIGS:
         MODEL_CONFIGS.append(entry)
-    if slot == "wan_video_dit":
-        wan_modules = VRAM_MANAGEMENT_MODULE_MAPS["diffsynth.models.wan_video_dit.WanModel"]
-        VRAM_MANAGEMENT_MODULE_MAPS.setdefault(factory, wan_modules)
+    if slot in _HOST_CLASSES:
+        VRAM_MANAGEMENT_MODULE_MAPS.setdefault(factory, VRAM_MANAGEMENT_MODULE_MAPS[_HOST_CLASSES[slot]])
 
 
 def remove_model_entries(package: str) -> None:
@@ -89,6 +97,23 @@ def remove_model_entries(package: str) -> None:
     MODEL_CONFIGS[:] = [entry for entry in MODEL_CONFIGS if not entry["model_class"].startswith(f"{package}.")]
     for factory in [factory for factory in VRAM_MANAGEMENT_MODULE_MAPS if factory.startswith(f"{package}.")]:
         del VRAM_MANAGEMENT_MODULE_MAPS[factory]
+
+
+def hub_config(repository: str, pattern: str, source: str | None) -> ModelConfig:
+    """Files that the host downloads; `source` is "modelscope" or "huggingface", None for the host's choice."""
+    return ModelConfig(model_id=repository, origin_file_pattern=pattern, download_source=source)
+
+
+def load_within(
+    vram_limit: float, from_pretrained: Callable[..., WanVideoPipeline], arguments: Mapping[str, Any]
+) -> WanVideoPipeline:
+    """Load a pipeline whose weights wait in main memory and go to the GPU as far as `vram_limit` GiB allow."""
+    dtype, device = arguments["torch_dtype"], arguments["device"]
+    for config in arguments["model_configs"]:
+        config.offload_dtype = config.onload_dtype = config.preparing_dtype = config.computation_dtype = dtype
+        config.offload_device = config.onload_device = "cpu"
+        config.preparing_device = config.computation_device = device
+    return from_pretrained(**arguments, vram_limit=vram_limit)
 
 
 def launch_training_task(

@@ -6,7 +6,7 @@ import argparse
 import csv
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ __all__ = [
     "WanVideoVAE",
     "add_model_entry",
     "declare_unit",
+    "hub_config",
     "launch_data_process_task",
     "launch_training_task",
+    "load_within",
     "model_hash",
     "remove_model_entries",
     "set_tokenizer",
@@ -109,6 +111,24 @@ def remove_model_entries(package: str) -> None:
         for entry in model_loader_configs
         if not (isinstance(entry[3][0], _ModelEntry) and entry[3][0].factory.startswith(f"{package}."))
     ]
+
+
+def hub_config(repository: str, pattern: str, source: str | None) -> ModelConfig:
+    """Files that the host downloads; `source` is "modelscope" or "huggingface", None for the host's choice."""
+    config = ModelConfig(model_id=repository, origin_file_pattern=pattern)
+    config.download_resource = source or config.download_resource
+    return config
+
+
+def load_within(
+    vram_limit: float, from_pretrained: Callable[..., WanVideoPipeline], arguments: Mapping[str, Any]
+) -> WanVideoPipeline:
+    """Load a pipeline whose weights wait in main memory and go to the GPU as far as `vram_limit` GiB allow."""
+    for config in arguments["model_configs"]:
+        config.offload_device = "cpu"
+    pipe = from_pretrained(**arguments)
+    pipe.enable_vram_management(vram_limit=vram_limit)
+    return pipe
 
 
 @contextmanager

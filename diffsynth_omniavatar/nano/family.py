@@ -21,6 +21,7 @@ from .. import host
 from ..checkpoint import EXTRA_MODULES, save_omniavatar
 from ..config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
 from ..dit import OmniAvatarDiT
+from ..files import SMALL_FAMILY as FILES
 
 TEXT_DIM = 64
 VAE_DIM = 8
@@ -49,15 +50,6 @@ DIT = OmniAvatarConfig(
 )
 CONVENTIONS = Conventions(image_sizes=((128, 128),), max_tokens=528)
 LORA = LoRAConfig(rank=4, alpha=2.0)
-
-FILES = {
-    "dit": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "text_encoder.safetensors",
-    "vae": "vae.safetensors",
-    "tokenizer": "tokenizer",
-    "wav2vec2": "wav2vec2",
-    "omniavatar": "omniavatar",
-}
 
 
 def build_wan(**sizes: Any) -> host.WanModel:

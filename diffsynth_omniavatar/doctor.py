@@ -1,0 +1,251 @@
+"""Looks at the machine, the installed packages and a model's files, and tells what is missing and how to mend it.
+
+It works where the rest of the package does not: every import that can fail is tried on its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .files import HUB_FOLDER, HubFiles, ModelFiles, model_files
+from .versions import UnsupportedHostError, check_transformers, host_generation, host_version
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "modelscope",
+    "av",
+    "soundfile",
+    "soxr",
+    "numpy",
+)
+ATTENTION = {
+    "flash_attn_interface": "FlashAttention 3",
+    "flash_attn": "FlashAttention 2",
+    "sageattention": "SageAttention",
+}
+"""Packages that the host tries for attention, in its order, before torch's scaled_dot_product_attention."""
+ENCODERS = ("libx264", "aac")
+GPU_GIB = {"14B": 43, "1.3B": 16}
+"""Peak of GPU memory when everything stays on it, measured at 400x720 with 105 frames a chunk."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        kind: "ok"; "note" for what works but could be better; "problem" for what is needed and missing.
+        text: what was found.
+        fix: what to do about it.
+    """
+
+    kind: Literal["ok", "note", "problem"]
+    text: str
+    fix: str = ""
+
+
+def examine(model: str | None = None, folder: str | None = None, omniavatar: str | None = None) -> int:
+    """Print a report and give the number of problems.
+
+    Args:
+        model: a published size whose needs are looked at too; None with a `folder` means "14B".
+        folder: where the model's files lie, see `files.model_files`; None for the hub.
+        omniavatar: a checkpoint to describe.
+    """
+    size = model or "14B"
+    checks: list[Callable[[], Iterator[Finding]]] = [check_packages, check_host, check_attention, check_encoders]
+    checks += [lambda: check_gpus(model), check_room]
+    if model is not None or folder is not None:
+        checks.append(lambda: check_files(model_files(size, folder), size, folder))
+    if omniavatar is not None:
+        checks.append(lambda: check_checkpoint(omniavatar))
+    problems = 0
+    for check in checks:
+        for finding in check():
+            mark = {"ok": "      ok", "note": "    note", "problem": " PROBLEM"}[finding.kind]
+            print(f"{mark}  {finding.text}")
+            if finding.fix:
+                print(f"{'fix':>8}  {finding.fix}")
+            problems += finding.kind == "problem"
+    print(f"{problems} problem(s)." if problems else "No problem found.")
+    return problems
+
+
+def check_packages() -> Iterator[Finding]:
+    """Python and the packages, by the versions that are installed."""
+    yield Finding("ok", f"Python {platform.python_version()} at {sys.executable}, {platform.platform()}")
+    versions, missing = [], []
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    yield Finding("ok", ", ".join(versions))
+    if missing:
+        yield Finding("problem", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+
+
+def check_host() -> Iterator[Finding]:
+    """DiffSynth-Studio: its version, and whether it can be imported."""
+    try:
+        version = host_version()
+        generation = host_generation(version)
+        check_transformers(version, importlib.metadata.version("transformers"))
+        importlib.import_module(f"{__package__}.host")
+    except (UnsupportedHostError, importlib.metadata.PackageNotFoundError) as error:
+        yield Finding("problem", *_text_and_fix(str(error)))
+    except (ImportError, OSError) as error:
+        yield Finding("problem", f"DiffSynth-Studio cannot be imported: {error}", "pip install 'diffsynth>=2.1,<2.2'")
+    else:
+        yield Finding("ok", f"DiffSynth-Studio {version}, generation {generation}")
+
+
+def _text_and_fix(message: str) -> tuple[str, str]:
+    text, _, fix = message.partition(" Run ")
+    return text, fix.rstrip(".")
+
+
+def check_attention() -> Iterator[Finding]:
+    """The attention that the host will take."""
+    found = [name for name in ATTENTION if importlib.util.find_spec(name) is not None]
+    if found:
+        yield Finding("ok", f"attention: {ATTENTION[found[0]]} ({found[0]})")
+    else:
+        yield Finding(
+            "ok", f"attention: PyTorch's scaled_dot_product_attention ({', '.join(ATTENTION)} are not installed)"
+        )
+
+
+def check_encoders() -> Iterator[Finding]:
+    """The encoders for the mp4 file in the FFmpeg that PyAV carries."""
+    try:
+        import av
+    except (ImportError, OSError) as error:
+        yield Finding("problem", f"PyAV cannot be imported: {error}", "pip install 'av>=14'")
+        return
+    missing = [name for name in ENCODERS if name not in av.codecs_available]
+    if missing:
+        yield Finding(
+            "problem", f"PyAV {av.__version__} has no encoder {', '.join(missing)}", "pip install --force-reinstall av"
+        )
+    else:
+        yield Finding("ok", f"PyAV {av.__version__} encodes with {' and '.join(ENCODERS)}")
+
+
+def check_gpus(model: str | None) -> Iterator[Finding]:
+    """The GPUs and their memory."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("problem", f"PyTorch cannot be imported: {error}", "pip install --force-reinstall torch")
+        return
+    if not torch.cuda.is_available():
+        build = (
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else "torch has no CUDA"
+        )
+        yield Finding(
+            "note",
+            f"PyTorch sees no GPU ({build}): the published sizes are too slow without one",
+            "look at nvidia-smi; if it lists a GPU, install the torch build for its driver",
+        )
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = (amount / GIB for amount in torch.cuda.mem_get_info(index))
+        text = f"cuda:{index} {torch.cuda.get_device_name(index)}: {free:.1f} of {total:.1f} GiB free"
+        if model is not None and free < GPU_GIB[model]:
+            yield Finding(
+                "note",
+                f"{text}; {model} takes some {GPU_GIB[model]} GiB when all of it stays there",
+                f"generate with --vram_limit {max(free - 2, 1):.0f}, which keeps weights in main memory",
+            )
+        else:
+            yield Finding("ok", text)
+
+
+def check_room() -> Iterator[Finding]:
+    """Free disk space here and free main memory."""
+    text = f"{shutil.disk_usage(Path.cwd()).free / GIB:.0f} GiB free on the disk of {Path.cwd()}"
+    if importlib.util.find_spec("psutil") is not None:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        text += f", {memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB of main memory free"
+    yield Finding("ok", text)
+
+
+def check_files(files: ModelFiles, model: str, folder: str | None) -> Iterator[Finding]:
+    """The files of a model: which are there, which are missing or will be downloaded."""
+    missing = files.missing()
+    to_download = 0.0
+    for part, source in files.sources.items():
+        if isinstance(source, HubFiles):
+            there = source.downloaded()
+            to_download += 0 if there else source.gigabytes
+            text = (
+                f"{there[0]}"
+                if there
+                else f"{source.repository} {source.pattern}, about {source.gigabytes:g} GB to download"
+            )
+            yield Finding("ok" if there else "note", f"{part}: {text}")
+        elif part in missing:
+            yield Finding("problem", f"{part}: {missing[part]} is missing", _download_command(part, model, folder))
+        else:
+            more = f" and {len(source) - 1} more" if len(source) > 1 else ""
+            yield Finding("ok", f"{part}: {source[0]}{more}")
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    if to_download > free:
+        yield Finding(
+            "problem",
+            f"{to_download:.0f} GB are to be downloaded to {HUB_FOLDER}/, but the disk has {free:.0f} GB free",
+            "make room, or name a folder on another disk with --models_folder",
+        )
+
+
+def _download_command(part: str, model: str, folder: str | None) -> str:
+    names = {"omniavatar": f"OmniAvatar/OmniAvatar-{model}", "wav2vec2": "facebook/wav2vec2-base-960h"}
+    repository = names.get(part, f"Wan-AI/Wan2.1-T2V-{model}")
+    return f"hf download {repository} --local-dir {Path(folder or '.') / repository.split('/')[1]}"
+
+
+def check_checkpoint(path: str) -> Iterator[Finding]:
+    """What an OmniAvatar checkpoint is."""
+    try:
+        from .checkpoint import load_checkpoint
+    except ImportError as error:
+        yield Finding("problem", f"{path} cannot be read: {error}")
+        return
+    try:
+        checkpoint = load_checkpoint(path)
+    except (ValueError, OSError) as error:
+        yield Finding("problem", str(error), "give the folder or file of an OmniAvatar checkpoint")
+        return
+    lora, conventions = checkpoint.config.lora, checkpoint.config.conventions
+    form = (
+        "full weights"
+        if lora is None
+        else f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_modules)}"
+    )
+    yield Finding("ok", f"{checkpoint.source}: {form}; {checkpoint.in_dim} input channels")
+    yield Finding(
+        "ok",
+        f"its conventions: {conventions.leading_audio_rows} frame(s) before the sound, "
+        f"first frame {conventions.first_frame}, "
+        f"prefixes of {', '.join(map(str, conventions.prefix_frames)) or 'no'} frames, "
+        f"up to {conventions.max_tokens} tokens, sizes {', '.join(f'{height}x{width}' for height, width in conventions.image_sizes)}",
+    )

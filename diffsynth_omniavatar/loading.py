@@ -1,0 +1,163 @@
+"""From the name of a model, a folder or single files to a pipeline.
+
+    pipe = load_pipeline("14B", "pretrained_models")
+
+It puts together the arguments of the host's `from_pretrained`, which one can also write by hand.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from . import host
+from .checkpoint import LORA_KEY, normalise_keys, read_shapes, weight_files
+from .files import HubFiles, ModelFiles, PathOrPaths, Source, model_files
+from .nano.family import register_family
+from .pipeline import OmniAvatarPipeline
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+OWN_PARTS = ("omniavatar", "wav2vec2")
+"""What this package adds to Wan's files."""
+
+
+def choose_device(device: str | None) -> str:
+    """The device to run on: the one asked for, or else the GPU if there is one.
+
+    Raises:
+        ValueError: a GPU was asked for and PyTorch sees none.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: PyTorch sees no GPU; `omniavatar doctor` tells more, device 'cpu' works.")
+    return device
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
+    """The number format of the weights: the one asked for, or else bfloat16 on a GPU and float32 on a CPU.
+
+    Raises:
+        ValueError: no such format.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None:
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: wanted one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def pipeline_arguments(files: ModelFiles, download_source: str | None = None) -> dict[str, Any]:
+    """The keyword arguments `model_configs` and `tokenizer_config` of `from_pretrained` for these files.
+
+    Args:
+        files: what `model_files` gives.
+        download_source: "modelscope" or "huggingface"; None takes OmniAvatar and wav2vec2 from Hugging Face, where they
+            are published, and Wan from where the host does.
+
+    Raises:
+        FileNotFoundError: files are missing; the message lists them.
+    """
+    missing = files.missing()
+    if missing:
+        listed = "; ".join(f"{part}: {path}" for part, path in missing.items())
+        raise FileNotFoundError(
+            f"Files of the model are missing: {listed}. `omniavatar doctor` tells where to get them."
+        )
+    if files.is_small_family:
+        register_family()
+    sources = dict(files.sources)
+    if _is_full_checkpoint(sources["omniavatar"]):
+        del sources["dit"]  # it has the whole transformer
+    tokenizer = _config("tokenizer", sources.pop("tokenizer"), download_source)
+    configs = [_config(part, source, download_source) for part, source in sources.items()]
+    return {"model_configs": configs, "tokenizer_config": tokenizer}
+
+
+def _is_full_checkpoint(source: Source) -> bool:
+    if isinstance(source, HubFiles):
+        return False
+    files = weight_files(source[0] if len(source) == 1 else source)
+    return not any(LORA_KEY.match(key) for key in normalise_keys(read_shapes(files)))
+
+
+def _config(part: str, source: Source, download_source: str | None) -> Any:
+    if not isinstance(source, HubFiles):
+        paths = [str(path) for path in source]
+        return host.ModelConfig(path=paths[0] if len(paths) == 1 else paths)
+    download_source = download_source or os.environ.get("DIFFSYNTH_DOWNLOAD_SOURCE")
+    if download_source is None and part in OWN_PARTS:
+        download_source = "huggingface"
+    return host.hub_config(source.repository, source.pattern, download_source)
+
+
+def load_pipeline(
+    model: str = "14B",
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    dit: PathOrPaths | None = None,
+    text_encoder: PathOrPaths | None = None,
+    vae: PathOrPaths | None = None,
+    tokenizer: PathOrPaths | None = None,
+    omniavatar: PathOrPaths | None = None,
+    wav2vec2: PathOrPaths | None = None,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    lora: Literal["fused", "adapters"] = "fused",
+    in_dim: int | None = None,
+    vram_limit: float | None = None,
+    download_source: str | None = None,
+    leading_audio_rows: int | None = None,
+    first_frame: Literal["known", "masked"] | None = None,
+) -> OmniAvatarPipeline:
+    """Load a model.
+
+    Args:
+        model, folder: see `files.model_files`.
+        dit, text_encoder, vae, tokenizer, omniavatar, wav2vec2: files or folders that take the place of the model's. An
+            `omniavatar` checkpoint of full weights needs no `dit`.
+        device: None for the GPU if there is one.
+        dtype: "bfloat16", "float16", "float32" or a torch dtype; None for bfloat16 on a GPU, float32 on a CPU.
+        lora: "fused", or "adapters" to keep the checkpoint's LoRA as peft adapters.
+        in_dim: grow to so many input channels (33, 49, 65), the new ones zero.
+        vram_limit: GiB of GPU memory from which on weights wait in main memory; None keeps all on the device.
+        download_source: see `pipeline_arguments`.
+        leading_audio_rows, first_frame: `config.Conventions` with which the checkpoint was trained, where its
+            config.json does not say so; None follows the checkpoint.
+
+    Raises:
+        FileNotFoundError: files are missing; the message lists them.
+        ValueError: an argument or a file does not fit; CheckpointError for the checkpoint.
+    """
+    parts = {
+        "dit": dit,
+        "text_encoder": text_encoder,
+        "vae": vae,
+        "tokenizer": tokenizer,
+        "omniavatar": omniavatar,
+        "wav2vec2": wav2vec2,
+    }
+    device = choose_device(device)
+    arguments = {
+        **pipeline_arguments(
+            model_files(model, folder if folder is None else os.fspath(folder), parts), download_source
+        ),
+        "device": device,
+        "torch_dtype": choose_dtype(dtype, device),
+        "omniavatar_lora": lora,
+        "omniavatar_channels": in_dim,
+    }
+    if vram_limit is None:
+        pipe = OmniAvatarPipeline.from_pretrained(**arguments)
+    elif device == "cpu":
+        raise ValueError(f"vram_limit {vram_limit:g}: there is no GPU memory to limit on the CPU; leave it out.")
+    else:
+        pipe = host.load_within(vram_limit, OmniAvatarPipeline.from_pretrained, arguments)
+    given = {"leading_audio_rows": leading_audio_rows, "first_frame": first_frame}
+    pipe.conventions = replace(pipe.conventions, **{name: value for name, value in given.items() if value is not None})
+    return pipe
