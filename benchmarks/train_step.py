@@ -95,7 +95,7 @@ def measure(model: str, mode: str, args: argparse.Namespace) -> dict[str, object
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         logger = MeasuringLogger(accelerator, module, folder, export=module.export)
-        flags = host.wan_parser().parse_args([])
+        flags = host.wan_parser().parse_args(["--dataset_base_path", folder])
         flags.num_epochs, flags.save_steps, flags.output_path = 1, 10**9, folder
         host.launch_training_task(accelerator, dataset, module, logger, flags)
     seconds = sorted(step["seconds_per_step"] for step in logger.steps[1:])
