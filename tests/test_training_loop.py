@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import accelerate
 import numpy as np
@@ -356,6 +358,24 @@ def test_a_resumed_run_follows_the_rates_given_now(tmp_path):
     resumed = replace(run, folder=tmp_path / "more", settings=longer).start()
     expected = [LEARNING_RATE * factor for factor in (4 / 6, 3 / 6, 2 / 6, 1 / 6)]
     assert resumed.metric("lr") == pytest.approx(expected, rel=1e-12)  # float64 rounding
+
+
+@pytest.mark.skipif(host.GENERATION != "wan_video", reason="DiffSynth 1.1.9 has no offloaded training")
+def test_offloaded_training_takes_the_same_steps_and_resumes(tmp_path, monkeypatch):
+    """There the host prepares no model; its manager, which needs a GPU, is left out."""
+    settings = LoopSettings(max_steps=4, gradient_accumulation_steps=2)
+    whole = Run(tmp_path / "whole", settings).start()
+    monkeypatch.setattr("diffsynth.diffusion.runner.OffloadTrainingManager", mock.MagicMock())
+    arguments = Run.arguments
+    monkeypatch.setattr(Run, "arguments", lambda *a: offloading(arguments(*a)))
+    run = Run(tmp_path / "run", settings).start()
+    assert same(run.state, whole.state)
+    assert same(run.resumed(2, tmp_path / "resumed").state, whole.state)
+
+
+def offloading(args: argparse.Namespace) -> argparse.Namespace:
+    args.enable_model_cpu_offload = True
+    return args
 
 
 def test_errors_of_resuming(tmp_path):
