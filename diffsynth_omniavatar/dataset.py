@@ -203,16 +203,16 @@ def _gather(share: Any) -> list[Any]:
 class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
     """Samples with the recipe's random choices, drawn from python's global generator, which the training loop seeds.
 
-    An item is `batch_size` clips of one bucket: of one size and with the same live parts. It is drawn one length, limited
-    by its shortest clip, and one prefix; each of its clips is drawn a reference frame and its own dropouts. Samples
-    begin where the clip begins and end at random; the reference may come from the whole clip.
+    An item is `batch_size` clips of one bucket: of one size and with the same live parts. It is drawn one length,
+    limited by its shortest clip, and one prefix; each of its clips is drawn a reference frame and its own dropouts.
+    Samples begin where the clip begins and end at random; the reference may come from the whole clip.
 
-    Which clips go together is fixed: a bucket is shuffled once, by a fixed seed, and then sorted by length, so that little
-    is cut. So an epoch has every clip once. Where a bucket does not fill its last item, others of the same bucket
-    complete it, drawn anew each time.
+    Which clips go together is fixed: a bucket is shuffled once, by a fixed seed, and then sorted by length, so that
+    little is cut. So an epoch has every clip once. Where a bucket does not fill its last item, others of the same
+    bucket complete it, drawn anew each time.
 
-    A clip that turns out unreadable when it is loaded is named in the log, and the next item that can be read takes its
-    item's place. That depends on the data alone, so all processes, and a resumed run, do the same.
+    A clip that turns out unreadable when it is loaded is named in the log, and the next item that can be read takes
+    its item's place. That depends on the data alone, so all processes, and a resumed run, do the same.
 
     Args:
         clips: from `read_clips`.

@@ -356,7 +356,7 @@ class VideoClip(ClipSource):
         return info.frames, size
 
     def inspect_sound(self, parts: Collection[str], needed: int, faults: _Faults) -> None:
-        """Collect the faults in the sound itself, for samples of up to `needed` frames, unless it has faults already."""
+        """Collect the faults in the sound itself, for samples of up to `needed` frames, unless its file has some."""
         source = str(self.audio or self.video)
         if AUDIO in parts and not any(source in reason for reason in faults.reasons):
             faults.collect(lambda: self.waveform(None, needed))

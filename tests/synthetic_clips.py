@@ -1,0 +1,59 @@
+"""Small clips for tests, whose pictures tell which frame they are."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from diffsynth_omniavatar.clip import Sound, VideoWriter
+
+LEVEL_STEP = 6
+"""Grey levels between frames; lossless coding of a flat picture changes less than half of that."""
+
+
+def noise(seconds: float, seed: int = 0, rate: int = 16000) -> Sound:
+    samples = 0.2 * np.random.default_rng(seed).standard_normal((1, round(seconds * rate)))
+    return Sound(samples.astype(np.float32), rate)
+
+
+def write_levels(path: Path, frames: int, size: int = 32, sound: Sound | None = None) -> Path:
+    """A clip with sound whose frame i has the grey level 6 i."""
+    with VideoWriter(path, size, size, crf=0, sound=sound or noise(frames / 25)) as writer:
+        levels = (LEVEL_STEP * torch.arange(frames)).to(torch.uint8)
+        writer.write(levels.view(-1, 1, 1, 1).expand(-1, size, size, 3))
+    return path
+
+
+def shown(frames: torch.Tensor) -> list[int]:
+    """Which frames pictures [..., H, W, 3] of `write_levels` are."""
+    return (frames.float().mean((-3, -2, -1)) / LEVEL_STEP).round().int().flatten().tolist()
+
+
+def write_texture(path: Path, frames: int, seed: int = 0, height: int = 32, width: int = 32) -> Path:
+    """A clip with sound whose pictures are all different blocks of colour."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = torch.randint(40, 216, (frames, height // 8, width // 8, 3), generator=generator, dtype=torch.uint8)
+    with VideoWriter(path, height, width, crf=10, sound=noise(frames / 25, seed)) as writer:
+        writer.write(blocks.repeat_interleave(8, 1).repeat_interleave(8, 2))
+    return path
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    with path.open("w", newline="") as content:
+        table = csv.DictWriter(content, ["video", "prompt", "audio", "reference", "mask"])
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def write_prepared(folder: Path, frames: int = 21, size: int = 32) -> Path:
+    """A prepared directory without tensors."""
+    folder.mkdir(parents=True)
+    write_levels(folder / "sub_clip.mp4", frames, size)
+    soundfile.write(folder / "audio.wav", noise(frames / 25).samples[0], 16000)
+    (folder / "prompt.txt").write_text("A person talks.\n")
+    return folder
