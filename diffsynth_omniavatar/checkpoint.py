@@ -225,6 +225,11 @@ def load_checkpoint(path: str | Path | Iterable[str | Path]) -> Checkpoint:
     return Checkpoint(tensors=tensors, form="lora" if is_lora else "full", config=config, source=source)
 
 
+def read_lora(path: str | Path | Iterable[str | Path]) -> LoRAConfig | None:
+    """Rank, alpha and target modules of a checkpoint's low-rank part; None if it holds full weights."""
+    return load_checkpoint(path).config.lora
+
+
 def _complete(
     config: CheckpointConfig, tensors: dict[str, Tensor], source: str, is_lora: bool
 ) -> tuple[CheckpointConfig, dict[str, Tensor]]:

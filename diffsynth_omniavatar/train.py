@@ -21,14 +21,17 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from . import checkpoint, host
 from .audio import AudioEncoder
 from .config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
-from .dataset import OmniAvatarDataset, Recipe
+from .dataset import OmniAvatarDataset
 from .generate import generate
+from .nano.family import register_family
 from .pipeline import OmniAvatarPipeline
+from .sources import ClipSettings, Recipe, read_clips
 from .timeline import MAX_TOKENS, latent_frames
 from .training.accelerator import OmniAccelerator
 from .training.callbacks import TrainingLogger, find_latest
@@ -123,9 +126,9 @@ def _add_loop_flags(group: Any) -> None:
     add("--validate_at_start", action="store_true")
     add("--strict_data", action="store_true", help="Stop at an unreadable clip instead of passing over it.")
     add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
-    add("--vram_report", action="store_true", help="Print the peak memory of each stage after the third step.")
     add("--config", help="YAML or JSON file: flag name -> value; the command line has precedence.")
     add("--dry_run", action="store_true", help="Print the plan and end.")
+    add("--debug", action="store_true", help="Show the whole traceback of an error.")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -207,50 +210,59 @@ class _NoTokenizer:
         """Nothing."""
 
 
-def load_training_pipeline(args: argparse.Namespace, device: torch.device) -> tuple[OmniAvatarPipeline, CheckpointConfig]:
+def load_training_pipeline(
+    args: argparse.Namespace, conventions: Conventions, device: torch.device
+) -> tuple[OmniAvatarPipeline, CheckpointConfig]:
     """The pipeline with LoRA and audio modules on it, and what its checkpoints will say."""
-    parse: Callable[..., list[Any]] = host.DiffusionTrainingModule.parse_model_configs
-    offered = {"fp8_models": "fp8_models", "offload_models": "offload_models", "quant_options": "quant_options"}
-    extra = {name: getattr(args, flag) for name, flag in offered.items() if hasattr(args, flag)}
-    if extra:
-        extra["device"] = str(device)
-    configs = parse(host.DiffusionTrainingModule(), args.model_paths, args.model_id_with_origin_paths, **extra)
-    channels = 65 if args.use_ref_sequence else MODE_CHANNELS[args.omniavatar_mode]
-    dtype = DTYPES[args.dtype]
+    channels, dtype = channels_of(args), DTYPES[args.dtype]
+    full = args.trainable_models == "dit"
     options: dict[str, Any] = {"torch_dtype": dtype, "device": str(device)}
     if args.tokenizer_path is not None:
         options["tokenizer_config"] = host.ModelConfig(path=args.tokenizer_path)
     elif not _names_text_encoder(args):
         options["tokenizer_config"] = None if host.GENERATION == "wan_video" else _NoTokenizer()
-    full = args.trainable_models == "dit"
     if args.omniavatar_checkpoint is not None:
-        loaded = checkpoint.load_checkpoint(args.omniavatar_checkpoint)
-        conventions, lora = loaded.config.conventions, loaded.config.lora
-        configs.append(host.ModelConfig(path=args.omniavatar_checkpoint))
+        configs = [*_base_configs(args, device), host.ModelConfig(path=args.omniavatar_checkpoint)]
         options["omniavatar_lora"] = "fused" if full else "adapters"
         options["omniavatar_channels"] = channels
         pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
+        lora = checkpoint.read_lora(args.omniavatar_checkpoint)
         if lora is None and not full:
             lora = _lora_flags(args)
             add_lora(pipe.dit, lora)
     else:
-        conventions, lora = Conventions(leading_audio_rows=0), _lora_flags(args)
-        pipe = host.WanVideoPipeline.from_pretrained(model_configs=configs, **options)
+        lora = _lora_flags(args)
+        pipe = host.WanVideoPipeline.from_pretrained(model_configs=_base_configs(args, device), **options)
+        if pipe.dit is None:
+            raise FlagError("the base model has no denoiser: add diffusion_pytorch_model*.safetensors of Wan2.1-T2V")
         generator = torch.Generator().manual_seed(args.seed)
-        audio_sizes = {} if args.wav2vec2_path is None else {"audio_dim": _feature_dim(args.wav2vec2_path)}
-        checkpoint.initialise_on_wan(
-            pipe.dit, channels, dtype=dtype, device=device, generator=generator, **audio_sizes
-        )
+        width = {} if args.wav2vec2_path is None else {"audio_dim": _feature_dim(args.wav2vec2_path)}
+        checkpoint.initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
         if not full:
             add_lora(pipe.dit, lora)
         pipe = OmniAvatarPipeline.adopt(pipe, conventions)
-    pipe.conventions = _conventions(args, conventions)
+    pipe.conventions = conventions
     if args.wav2vec2_path is not None:
         pipe.speech_encoder = AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
     config = CheckpointConfig(
-        in_dim=channels, lora=None if full else lora, model=pipe.dit.config, conventions=pipe.conventions
+        in_dim=channels, lora=None if full else lora, model=pipe.dit.config, conventions=conventions
     )
     return pipe, config
+
+
+def channels_of(args: argparse.Namespace) -> int:
+    """Input channels of the denoiser that the flags ask for."""
+    return 65 if args.use_ref_sequence else MODE_CHANNELS[args.omniavatar_mode]
+
+
+def _base_configs(args: argparse.Namespace, device: torch.device) -> list[Any]:
+    """The host's ModelConfigs of its flags, as its own trainer makes them."""
+    offered = ("fp8_models", "offload_models", "quant_options")
+    extra = {name: getattr(args, name) for name in offered if hasattr(args, name)}
+    if extra:
+        extra["device"] = str(device)
+    module = host.DiffusionTrainingModule()
+    return module.parse_model_configs(args.model_paths, args.model_id_with_origin_paths, **extra)
 
 
 def _names_text_encoder(args: argparse.Namespace) -> bool:
@@ -267,41 +279,63 @@ def _lora_flags(args: argparse.Namespace) -> LoRAConfig:
     return LoRAConfig(rank=args.lora_rank, alpha=alpha, target_modules=tuple(args.lora_target_modules.split(",")))
 
 
-def _conventions(args: argparse.Namespace, of_checkpoint: Conventions) -> Conventions:
-    given = {"first_frame": args.first_frame, "leading_audio_rows": args.leading_audio_rows, "prefix_frames": args.prefix_frames}
+def conventions_of(args: argparse.Namespace) -> Conventions:
+    """Those of the checkpoint that training starts from, or else frames that hear their own row; flags override."""
+    given: dict[str, Any] = {
+        "first_frame": args.first_frame,
+        "leading_audio_rows": args.leading_audio_rows,
+        "prefix_frames": args.prefix_frames,
+        "max_tokens": args.max_tokens,
+        "image_sizes": None if args.height is None else ((args.height, args.width),),
+    }
     if args.first_frame == "masked" and args.prefix_frames is None:
         given["prefix_frames"] = ()
-    changed = {name: value for name, value in given.items() if value is not None}
-    if args.height is not None:
-        changed["image_sizes"] = ((args.height, args.width),)
-    return dataclasses.replace(of_checkpoint, max_tokens=args.max_tokens, **changed)
+    start = Conventions(leading_audio_rows=0)
+    if args.omniavatar_checkpoint is not None:
+        start = checkpoint.read_config(checkpoint.weight_files(args.omniavatar_checkpoint)).conventions
+    return dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def build_dataset(args: argparse.Namespace, conventions: Conventions, channels: int) -> OmniAvatarDataset:
-    """The samples that the flags name."""
+def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAvatarDataset:
+    """The samples that the flags name. In a distributed run every process must call it."""
     recipe = Recipe(
         prefix_frames=conventions.prefix_frames,
         text_drop_prob=args.text_drop_prob,
         audio_drop_prob=args.audio_drop_prob,
         prefix_drop_prob=args.prefix_drop_prob,
         max_tokens=args.max_tokens,
+        num_frames=args.num_frames,
     )
-    return OmniAvatarDataset(
-        args.dataset_metadata_path,
-        base_path=args.dataset_base_path,
-        recipe=recipe,
+    settings = ClipSettings(
+        in_dim=channels_of(args),
         conventions=conventions,
-        in_dim=channels,
         height=args.height,
         width=args.width,
-        num_frames=args.num_frames,
+        mouth_mask=None if args.mouth_mask is None else Path(args.mouth_mask),
+    )
+    return OmniAvatarDataset(
+        read_clips(args.dataset_metadata_path or args.dataset_base_path, args.dataset_base_path),
+        settings=settings,
+        recipe=recipe,
         batch_size=args.batch_size,
-        mouth_mask=args.mouth_mask,
+        repeat=args.dataset_repeat,
         strict=args.strict_data,
     )
+
+
+def check_networks(dataset: OmniAvatarDataset, pipe: OmniAvatarPipeline) -> None:
+    """Raise FlagError if the samples need a network that was not loaded."""
+    flags = {"speech_encoder": "--wav2vec2_path", "text_encoder": "--model_paths", "vae": "--model_paths"}
+    missing = [
+        f"{name} for {purpose} (add it with {flags[name]}, or put it into a cache)"
+        for name, purpose in dataset.needed_networks().items()
+        if getattr(pipe, name, None) is None
+    ]
+    if missing:
+        raise FlagError(f"training needs {'; '.join(missing)}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- validation
@@ -425,31 +459,19 @@ def _logger_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def train(args: argparse.Namespace) -> None:
     """Run what the flags say."""
-    processes = _process_count()
-    channels = 65 if args.use_ref_sequence else MODE_CHANNELS[args.omniavatar_mode]
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
-    draft = _draft_conventions(args)
-    dataset = build_dataset(args, draft, channels)
+    processes = PartialState().num_processes
+    register_family()
+    conventions = conventions_of(args)
+    dataset = build_dataset(args, conventions)
     settings = _loop_settings(args, len(dataset), processes)
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
-    dataset.exclude(_shared(dataset.find_faults() if accelerator.is_main_process else None))
-    pipe, config = load_training_pipeline(args, accelerator.device)
-    dataset.conventions = config.conventions
-    module = OmniAvatarTrainingModule(
-        pipe,
-        config,
-        StepSettings(
-            mouth_weight=args.mouth_weight,
-            use_gradient_checkpointing=args.use_gradient_checkpointing,
-            use_gradient_checkpointing_offload=args.use_gradient_checkpointing_offload,
-            offload_frozen=args.offload_frozen,
-            max_timestep_boundary=args.max_timestep_boundary,
-            min_timestep_boundary=args.min_timestep_boundary,
-        ),
-    )
+    pipe, config = load_training_pipeline(args, conventions, accelerator.device)
     pipe.device = accelerator.device
+    check_networks(dataset, pipe)
+    module = OmniAvatarTrainingModule(pipe, config, _step_settings(args))
     if accelerator.is_main_process:
-        print_plan(plan_of(args, dataset, module, settings, accelerator.num_processes))
+        print_plan(plan_of(args, dataset, module, settings, processes))
     if args.dry_run:
         return
     if accelerator.is_main_process:
@@ -469,25 +491,9 @@ def train(args: argparse.Namespace) -> None:
     host.launch_training_task(accelerator, dataset, module, training_logger, args)
 
 
-def _process_count() -> int:
-    from accelerate import PartialState
-
-    return PartialState().num_processes
-
-
-def _draft_conventions(args: argparse.Namespace) -> Conventions:
-    """The conventions as far as the data needs them, before the model is loaded."""
-    if args.omniavatar_checkpoint is None:
-        return _conventions(args, Conventions(leading_audio_rows=0))
-    files = checkpoint.weight_files(args.omniavatar_checkpoint)
-    return _conventions(args, checkpoint.read_config(files).conventions)
-
-
-def _shared(value: Any) -> Any:
-    """The main process's value on every process."""
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
+def _step_settings(args: argparse.Namespace) -> StepSettings:
+    names = [field.name for field in dataclasses.fields(StepSettings)]
+    return StepSettings(**{name: getattr(args, name) for name in names if hasattr(args, name)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -495,7 +501,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         train(parse_arguments(argv))
-    except (FlagError, checkpoint.CheckpointError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
+        if "--debug" in (sys.argv if argv is None else argv):
+            raise
         print(f"diffsynth_omniavatar.train: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -170,7 +170,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
 
     @contextmanager
     def _encoders_on_device(self, sample: TrainingSample) -> Iterator[None]:
-        if not self.settings.offload_frozen or sample.input_latents is not None:
+        cached = (sample.input_latents, sample.audio_features, sample.context)
+        if not self.settings.offload_frozen or all(part is not None for part in cached):
             yield
             return
         encoders = [getattr(self.pipe, name) for name in ENCODERS if getattr(self.pipe, name, None) is not None]
