@@ -146,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--to",
         required=True,
         choices=["omniavatar", "lora", "merged"],
-        help="omniavatar: pytorch_model.pt and config.json; lora: for DiffSynth and ComfyUI; merged: all weights in one file",
+        help="omniavatar: pytorch_model.pt and config.json; lora: for DiffSynth and ComfyUI; merged: all weights",
     )
     convert.add_argument("--base", nargs="+", help="merged: weights of the Wan transformer, files or a folder")
     convert.add_argument(
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args = parse(argv)
-        _log_to_stderr()
+        _show_log()
         return args.run(args)
     except KeyboardInterrupt as interrupt:
         _say(f"interrupted; {interrupt or 'no video was being written.'}")
@@ -247,14 +247,18 @@ def _say(message: str) -> None:
     print("omniavatar:", " ".join(message.split()), file=sys.stderr)
 
 
-def _log_to_stderr() -> None:
+class _LogHandler(logging.Handler):
+    """Shows what the package logs; to the stderr of the moment, which a progress bar replaces."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(self.format(record))
+
+
+def _show_log() -> None:
     logger = logging.getLogger(__package__)
     logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("omniavatar: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+    if not any(isinstance(handler, _LogHandler) for handler in logger.handlers):
+        logger.addHandler(_LogHandler())
 
 
 # ------------------------------------------------------------------------------------------------------------- generate

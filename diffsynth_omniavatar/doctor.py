@@ -236,6 +236,7 @@ def check_checkpoint(path: str) -> Iterator[Finding]:
         yield Finding("problem", str(error), "give the folder or file of an OmniAvatar checkpoint")
         return
     lora, conventions = checkpoint.config.lora, checkpoint.config.conventions
+    sizes = ", ".join(f"{height}x{width}" for height, width in conventions.image_sizes)
     form = (
         "full weights"
         if lora is None
@@ -247,5 +248,5 @@ def check_checkpoint(path: str) -> Iterator[Finding]:
         f"its conventions: {conventions.leading_audio_rows} frame(s) before the sound, "
         f"first frame {conventions.first_frame}, "
         f"prefixes of {', '.join(map(str, conventions.prefix_frames)) or 'no'} frames, "
-        f"up to {conventions.max_tokens} tokens, sizes {', '.join(f'{height}x{width}' for height, width in conventions.image_sizes)}",
+        f"up to {conventions.max_tokens} tokens, sizes {sizes}",
     )

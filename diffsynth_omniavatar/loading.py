@@ -63,7 +63,10 @@ def pipeline_arguments(files: ModelFiles, download_source: str | None = None) ->
     Raises:
         FileNotFoundError: files are missing; the message lists them.
     """
-    missing = files.missing()
+    sources, missing = dict(files.sources), files.missing()
+    if "omniavatar" not in missing and _is_full_checkpoint(sources["omniavatar"]):
+        del sources["dit"]  # the checkpoint has the whole transformer
+        missing.pop("dit", None)
     if missing:
         listed = "; ".join(f"{part}: {path}" for part, path in missing.items())
         raise FileNotFoundError(
@@ -71,9 +74,6 @@ def pipeline_arguments(files: ModelFiles, download_source: str | None = None) ->
         )
     if files.is_small_family:
         register_family()
-    sources = dict(files.sources)
-    if _is_full_checkpoint(sources["omniavatar"]):
-        del sources["dit"]  # it has the whole transformer
     tokenizer = _config("tokenizer", sources.pop("tokenizer"), download_source)
     configs = [_config(part, source, download_source) for part, source in sources.items()]
     return {"model_configs": configs, "tokenizer_config": tokenizer}
