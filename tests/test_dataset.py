@@ -150,7 +150,9 @@ def test_impossible_recipes_are_refused(wrong: dict[str, Any], words: str) -> No
 
 
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"in_dim is 16.*height is 32 and width None.*mouth_mask .*none\.png is missing"):
+    with pytest.raises(
+        ValueError, match=r"in_dim is 16.*height is 32 and width None.*mouth_mask .*none\.png is missing"
+    ):
         ClipSettings(in_dim=16, height=32, mouth_mask=tmp_path / "none.png")
     with pytest.raises(ValueError, match="a size of 40x32; wanted multiples of 16"):
         ClipSettings(height=40, width=32)
@@ -290,7 +292,7 @@ def test_unusable_tables_are_refused_by_name(tmp_path: Path, name: str, content:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=f"{name}.*{words}"):
         read_clips(tmp_path / name)
-    with pytest.raises(ValueError, match="nothing.csv does not exist"):
+    with pytest.raises(ValueError, match=r"nothing\.csv does not exist"):
         read_clips(tmp_path / "nothing.csv")
 
 
@@ -307,7 +309,10 @@ def fill(folder: Path, frames: int = 21, audio: torch.dtype = torch.float32) -> 
     """All tensors of a prepared directory, for 32x32 pixels."""
     count = (frames + 3) // 4
     for file, offset in (("vae_latents.pt", 0), ("vae_latents_mask_all.pt", 1)):
-        latents = {"input_latents": numbered(16, count, 4, 4), "masked_latents": numbered(16, count, 4, 4) + (1 + offset)}
+        latents = {
+            "input_latents": numbered(16, count, 4, 4),
+            "masked_latents": numbered(16, count, 4, 4) + (1 + offset),
+        }
         torch.save({**latents, "metadata": {"height": 32}}, folder / file)
     rows = {"audio_emb": numbered(frames + 9, C, dtype=audio), "metadata": {"fps": 25, "feature_dim": C}}
     torch.save(rows, folder / "audio_emb_omniavatar.pt")
@@ -554,7 +559,7 @@ def test_a_check_lists_all_faults_of_all_clips(tmp_path: Path, capsys: pytest.Ca
     settings = ClipSettings(conventions=Conventions(image_sizes=((32, 32),)))
     faults = check_dataset(read_clips(tmp_path / "t.csv"), settings, RECIPE)
     assert [fault.clip for fault in faults] == [clip for clip, _ in wanted]
-    for fault, (clip, words) in zip(faults, wanted, strict=True):
+    for fault, (_, words) in zip(faults, wanted, strict=True):
         with pytest.raises(ValueError, match=words):
             raise ValueError(fault.reason)
     quick = {fault.clip for fault in scan_clips(read_clips(tmp_path / "t.csv"), settings, RECIPE).faults}
