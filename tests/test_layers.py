@@ -1,0 +1,129 @@
+"""A module imports only what stands above it in the table of docs/architecture.md, and only host/ imports DiffSynth."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "diffsynth_omniavatar"
+WITHOUT_HOST = ("timeline", "config", "clip", "audio", "files", "versions")
+
+BLOCK_HOST = """
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "diffsynth":
+            raise ImportError("DiffSynth is blocked: " + name)
+
+sys.meta_path.insert(0, Blocker())
+for name in sys.argv[1:]:
+    importlib.import_module("diffsynth_omniavatar." + name)
+try:
+    import diffsynth_omniavatar.host
+except ImportError as error:
+    print(error)
+"""
+
+
+def table() -> list[str]:
+    """The rows of the module table: files, and folders with a slash at the end."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = text.split("## Modules", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^\| `([\w/.]+)` \|", section, flags=re.MULTILINE)
+
+
+def modules() -> dict[str, ast.Module]:
+    """Path inside the package -> parsed file; files that hold only a docstring are left out."""
+    parsed = {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+    return {name: tree for name, tree in parsed.items() if len(tree.body) > 1}
+
+
+class Imports(ast.NodeVisitor):
+    """Dotted names that a file imports, wherever it does; what is only for type checking does not run."""
+
+    def __init__(self, package: list[str]) -> None:
+        self.package = package
+        self.names: list[str] = []
+
+    def visit_If(self, node: ast.If) -> None:
+        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.names += [alias.name for alias in node.names]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        package = self.package[: len(self.package) - node.level + 1] if node.level else []
+        base = ".".join([*package, *([node.module] if node.module else [])])
+        self.names += [f"{base}.{alias.name}" for alias in node.names]
+
+
+def imports(name: str, tree: ast.Module) -> list[str]:
+    visitor = Imports([PACKAGE.name, *name.split("/")[:-1]])
+    visitor.visit(tree)
+    return visitor.names
+
+
+def own_files(dotted: str) -> Iterator[str]:
+    """The file of the package that an imported name means: the longest part of it that is a file."""
+    parts = dotted.split(".")
+    if parts[0] != PACKAGE.name:
+        return
+    for end in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[1:end])
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                yield file.relative_to(PACKAGE).as_posix()
+                return
+
+
+def row_of(name: str, rows: list[str]) -> str | None:
+    return next((row for row in rows if name == row or (row.endswith("/") and name.startswith(row))), None)
+
+
+def test_every_module_has_its_row_and_every_row_its_module():
+    rows = table()
+    assert len(rows) == len(set(rows)) > 10
+    without_row = [name for name in modules() if row_of(name, rows) is None]
+    assert not without_row, f"add to the table of docs/architecture.md: {without_row}"
+    assert not [row for row in rows if not (PACKAGE / row).exists()]
+
+
+def test_modules_import_only_what_stands_above_them():
+    rows = table()
+    wrong = []
+    for name, tree in modules().items():
+        own = row_of(name, rows)
+        if own is None:  # the test above says so
+            continue
+        for dotted in imports(name, tree):
+            for used in own_files(dotted):
+                other = row_of(used, rows)
+                if other is None or other == own:  # docstring-only files; the inside of a folder's row
+                    continue
+                if rows.index(other) > rows.index(own):
+                    wrong.append(f"{name} imports {used}")
+    assert not wrong
+
+
+def test_only_host_imports_diffsynth():
+    users = {
+        name
+        for name, tree in modules().items()
+        if any(dotted.split(".")[0] == "diffsynth" for dotted in imports(name, tree))
+    }
+    assert users == {"host/wan_video.py", "host/wan_video_new.py"}
+
+
+def test_media_and_speech_work_without_diffsynth():
+    command = [sys.executable, "-c", BLOCK_HOST, *WITHOUT_HOST]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "DiffSynth is blocked" in done.stdout

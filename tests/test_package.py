@@ -1,0 +1,44 @@
+"""The package itself: importing it costs nothing, and its public names are what they say."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import diffsynth_omniavatar as omni
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_import_loads_neither_torch_nor_diffsynth():
+    code = (
+        "import sys, diffsynth_omniavatar as omni\n"
+        "assert omni.PRESETS['14B'].dim == 5120 and omni.model_files('1.3B').sources and dir(omni)\n"
+        "print([name for name in ('torch', 'diffsynth', 'numpy', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    assert set(omni.__all__) == set(omni._MODULES) <= set(dir(omni))
+    for name, module in omni._MODULES.items():
+        assert getattr(omni, name) is getattr(importlib.import_module(f"diffsynth_omniavatar.{module}"), name)
+
+
+def test_unknown_name_is_an_attribute_error():
+    assert not hasattr(omni, "generate_video")
+
+
+def test_generate_is_the_function_though_a_module_has_that_name():
+    code = "import diffsynth_omniavatar.generate\nprint(type(diffsynth_omniavatar.generate).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "function"
+    from diffsynth_omniavatar import generate
+
+    module = importlib.import_module("diffsynth_omniavatar.generate")
+    assert generate is omni.generate is module.generate
+
+
+def test_package_is_typed():
+    assert (Path(omni.__file__).parent / "py.typed").is_file()
