@@ -1,0 +1,55 @@
+# make demo, make test, make lint: all that they need besides Python 3.10 or later comes from the package index.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# uv from the PATH if it works there, else one in an environment of its own.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .venv-uv/bin/uv)
+UV_FILE := $(filter .venv-uv/bin/uv,$(UV))
+BIN := .venv/bin
+PYTEST := -m pytest -q -n 2 --dist loadfile
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_NO_PROGRESS := 1
+
+.PHONY: help demo test test-modern test-classic lint clean
+
+help:
+	@echo "make demo   a 3-second video with a tiny model of random weights, in demo/"
+	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
+	@echo "make lint   ruff, mypy and the table of modules"
+	@echo "make clean  remove the environments and what was built"
+
+demo: .venv/installed
+	$(BIN)/omniavatar demo
+	@echo "For the commands above: source .venv/bin/activate"
+
+test: test-modern test-classic
+
+# One thread a process: small tensors are slower with more, and two processes run.
+test-modern: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+test-classic: .venv-classic/installed
+	OMP_NUM_THREADS=1 .venv-classic/bin/python $(PYTEST)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install --quiet uv
+
+.venv/installed: pyproject.toml $(UV_FILE)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python $(BIN)/python "diffsynth>=2.1,<2.2" --editable ".[test,dev]"
+	touch $@
+
+.venv-classic/installed: pyproject.toml $(UV_FILE)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv-classic
+	$(UV) pip install --quiet --python .venv-classic/bin/python --editable ".[classic,test]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv-classic .venv-uv .venv-wheel build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
