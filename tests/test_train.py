@@ -1,0 +1,179 @@
+"""The launcher: DiffSynth's flags and ours, from real clips to a checkpoint that generates; losses as recorded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from synthetic_clips import noise, write_table, write_texture
+
+from diffsynth_omniavatar import checkpoint, host, train
+from diffsynth_omniavatar.clip import probe_video
+from diffsynth_omniavatar.nano import family
+
+RECORDED = Path(__file__).parent / "recorded_losses.json"
+LOSS_TOLERANCE = 1e-3  # ten steps amplify the last bits in which processors and kernels differ
+MODES = {
+    "i2v": [],
+    "v2v-known": ["--omniavatar_mode", "v2v", "--prefix_frames", "1", "--mouth_weight", "4"],
+    "v2v-masked": ["--omniavatar_mode", "v2v", "--first_frame", "masked"],
+    "v2v-reference": ["--omniavatar_mode", "v2v", "--use_ref_sequence", "--prefix_frames", "1,5", "--num_frames", "9"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A family of small networks and a table of two clips."""
+    folder = tmp_path_factory.mktemp("training")
+    family.write_random_family(folder / "family")
+    rows = [
+        {"video": write_texture(folder / f"{index}.mp4", 25, seed=index).name, "prompt": f"speaker {index}"}
+        for index in range(2)
+    ]
+    write_table(folder / "clips.csv", rows)
+    return folder
+
+
+def flags(folder, output, *more):
+    """A command line that trains on the clips."""
+    models = folder / "family"
+    paths = [str(models / family.FILES[name]) for name in ("dit", "text_encoder", "vae")]
+    return [
+        "--dataset_base_path", str(folder), "--dataset_metadata_path", str(folder / "clips.csv"),
+        "--model_paths", json.dumps(paths), "--tokenizer_path", str(models / family.FILES["tokenizer"]),
+        "--wav2vec2_path", str(models / family.FILES["wav2vec2"]),
+        "--omniavatar_checkpoint", str(models / family.FILES["omniavatar"]),
+        "--output_path", str(output), "--height", "32", "--width", "32", "--num_frames", "17", "--dtype", "float32",
+        "--learning_rate", "1e-3", "--seed", "7", "--enable_csv_log", *more,
+    ]  # fmt: skip
+
+
+def losses_of(output):
+    rows = [line.split(",") for line in (output / "loss.csv").read_text().splitlines()[1:]]
+    return [float(value) for _, key, value in rows if key == "loss"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_losses_are_those_recorded(folder, tmp_path, mode):
+    """Ten steps of each mode; a change of these numbers is a change of the training."""
+    assert train.main(flags(folder, tmp_path, "--max_steps", "10", *MODES[mode])) == 0
+    losses = losses_of(tmp_path)
+    recorded = json.loads(RECORDED.read_text()) if RECORDED.is_file() else {}
+    if os.environ.get("OMNIAVATAR_RECORD_LOSSES"):
+        recorded.setdefault(host.GENERATION, {})[mode] = losses
+        RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
+    assert losses == pytest.approx(recorded[host.GENERATION][mode], rel=LOSS_TOLERANCE)
+    config = checkpoint.read_config([tmp_path / "step-10" / "model.safetensors"])
+    assert config.in_dim == {"i2v": 33, "v2v-reference": 65}.get(mode, 49)
+    assert config.conventions.first_frame == ("masked" if mode == "v2v-masked" else "known")
+    assert config.conventions.prefix_frames == {"i2v": (1, 5, 9, 13), "v2v-known": (1,), "v2v-masked": ()}.get(mode, (1, 5))
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(folder, tmp_path):
+    common = ["--gradient_accumulation_steps", "2", "--lr_schedule", "cosine", "--warmup_steps", "2", "--max_steps", "5"]
+    assert train.main(flags(folder, tmp_path / "whole", *common)) == 0
+    parts = flags(folder, tmp_path / "parts", *common, "--save_steps", "1", "--checkpoints_total_limit", "2")
+    assert train.main(parts) == 0
+    for step in (4, 5):
+        (tmp_path / "parts" / f"step-{step}").rename(tmp_path / f"old-{step}")
+    (tmp_path / "old-4").rename(tmp_path / "parts" / "step-4")
+    assert train.main([*parts, "--resume", "latest"]) == 0
+    wanted = load_file(tmp_path / "whole" / "step-5" / "model.safetensors")
+    for found in (tmp_path / "parts" / "step-5", tmp_path / "old-5"):
+        tensors = load_file(found / "model.safetensors")
+        assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+    assert sorted(path.name for path in (tmp_path / "parts").glob("step-*")) == ["step-4", "step-5"]
+
+
+def test_training_from_the_base_starts_without_effect_of_sound(folder, tmp_path):
+    arguments = flags(folder, tmp_path, "--max_steps", "2", "--lora_rank", "8")
+    place = arguments.index("--omniavatar_checkpoint")
+    del arguments[place : place + 2]
+    assert train.main(arguments) == 0
+    loaded = checkpoint.load_checkpoint(tmp_path / "step-2")
+    assert loaded.config.lora.rank == 8 and loaded.config.lora.alpha == 4.0
+    assert loaded.config.conventions.leading_audio_rows == 0
+    assert loaded.tensors["audio_cond_projs.0.bias"].abs().max() > 0
+
+
+def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (40, 40), "teal").save(tmp_path / "face.png")
+    import soundfile
+
+    soundfile.write(tmp_path / "speech.wav", noise(0.5).samples[0], 16000)
+    lines = tmp_path / "validation.txt"
+    lines.write_text(f"a face@@{tmp_path / 'face.png'}@@{tmp_path / 'speech.wav'}\n")
+    options = ["--max_steps", "2", "--max_tokens", "17"]
+    validation = ["--validation_data", str(lines), "--validation_steps", "1", "--validation_num_inference_steps", "1"]
+    assert train.main(flags(folder, tmp_path / "plain", *options)) == 0
+    assert train.main(flags(folder, tmp_path / "validated", *options, *validation, "--validate_at_start")) == 0
+    assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "validated")
+    for step in (0, 1, 2):
+        info = probe_video(tmp_path / "validated" / "validation" / f"step-{step}" / "000.mp4")
+        assert info.has_sound and (info.height, info.width) == (32, 32)
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(folder, tmp_path, capsys):
+    assert train.main(flags(folder, tmp_path / "run", "--dry_run", "--num_epochs", "3")) == 0
+    plan = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("mode"))
+    assert plan == {"mode": "i2v, 33 channels"} and not (tmp_path / "run").exists()
+
+
+def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_path):
+    file = tmp_path / "flags.yaml"
+    file.write_text(yaml.safe_dump({"max_steps": 9, "lora_alpha": 3, "prefix_frames": [1, 5], "omniavatar_mode": "v2v"}))
+    args = train.parse_arguments(flags(folder, tmp_path, "--config", str(file), "--max_steps", "4"))
+    assert (args.max_steps, args.lora_alpha, args.prefix_frames, args.omniavatar_mode) == (4, 3, (1, 5), "v2v")
+    file.write_text("learning_rat: 1\nmax_step: 3\n")
+    with pytest.raises(train.FlagError, match=r"unknown keys: learning_rat, max_step"):
+        train.parse_arguments(flags(folder, tmp_path, "--config", str(file)))
+    file.write_text("lr_schedule: sometimes\n")
+    with pytest.raises(train.FlagError, match=r"lr_schedule is 'sometimes', wanted one of"):
+        train.parse_arguments(flags(folder, tmp_path, "--config", str(file)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--mouth_weight", "2"], "--mouth_weight needs --omniavatar_mode v2v"),
+        (["--use_ref_sequence"], "--use_ref_sequence needs --omniavatar_mode v2v"),
+        (["--lora_checkpoint", "x"], "--lora_checkpoint has no meaning here: use --omniavatar_checkpoint"),
+        (["--trainable_models", "vae"], "only dit"),
+        (["--validation_steps", "3"], "--validation_data and --validation_steps go together"),
+        (["--prefix_frames", "1,6"], r"prefix_frames has \[6\]"),
+        (["--no_such_flag"], "Unknown flags: --no_such_flag"),
+        (["--dataset_metadata_path", "nowhere.csv"], r"nowhere\.csv does not exist"),
+        (["--omniavatar_checkpoint", "nowhere.pt"], r"nowhere\.pt does not exist"),
+        (["--wav2vec2_path", "nowhere"], "nowhere"),
+    ],
+)
+def test_faulty_flags_are_named(folder, tmp_path, capsys, more, message):
+    import re
+
+    assert train.main(flags(folder, tmp_path, *more)) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_missing_networks_are_named(folder, tmp_path, capsys):
+    models = folder / "family"
+    only_dit = json.dumps([str(models / family.FILES["dit"])])
+    assert train.main(flags(folder, tmp_path, "--model_paths", only_dit)) == 2
+    error = capsys.readouterr().err
+    assert "vae for" in error and "text_encoder for" in error and "put it into a cache" in error
+
+
+def test_the_real_command_line(folder, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "-m"]
+    command += ["diffsynth_omniavatar.train", *flags(folder, tmp_path, "--max_steps", "1")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "trainable parameters" in result.stdout and (tmp_path / "step-1" / "model.safetensors").is_file()
+    resolved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert resolved["learning_rate"] == 1e-3 and resolved["max_steps"] == 1
