@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageDraw
 
+from .config import Conventions
 from .generate import GeneratedVideo, generate
 from .loading import load_pipeline
 from .nano.family import write_random_family
@@ -16,6 +17,8 @@ from .timeline import SAMPLE_RATE
 
 SECONDS = 3.0
 STEPS = 4
+CONVENTIONS = Conventions(image_sizes=((96, 96),), max_tokens=441)
+"""Small pictures in two chunks: nearly all of the time goes into the VAE."""
 VOWELS = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410))
 """Formants in hertz of the vowels in "father", "see", "boot", "bed", "law": men in Peterson and Barney (1952)."""
 
@@ -75,7 +78,7 @@ def run_demo(out: str | Path = "demo") -> GeneratedVideo:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     print(f"Making a tiny model with random weights in {out / 'model'}.")
-    write_random_family(out / "model")
+    write_random_family(out / "model", conventions=CONVENTIONS)
     draw_portrait().save(out / "portrait.png")
     soundfile.write(out / "speech.wav", speak(), SAMPLE_RATE)
     pipe = load_pipeline(folder=out / "model", device="cpu")
