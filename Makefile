@@ -25,11 +25,15 @@ demo: .venv/installed
 test: test-modern test-classic
 
 # One thread a process: small tensors are slower with more, and two processes run.
+# A video of each host is left for the other's tests to compare with.
+HOST_VIDEOS := $(CURDIR)/build/host-videos
+
 test-modern: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+	rm -rf $(HOST_VIDEOS)
+	OMP_NUM_THREADS=1 OMNIAVATAR_HOST_VIDEOS=$(HOST_VIDEOS) $(BIN)/python $(PYTEST)
 
 test-classic: .venv-classic/installed
-	OMP_NUM_THREADS=1 .venv-classic/bin/python $(PYTEST)
+	OMP_NUM_THREADS=1 OMNIAVATAR_HOST_VIDEOS=$(HOST_VIDEOS) .venv-classic/bin/python $(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

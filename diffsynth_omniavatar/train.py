@@ -127,6 +127,7 @@ def _add_loop_flags(group: Any) -> None:
     add("--strict_data", action="store_true", help="Stop at an unreadable clip instead of passing over it.")
     add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
     add("--config", help="YAML or JSON file: flag name -> value; the command line has precedence.")
+    add("--vram_report", action="store_true", help="Print the peak memory of each stage after the third step (CUDA).")
     add("--dry_run", action="store_true", help="Print the plan and end.")
     add("--debug", action="store_true", help="Show the whole traceback of an error.")
 

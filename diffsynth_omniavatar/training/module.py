@@ -39,6 +39,37 @@ class StepSettings:
     min_timestep_boundary: float = 0.0
     tiled: bool = False
     """Encode videos in VAE tiles: less memory, shifted colours."""
+    vram_report: bool = False
+    """Print the peak memory of each stage of the third step (CUDA)."""
+
+
+class MemoryReport:
+    """Peak memory of the stages of a training step on the CUDA device; prints itself once, after the third step.
+
+    Raises:
+        ValueError: the pipeline is not on a CUDA device.
+    """
+
+    STEP = 3
+
+    def __init__(self, pipe: OmniAvatarPipeline) -> None:
+        if not torch.cuda.is_available():
+            raise ValueError("--vram_report needs a CUDA device; leave it out.")
+        parts = {name: part for name, part in pipe.named_children() if any(True for _ in part.parameters())}
+        self.weights = {name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()}
+        self.peaks: dict[str, int] = {}
+        self.steps = -1
+
+    def end_of(self, stage: str) -> None:
+        """Note the peak since the last call."""
+        self.peaks[stage] = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.steps += stage == "backward and optimizer"
+        if self.steps == self.STEP and stage == "backward and optimizer":
+            for name, size in self.weights.items():
+                logger.info("memory: weights of %-22s %7.2f GiB", name, size / 2**30)
+            for name, size in self.peaks.items():
+                logger.info("memory: peak of %-25s %7.2f GiB", name, size / 2**30)
 
 
 def add_lora(dit: Any, lora: LoRAConfig) -> None:
@@ -86,6 +117,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         self.switch_pipe_to_training_mode(pipe)
         select_trainable(pipe.dit, full=config.lora is None)
         self.units = [conditioning.PromptUnit(), *conditioning.units()]
+        self.memory = MemoryReport(pipe) if settings.vram_report else None
 
     def switch_pipe_to_training_mode(self, pipe: OmniAvatarPipeline, *_: Any, **__: Any) -> None:
         """The part of the host's method that applies: its scheduler in training mode, everything frozen."""
@@ -95,8 +127,14 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
 
     def forward(self, data: TrainingSample, inputs: Any = None) -> Tensor:
         """The loss of a sample, a scalar."""
-        shared, positive, negative = self.prepare(data)
+        if self.memory is not None:
+            self.memory.end_of("backward and optimizer")
+        shared, positive, _ = self.prepare(data)
+        if self.memory is not None:
+            self.memory.end_of("encoding")
         loss = flow_loss(self.pipe, {**shared, **positive})
+        if self.memory is not None:
+            self.memory.end_of("forward")
         return loss
 
     @torch.no_grad()
