@@ -73,13 +73,14 @@ class BadSampleError(ValueError):
         reasons: all that is wrong with it.
     """
 
-    def __init__(self, clip: str, reasons: Sequence[str]) -> None:
+    def __init__(self, clip: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(clip, reasons)
         self.clip = clip
         self.reasons = tuple(reasons)
 
     def __str__(self) -> str:
-        return f"{self.clip}: {'; '.join(self.reasons)}"
+        # A loader makes a worker's error again from its message alone, which then stands for the clip.
+        return f"{self.clip}: {'; '.join(self.reasons)}" if self.reasons else self.clip
 
 
 class StaleCacheError(ValueError):

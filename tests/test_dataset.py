@@ -17,6 +17,7 @@ import soundfile
 import torch
 from PIL import Image
 from synthetic_clips import noise, shown, write_levels, write_prepared, write_table
+from torch.utils.data import DataLoader
 
 from diffsynth_omniavatar import dataset as dataset_module
 from diffsynth_omniavatar.clip import Sound, VideoWriter, read_frames
@@ -481,6 +482,19 @@ def test_a_clip_that_breaks_later_is_replaced_by_the_next(caplog: pytest.LogCapt
         make(clips, strict=True)[4]
     with pytest.raises(BadSampleError, match="clip0: neither it nor any other clip can be read"):
         make(fakes(2, broken=True))[0]
+
+
+def one(batch: list[Any]) -> Any:
+    return batch[0]
+
+
+def test_samples_and_errors_come_out_of_a_loaders_workers(levels: Path) -> None:
+    live = make(read_clips(levels / "clips.csv"), replace(RECIPE, dynamic_length=False))
+    (loaded,) = DataLoader(live, num_workers=1, collate_fn=one)
+    assert torch.equal(loaded.target_video, live[0].target_video)
+    broken = DataLoader(make(fakes(1, broken=True), strict=True), num_workers=1, collate_fn=one)
+    with pytest.raises(BadSampleError, match="clip0: broken in the middle"):
+        next(iter(broken))
 
 
 def test_all_processes_get_the_same_scan(monkeypatch: pytest.MonkeyPatch) -> None:
