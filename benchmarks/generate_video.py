@@ -12,6 +12,7 @@ import json
 import platform
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def main() -> None:
             show_progress=False,
         )
         info = probe_video(result.path)
-    gaps = [b - a for a, b in zip(step_seconds, step_seconds[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(step_seconds)]
     within_chunks = [gap for index, gap in enumerate(gaps, start=1) if index % args.steps]
     print(
         json.dumps(

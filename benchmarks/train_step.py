@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py --model 14B --mode i2v v2v --steps 5
 
-The denoiser is bf16 with LoRA of rank 128, patch embedding and audio modules trained, every block checkpointed; the inputs are
-those of a cache (latents, audio features, text embedding).
+The denoiser is bf16 with LoRA of rank 128, patch embedding and audio modules trained, every block checkpointed; the
+inputs are those of a cache (latents, audio features, text embedding).
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 A checkpoint is a flat dict of tensors in one of two forms:
 
-* LoRA: `blocks.N....lora_{A,B}[.default].weight`, `patch_embedding.*`, `audio_proj.*`, `audio_cond_projs.*`, to be put on a
-  Wan transformer (the released files);
+* LoRA: `blocks.N....lora_{A,B}[.default].weight`, `patch_embedding.*`, `audio_proj.*`, `audio_cond_projs.*`, to be
+  put on a Wan transformer (the released files);
 * full: all weights of the denoiser.
 
-It is a `.pt` or `.safetensors` file, a list of such files, or a folder with one, and its `config.json` may stand beside it.
-Inside this module the keys have one spelling: no prefix and no adapter name.
+It is a `.pt` or `.safetensors` file, a list of such files, or a folder with one, and its `config.json` may stand
+beside it. Inside this module the keys have one spelling: no prefix and no adapter name.
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ def read_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def read_config(files: list[Path]) -> CheckpointConfig:
-    """What a safetensors file's metadata or else the config.json beside the first file says; defaults if neither is there."""
+    """What a safetensors file's metadata or else the config.json beside the first file says; defaults if neither is
+    there.
+    """
     if files[0].suffix == ".safetensors":
         with _open_safetensors(files[0]) as content:
             metadata = content.metadata() or {}
@@ -301,7 +303,7 @@ def full_config(
         dim, in_dim = shapes["patch_embedding.weight"][:2]
         if stated.model is not None:
             return replace(stated.model, in_dim=in_dim)
-        sizes = {
+        sizes: dict[str, Any] = {
             "num_layers": 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("blocks.")),
             "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
             "text_dim": shapes["text_embedding.0.weight"][1],
@@ -312,7 +314,8 @@ def full_config(
         raise CheckpointError(f"{source} is no full OmniAvatar checkpoint: {error} is missing.") from error
     if num_heads is None and dim % WAN_HEAD_WIDTH:
         raise CheckpointError(
-            f"{source}: a width of {dim} does not tell the number of heads; put a config.json with omniavatar.model beside it."
+            f"{source}: a width of {dim} does not tell the number of heads; put a config.json with omniavatar.model "
+            "beside it."
         )
     return OmniAvatarConfig(dim=dim, num_heads=num_heads or dim // WAN_HEAD_WIDTH, in_dim=in_dim, **sizes)
 
@@ -435,13 +438,19 @@ def _wanted_lora_shapes(wan: host.WanModel, config: OmniAvatarConfig, checkpoint
     rank, targets = checkpoint.config.lora.rank, checkpoint.config.lora.target_modules
     wanted = {key: shape for key, shape in state_dict_shapes(config).items() if key.startswith(EXTRA_MODULES)}
     for name, module in wan.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith("blocks.") and name.endswith(tuple(f".{t}" for t in targets)):
+        if (
+            isinstance(module, nn.Linear)
+            and name.startswith("blocks.")
+            and name.endswith(tuple(f".{t}" for t in targets))
+        ):
             wanted[f"{name}.lora_A.weight"] = [rank, module.in_features]
             wanted[f"{name}.lora_B.weight"] = [module.out_features, rank]
     return wanted
 
 
-def load_extras(dit: OmniAvatarDiT, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str) -> None:
+def load_extras(
+    dit: OmniAvatarDiT, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+) -> None:
     """Load the patch embedding and the audio modules, cast to `dtype` on `device`."""
     for module_name in ("patch_embedding", "audio_proj", "audio_cond_projs"):
         part = {
@@ -456,7 +465,7 @@ def load_extras(dit: OmniAvatarDiT, tensors: Mapping[str, Tensor], dtype: torch.
 def fuse_lora(dit: nn.Module, low_rank: Mapping[str, Tensor], scale: float) -> None:
     """Add `scale * B A` to the adapted weights, summing in float32."""
     for name in _modules(low_rank):
-        weight = dit.get_submodule(name).weight
+        weight = dit.get_parameter(f"{name}.weight")
         down, up = (low_rank[f"{name}.lora_{part}.weight"].to(weight.device, torch.float32) for part in "AB")
         weight.copy_(weight.float().add_(up @ down, alpha=scale))
 
@@ -471,9 +480,9 @@ def add_adapters(
     """Inject peft adapters named "default" at `modules` and load them strictly."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    inject_adapter_in_model(
-        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, init_lora_weights=True), dit
-    )
+    # peft only divides alpha by the rank: any number will do.
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, dit)
     for name in modules:
         layer = dit.get_submodule(name)
         for part in "AB":
@@ -494,8 +503,8 @@ def initialise_on_wan(
 ) -> OmniAvatarDiT:
     """Start training from a Wan text-to-video transformer as upstream's loader does, in place.
 
-    New matrices are `xavier_uniform_(gain=0.05)` and new vectors zero, so the audio has no effect at the first step. The
-    patch embedding keeps the base's 16 channels; its others come from the xavier draw of the whole tensor.
+    New matrices are `xavier_uniform_(gain=0.05)` and new vectors zero, so the audio has no effect at the first step.
+    The patch embedding keeps the base's 16 channels; its others come from the xavier draw of the whole tensor.
 
     Source: `smart_load_weights` of upstream's inference code, with the fill before it.
     """
@@ -515,7 +524,7 @@ def initialise_on_wan(
     return dit
 
 
-# -------------------------------------------------------------------------------------------------- the host's detection
+# ------------------------------------------------------------------------------------------------- the host's detection
 
 
 def add_merged_entries() -> None:
@@ -602,8 +611,9 @@ def trained_tensors(dit: OmniAvatarDiT) -> dict[str, Tensor]:
 def lora_file_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], LoRAConfig]:
     """The tensors of a LoRA file that DiffSynth and ComfyUI load with strength 1.
 
-    DiffSynth 1.1.9 multiplies with 1 and the others with alpha / rank, so the scale is folded into B and alpha is the rank.
-    The patch embedding and the audio modules stay in the file: those programs pass over them, and this package reads them.
+    DiffSynth 1.1.9 multiplies with 1 and the others with alpha / rank, so the scale is folded into B and alpha is
+    the rank. The patch embedding and the audio modules stay in the file: those programs pass over them, and this
+    package reads them.
     """
     lora = checkpoint.config.lora
     if lora is None:

@@ -1,4 +1,5 @@
-"""What the denoiser is conditioned on, as PipelineUnits of the host: the same for generation, training and precomputing.
+"""What the denoiser is conditioned on, as PipelineUnits of the host: the same for generation, training and
+precomputing.
 
 The data's path through the units (B batch, T latent frames, F = 4T-3 video frames, h = H/8, w = W/8):
 
@@ -8,7 +9,7 @@ The data's path through the units (B batch, T latent frames, F = 4T-3 video fram
 | TargetUnit | training: the clip | `input_latents`, `noise` [B, 16, T, h, w] |
 | AudioUnit | sound, or features [B, F, C] | `omni_audio` [B, F, C] in the positive inputs, zeros in the negative ones |
 | ReferenceUnit | image | `omni_reference_latents` [B, 16, 1, h, w] |
-| MaskedVideoUnit | source video, mouth mask | `omni_masked_latents` [B, 16, T, h, w], `omni_mouth_mask_latents` [1, 1, T, h, w] |
+| MaskedVideoUnit | source video, mouth mask | `omni_masked_latents` [B, 16, T, h, w], `omni_mouth_mask_latents` |
 | ReferenceSequenceUnit | a second clip of the person | `omni_reference_sequence_latents` [B, 16, T, h, w] |
 | PrefixUnit | frames that are known at the start | `omni_prefix_latents` [B, 16, P, h, w] |
 | ConditionUnit | all latents above | `omni_y` [B, in_dim - 16, T, h, w] |
@@ -48,7 +49,7 @@ MaskSource = str | Path | Image.Image | Tensor
 Inputs = dict[str, Any]
 
 
-# ---------------------------------------------------------------------------------------------------------------- pixels
+# --------------------------------------------------------------------------------------------------------------- pixels
 
 
 def image_tensor(image: ImageSource, height: int, width: int) -> Tensor:
@@ -94,7 +95,7 @@ def encode_video(pipe: OmniAvatarPipeline, video: Tensor, tiled: bool, **tiles: 
     return torch.cat(latents).to(dtype=pipe.torch_dtype, device=pipe.device)
 
 
-# ----------------------------------------------------------------------------------------------------------------- masks
+# ---------------------------------------------------------------------------------------------------------------- masks
 
 
 def draw_mouth_mask(size: int = 256) -> Tensor:
@@ -153,7 +154,9 @@ def mask_to_latents(mask: Tensor, latent_count: int) -> Tensor:
 
 
 def mask_video(video: Tensor, mask: Tensor, known_frames: int) -> Tensor:
-    """Grey out the mouth: video [B, 3, F, H, W] in [-1, 1] times mask [1 or F, H, W], but for the first `known_frames`."""
+    """Grey out the mouth: video [B, 3, F, H, W] in [-1, 1] times mask [1 or F, H, W], but for the first
+    `known_frames`.
+    """
     masked = video * mask.to(video)[None, None]
     masked[:, :, :known_frames] = video[:, :, :known_frames]
     return masked
@@ -165,10 +168,10 @@ def mask_video(video: Tensor, mask: Tensor, known_frames: int) -> Tensor:
 class AudioGuidance:
     """Adds the audio's own guidance to the host's two passes.
 
-    With p, o, n the predictions with audio, without audio, and with negative text and no audio, s the text guidance and a
-    the audio guidance, the wanted result is `n + s (o - n) + a (p - o)`, and the host computes `n + s (x - n)` of what the
-    positive pass returns as x. So x is `o + a / s (p - o)`; with s = 0 the audio's part is added in the negative pass.
-    Blends are in float32.
+    With p, o, n the predictions with audio, without audio, and with negative text and no audio, s the text guidance
+    and a the audio guidance, the wanted result is `n + s (o - n) + a (p - o)`, and the host computes `n + s (x - n)` of
+    what the positive pass returns as x. So x is `o + a / s (p - o)`; with s = 0 the audio's part is added in the
+    negative pass. Blends are in float32.
 
     Source: upstream's `log_video`, the branch for different scales.
     """
@@ -226,7 +229,7 @@ class StepRecord:
         return flow if self.weight is None else flow.float() * self.weight.sqrt()
 
 
-# ----------------------------------------------------------------------------------------------------------------- units
+# ---------------------------------------------------------------------------------------------------------------- units
 
 TILES = ("tiled", "tile_size", "tile_stride")
 
@@ -294,8 +297,8 @@ class TargetUnit(host.PipelineUnit):
 class AudioUnit(host.PipelineUnit):
     """Speech to features, one row per video frame; the negative inputs get zeros.
 
-    In training frame j of a clip hears row j, and the first `leading_audio_rows` rows are zeros; when generating they stand
-    in front and the sound starts as many frames later. So a row always sounds while its frame is shown.
+    In training frame j of a clip hears row j, and the first `leading_audio_rows` rows are zeros; when generating
+    they stand in front and the sound starts as many frames later. So a row always sounds while its frame is shown.
     """
 
     def __init__(self) -> None:
@@ -312,14 +315,18 @@ class AudioUnit(host.PipelineUnit):
     ) -> tuple[Inputs, Inputs, Inputs]:
         frames, features = inputs_shared["num_frames"], inputs_shared.get("omni_audio_features")
         if features is None and pipe.scheduler.training:
-            features = self.encode_clips(pipe, inputs_shared["omni_waveforms"], inputs_shared["omni_drop_audio"], frames)
+            features = self.encode_clips(
+                pipe, inputs_shared["omni_waveforms"], inputs_shared["omni_drop_audio"], frames
+            )
         elif features is None:
             features = self.encode(pipe, inputs_shared.get("omni_sound"), frames)
         features = features.reshape(-1, *features.shape[-2:])
         if features.shape[1] != frames:
             raise ValueError(f"There are {features.shape[1]} rows of audio features for {frames} video frames.")
         if pipe.scheduler.training:
-            features = F.pad(features[:, pipe.conventions.leading_audio_rows :], (0, 0, pipe.conventions.leading_audio_rows, 0))
+            features = F.pad(
+                features[:, pipe.conventions.leading_audio_rows :], (0, 0, pipe.conventions.leading_audio_rows, 0)
+            )
         features = features.to(dtype=pipe.torch_dtype, device=pipe.device)
         inputs_posi["omni_audio"] = features
         inputs_nega["omni_audio"] = torch.zeros_like(features)
@@ -335,7 +342,9 @@ class AudioUnit(host.PipelineUnit):
         rows = pipe.encode_speech(waveform, max(audio_rows(len(waveform)), taken))[:taken]
         return torch.cat([rows.new_zeros(leading, rows.shape[1]), rows])
 
-    def encode_clips(self, pipe: OmniAvatarPipeline, waveforms: Sequence[Tensor], silent: Tensor, frames: int) -> Tensor:
+    def encode_clips(
+        self, pipe: OmniAvatarPipeline, waveforms: Sequence[Tensor], silent: Tensor, frames: int
+    ) -> Tensor:
         """The features of training clips, [B, frames, C]: of the whole clip's sound, cut; or of a silent waveform."""
         features = []
         for waveform, drop in zip(waveforms, silent.tolist(), strict=True):
@@ -379,7 +388,9 @@ class ReferenceUnit(host.PipelineUnit):
 
 
 class MaskedVideoUnit(host.PipelineUnit):
-    """V2V: the source video with its mouth greyed out, and the mask. In place of frame 0 stands the known one, if any."""
+    """V2V: the source video with its mouth greyed out, and the mask. In place of frame 0 stands the known one, if
+    any.
+    """
 
     def __init__(self) -> None:
         host.declare_unit(
@@ -477,9 +488,9 @@ class ReferenceSequenceUnit(host.PipelineUnit):
 class PrefixUnit(host.PipelineUnit):
     """The latents that are known at the start and stay so at every step.
 
-    Generating: the encoded prefix frames if there are some. Else I2V has the reference image as its first frame, and V2V
-    the source's first frame, unless its checkpoint masks that too. Training: the clip's own first latents, or noise where
-    the recipe drops them.
+    Generating: the encoded prefix frames if there are some. Else I2V has the reference image as its first frame, and
+    V2V the source's first frame, unless its checkpoint masks that too. Training: the clip's own first latents, or noise
+    where the recipe drops them.
     """
 
     def __init__(self) -> None:
@@ -635,7 +646,6 @@ class PrefixPostUnit(host.PipelineUnit):
             return {}
         prefix = omni_prefix_latents.to(latents)
         return {"latents": torch.cat([prefix, latents[:, :, prefix.shape[2] :]], dim=2)}
-
 
 
 def units() -> list[host.PipelineUnit]:

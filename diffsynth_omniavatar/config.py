@@ -161,7 +161,9 @@ class LoRAConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What a `config.json` beside an OmniAvatar checkpoint says. Fields that a file leaves out are None or the default."""
+    """What a `config.json` beside an OmniAvatar checkpoint says. Fields that a file leaves out are None or the
+    default.
+    """
 
     in_dim: int | None = None
     lora: LoRAConfig | None = None

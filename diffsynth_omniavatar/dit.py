@@ -1,8 +1,8 @@
 """The denoiser: a Wan 2.1 transformer with OmniAvatar's audio part, and the model function that the pipeline calls.
 
 Shapes: latents `[batch, channel, frame, height, width]`, tokens `[batch, token, width]`, audio features
-`[batch, row, audio_dim]` with one row per video frame. The blocks are the host's own, so that everything which the host,
-peft or accelerate know about Wan's blocks holds for these too.
+`[batch, row, audio_dim]` with one row per video frame. The blocks are the host's own, so that everything which the
+host, peft or accelerate know about Wan's blocks holds for these too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class AudioPack(nn.Module):
         self.norm_out = nn.LayerNorm(hidden_size, eps=AUDIO_NORM_EPS)
 
     def forward(self, audio_emb: Tensor) -> Tensor:
-        """[B, 4T-3, C] -> [B, T, H]. The first row is taken four times, as the first latent frame is one video frame."""
+        """[B, 4T-3, C] -> [B, T, H]. The first row is taken four times, as the first latent frame is one video
+        frame.
+        """
         first = audio_emb[:, :1].expand(-1, AUDIO_WINDOW - 1, -1)
         windows = torch.cat([first, audio_emb], dim=1).unflatten(1, (-1, AUDIO_WINDOW)).flatten(2)
         return self.norm_out(self.proj(windows))
@@ -95,7 +97,7 @@ class OmniAvatarDiT(WanModel):
             nn.Linear(config.audio_hidden_size, config.dim) for _ in config.audio_layers
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Tensor,
         timestep: Tensor,

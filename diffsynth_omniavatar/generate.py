@@ -14,7 +14,17 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .clip import Sound, VideoWriter, add_silence, iter_frames, load_image, load_sound, match_size, probe_video, speech_waveform
+from .clip import (
+    Sound,
+    VideoWriter,
+    add_silence,
+    iter_frames,
+    load_image,
+    load_sound,
+    match_size,
+    probe_video,
+    speech_waveform,
+)
 from .conditioning import ImageSource, MaskSource, SoundSource
 from .pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
 from .timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, plan_chunks
@@ -108,11 +118,15 @@ def generate(
     source = _SourceVideo(video, size) if is_v2v and video is not None else None
     reference = _reference_sequence(pipe, source, reference_video, plan, size)
     features = pipe.encode_speech(waveform, plan.padded_rows)
-    embeds = {"prompt_embeds": pipe.encode_prompt(prompt)}
-    if cfg_scale != 1.0:
-        embeds["negative_prompt_embeds"] = pipe.encode_prompt(negative_prompt)
+    prompt_embeds = pipe.encode_prompt(prompt)
+    negative_prompt_embeds = pipe.encode_prompt(negative_prompt) if cfg_scale != 1.0 else None
     logger.info(
-        "%d frames of %dx%d in %d chunk(s) of %d frames, %d steps each.", plan.frames, *size, len(plan.chunks), plan.length, steps
+        "%d frames of %dx%d in %d chunk(s) of %d frames, %d steps each.",
+        plan.frames,
+        *size,
+        len(plan.chunks),
+        plan.length,
+        steps,
     )
 
     delay = plan.leading_rows / FRAME_RATE
@@ -142,7 +156,8 @@ def generate(
                 tea_cache_model_id=tea_cache_model_id,
                 output_type="floatpoint",
                 progress_bar_cmd=progress(chunk.index),
-                **embeds,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
             ).float()
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
@@ -165,7 +180,9 @@ def _check_sources(pipe: OmniAvatarPipeline, image: ImageSource | None, video: s
         raise ValueError("This is a V2V checkpoint, which changes the mouth of a video: give video=, not image= alone.")
     if not pipe.dit.config.has_masked_video:
         if video is not None:
-            raise ValueError("This checkpoint animates a portrait (33 channels): give image=; video= needs a V2V checkpoint.")
+            raise ValueError(
+                "This checkpoint animates a portrait (33 channels): give image=; video= needs a V2V checkpoint."
+            )
         if image is None:
             raise ValueError("There is no portrait: give image=.")
 
@@ -232,14 +249,16 @@ def _reference_sequence(
     clip = source if reference_video is None else _SourceVideo(reference_video, size)
     if clip.count < plan.length or (clip is source and source.count < 2 * plan.length):
         raise ValueError(
-            f"{clip.path} has {clip.count} frames, too few for a reference sequence of {plan.length} frames apart from the "
-            "first chunk: give reference_video= with another clip of the person, or lower max_tokens."
+            f"{clip.path} has {clip.count} frames, too few for a reference sequence of {plan.length} frames apart "
+            "from the first chunk: give reference_video= with another clip of the person, or lower max_tokens."
         )
     return clip.frames(range(clip.count - plan.length, clip.count))
 
 
 @contextlib.contextmanager
-def _progress(chunks: int, steps: int, show: bool) -> Iterator[Callable[[int], Callable[[Iterable[Any]], Iterator[Any]]]]:
+def _progress(
+    chunks: int, steps: int, show: bool
+) -> Iterator[Callable[[int], Callable[[Iterable[Any]], Iterator[Any]]]]:
     """Gives, for each chunk, what the host takes as `progress_bar_cmd`."""
     columns = (
         TextColumn("{task.description}"),

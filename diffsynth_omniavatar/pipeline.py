@@ -1,7 +1,7 @@
 """OmniAvatar's pipeline: the host's WanVideoPipeline with OmniAvatar's units, model function and audio encoder.
 
-`register()` makes the host's own `WanVideoPipeline.from_pretrained` recognise OmniAvatar checkpoints and wav2vec2 folders
-among its `model_configs`; all other pipelines stay as they are. `unregister()` takes it back.
+`register()` makes the host's own `WanVideoPipeline.from_pretrained` recognise OmniAvatar checkpoints and wav2vec2
+folders among its `model_configs`; all other pipelines stay as they are. `unregister()` takes it back.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 NEGATIVE_PROMPT = (
     "Vivid color tones, background/camera moving quickly, screen switching, subtitles and special effects, mutation, "
-    "overexposed, static, blurred details, subtitles, style, work, painting, image, still, overall grayish, worst quality, "
-    "low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn face, "
-    "deformed, disfigured, malformed limbs, fingers merging, motionless image, chaotic background, three legs, crowded "
-    "background with many people, walking backward"
+    "overexposed, static, blurred details, subtitles, style, work, painting, image, still, overall grayish, worst "
+    "quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn "
+    "face, deformed, disfigured, malformed limbs, fingers merging, motionless image, chaotic background, three legs, "
+    "crowded background with many people, walking backward"
 )
 """Upstream's default negative prompt."""
 
@@ -86,7 +86,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         return pipe
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         prompt: str = "",
         negative_prompt: str | None = None,
@@ -117,8 +117,8 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
 
         Args:
             prompt, negative_prompt: text; None for upstream's negative prompt.
-            input_image: the portrait (path or PIL image), scaled and cropped to size. V2V takes the source's first frame
-                if there is none.
+            input_image: the portrait (path or PIL image), scaled and cropped to size. V2V takes the source's first
+                frame if there is none.
             input_audio: the speech: a file, a `Sound`, or an array or tensor at `audio_sample_rate`.
             audio_features: features [num_frames, C] instead of a sound.
             input_video: V2V: the video whose mouth is changed; at least num_frames frames. In I2V it is the host's
@@ -220,15 +220,16 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             return height, width
         if height is not None or width is not None:
             raise ValueError("Give both height= and width=, or neither.")
+        shape: Sequence[int]
         if image is not None:
             shape = (image.height, image.width)
         elif video is None or len(video) == 0:
             raise ValueError("Give input_image=, or height= and width=.")
         elif isinstance(video, Tensor):
-            shape = tuple(video.shape[2:4]) if video.is_floating_point() else tuple(video.shape[1:3])
+            shape = video.shape[2:4] if video.is_floating_point() else video.shape[1:3]
         else:
             shape = (video[0].height, video[0].width)
-        return match_size(*shape, self.conventions.image_sizes)
+        return match_size(shape[0], shape[1], self.conventions.image_sizes)
 
     def _choose_length(self, sound: Any, features: Tensor | None, height: int, width: int) -> int:
         if features is not None:
@@ -239,7 +240,9 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         longest = chunk_length(height, width, self.conventions.max_tokens)
         if wanted > longest:
             logger.warning(
-                "The sound lasts %d frames, one clip %d: the rest is left out. Use generate() for all of it.", wanted, longest
+                "The sound lasts %d frames, one clip %d: the rest is left out. Use generate() for all of it.",
+                wanted,
+                longest,
             )
         return min(wanted, longest)
 
@@ -282,7 +285,7 @@ def _is_named(config: Any, word: str) -> bool:
 def _wav2vec2_folder(paths: list[Path]) -> Path | None:
     folder = paths[0] if paths[0].is_dir() else paths[0].parent
     config_file = folder / "config.json"
-    if len(paths) == 1 and not paths[0].is_dir() or not config_file.is_file():
+    if (len(paths) == 1 and not paths[0].is_dir()) or not config_file.is_file():
         return None
     try:
         content = json.loads(config_file.read_text(encoding="utf-8"))
@@ -321,7 +324,9 @@ def _single(paths: list[Path]) -> Path | list[Path]:
 
 
 def _holds_omniavatar(paths: list[Path]) -> bool:
-    """Whether local files are an OmniAvatar checkpoint; files and folders that it does not understand are the host's."""
+    """Whether local files are an OmniAvatar checkpoint; files and folders that it does not understand are the
+    host's.
+    """
     try:
         return checkpoint.is_omniavatar(_keys(paths))
     except (checkpoint.CheckpointError, FileNotFoundError):

@@ -1,10 +1,11 @@
 """Train OmniAvatar with DiffSynth's own loop:
 
     accelerate launch -m diffsynth_omniavatar.train --dataset_base_path data --dataset_metadata_path data/metadata.csv \
-        --model_id_with_origin_paths "Wan-AI/Wan2.1-T2V-14B:diffusion_pytorch_model*.safetensors,..." --output_path runs/a
+        --model_id_with_origin_paths "Wan-AI/Wan2.1-T2V-14B:diffusion_pytorch_model*.safetensors,..." --output_path
+        runs/a
 
-The flags are DiffSynth's, with OmniAvatar's beside them; `--config FILE.yaml` gives values for flags that the command line
-does not give. `--dry_run` prints the plan and ends.
+The flags are DiffSynth's, with OmniAvatar's beside them; `--config FILE.yaml` gives values for flags that the
+command line does not give. `--dry_run` prints the plan and ends.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class FlagError(ValueError):
 
 
 def frame_counts(text: str) -> tuple[int, ...]:
-    """"1,5,9,13" -> (1, 5, 9, 13); "" -> ()."""
+    """ "1,5,9,13" -> (1, 5, 9, 13); "" -> ()."""
     return tuple(int(number) for number in text.split(",") if number)
 
 
@@ -87,28 +88,49 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_model_flags(group: Any) -> None:
     add = group.add_argument
-    add("--omniavatar_mode", choices=["i2v", "v2v"], default="i2v", help="Animate a portrait, or change a video's mouth.")
+    add(
+        "--omniavatar_mode",
+        choices=["i2v", "v2v"],
+        default="i2v",
+        help="Animate a portrait, or change a video's mouth.",
+    )
     add("--omniavatar_checkpoint", help="Start from this checkpoint instead of the base model's weights alone.")
-    add("--use_ref_sequence", action="store_true", help="V2V with a second clip of the person: 65 channels instead of 49.")
+    add(
+        "--use_ref_sequence",
+        action="store_true",
+        help="V2V with a second clip of the person: 65 channels instead of 49.",
+    )
     add("--wav2vec2_path", help="Folder of wav2vec2-base-960h. Not needed with cached audio features.")
-    add("--tokenizer_path", help="Folder of umt5-xxl's tokenizer; the host's default is downloaded. Not needed with caches.")
+    add(
+        "--tokenizer_path",
+        help="Folder of umt5-xxl's tokenizer; the host's default is downloaded. Not needed with caches.",
+    )
     add("--lora_alpha", type=float, help="LoRA scale is alpha / rank. Default: half the rank, as the authors have it.")
     add("--dtype", choices=list(DTYPES), default="bfloat16", help="Number format of the weights.")
-    add("--offload_frozen", action="store_true", help="Keep text encoder, VAE and wav2vec2 in main memory between uses.")
+    add(
+        "--offload_frozen", action="store_true", help="Keep text encoder, VAE and wav2vec2 in main memory between uses."
+    )
 
 
 def _add_recipe_flags(group: Any) -> None:
     add = group.add_argument
     add("--first_frame", choices=["known", "masked"], help="V2V: frame 0 is given, or masked like the others.")
     add("--prefix_frames", type=frame_counts, help="Known frames at the start, one drawn for each sample: 1,5,9,13.")
-    add("--leading_audio_rows", type=int, choices=[0, 1], help="Rows of zeros before the sound; follows the checkpoint.")
+    add(
+        "--leading_audio_rows", type=int, choices=[0, 1], help="Rows of zeros before the sound; follows the checkpoint."
+    )
     add("--mouth_mask", help="V2V: image, white is kept. Default: the built-in mask.")
     add("--mouth_weight", type=float, help="V2V: weight of the loss inside the mouth mask; 1 outside.")
     add("--text_drop_prob", type=float, default=0.1)
     add("--audio_drop_prob", type=float, default=0.1)
     add("--prefix_drop_prob", type=float, default=0.1)
     add("--max_tokens", type=int, default=MAX_TOKENS, help="Longest clip: frames * height * width / 1024.")
-    add("--batch_size", type=int, default=1, help="Clips of one size and length in a step; the host draws one timestep for all.")
+    add(
+        "--batch_size",
+        type=int,
+        default=1,
+        help="Clips of one size and length in a step; the host draws one timestep for all.",
+    )
 
 
 def _add_loop_flags(group: Any) -> None:
@@ -141,7 +163,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        other = {"fp8_models", "quant_options", "enable_model_cpu_offload", "enable_optimizer_cpu_offload", "offload_models"}
+        other = {
+            "fp8_models",
+            "quant_options",
+            "enable_model_cpu_offload",
+            "enable_optimizer_cpu_offload",
+            "offload_models",
+        }
         missing = [flag for flag in unknown if flag.lstrip("-").split("=")[0] in other]
         hint = f" {', '.join(missing)} needs DiffSynth 2.x." if missing else ""
         raise FlagError(f"Unknown flags: {' '.join(unknown)}.{hint}")
@@ -188,7 +216,9 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.task != "sft":
         faults.append(f"--task {args.task} is not supported; write caches with `omniavatar precompute`")
     if args.trainable_models not in (None, "dit"):
-        faults.append(f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA")
+        faults.append(
+            f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA"
+        )
     if (args.height is None) != (args.width is None):
         faults.append("give both --height and --width, or neither")
     if (args.validation_data is None) != (args.validation_steps is None):
@@ -372,7 +402,7 @@ def make_validation(
         seconds = 0.0
         for index in range(accelerator.process_index, len(samples), accelerator.num_processes):
             prompt, picture, sound = samples[index]
-            source = {"video" if args.omniavatar_mode == "v2v" else "image": picture}
+            is_v2v = args.omniavatar_mode == "v2v"
             result = generate(
                 pipe,
                 prompt=prompt,
@@ -381,7 +411,8 @@ def make_validation(
                 steps=args.validation_num_inference_steps,
                 seed=args.seed,
                 show_progress=False,
-                **source,
+                image=None if is_v2v else picture,
+                video=picture if is_v2v else None,
             )
             logger.info("validation video %s (%d frames)", result.path, result.frames)
             seconds += result.seconds
@@ -400,7 +431,11 @@ def print_plan(lines: Iterable[tuple[str, Any]]) -> None:
 
 
 def plan_of(
-    args: argparse.Namespace, dataset: OmniAvatarDataset, module: OmniAvatarTrainingModule, settings: LoopSettings, processes: int
+    args: argparse.Namespace,
+    dataset: OmniAvatarDataset,
+    module: OmniAvatarTrainingModule,
+    settings: LoopSettings,
+    processes: int,
 ) -> list[tuple[str, Any]]:
     """What `--dry_run` prints."""
     height, width = args.height, args.width
@@ -449,12 +484,22 @@ def _loop_settings(args: argparse.Namespace, samples: int, processes: int) -> Lo
 def _save_arguments(args: argparse.Namespace) -> None:
     values = {name: value for name, value in sorted(vars(args).items()) if name not in ("config", "dry_run")}
     text = yaml.safe_dump({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
-    target = Path(args.output_path) / "config.yaml"
-    checkpoint.write_atomically(target, lambda path: path.write_text(text, encoding="utf-8") and None)
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    checkpoint.write_atomically(Path(args.output_path) / "config.yaml", write)
 
 
 def _logger_options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("enable_tensorboard_log", "enable_csv_log", "enable_wandb_log", "enable_swanlab_log", "wandb_project", "swanlab_project")
+    names = (
+        "enable_tensorboard_log",
+        "enable_csv_log",
+        "enable_wandb_log",
+        "enable_swanlab_log",
+        "wandb_project",
+        "swanlab_project",
+    )
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

@@ -28,7 +28,9 @@ class Goldens:
         return load_file(self.folder / f"{name}.safetensors")
 
     def config(self, in_dim: int = 33) -> OmniAvatarConfig:
-        sizes = {name: self.dims[name] for name in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim")}
+        sizes = {
+            name: self.dims[name] for name in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim")
+        }
         return OmniAvatarConfig(
             **sizes,
             in_dim=in_dim,

@@ -109,7 +109,9 @@ def test_start_on_a_wan_model_is_upstreams(golden):
     tensors, _ = golden_run(golden, dit)
     inputs = (tensors["in.x"], torch.tensor([500.0]), tensors["in.context"], tensors["in.y"])
     audio = golden.audio("lora", "A/audio", golden.dims["A_t"])
-    assert torch.equal(dit(*inputs, audio), dit(*inputs, torch.zeros_like(audio))) != facts["audio_changes_output_at_init"]
+    assert (
+        torch.equal(dit(*inputs, audio), dit(*inputs, torch.zeros_like(audio))) != facts["audio_changes_output_at_init"]
+    )
     dit(*inputs, audio).square().mean().backward()
     for name, exactly_zero in facts["audio_grad_exactly_zero_at_init"].items():
         assert (dict(dit.named_parameters())[name].grad.abs().max() == 0) == exactly_zero, name
@@ -212,7 +214,7 @@ def test_conversions_keep_the_model(family_folder, tmp_path):
 
 
 def test_lora_file_has_its_scale_for_loaders_with_and_without_alpha(family_folder, tmp_path):
-    """DiffSynth 1.1.9 adds B A, 2.x and ComfyUI alpha / rank B A: the host's own loader must give the model's weights."""
+    """DiffSynth 1.1.9 adds B A, 2.x and ComfyUI alpha / rank B A: the host's own loader gives the model's weights."""
     source = family_folder / family.FILES["omniavatar"]
     content = load_file(ckpt.convert(source, tmp_path / "lora.safetensors", "lora"))
     wan = load_family_wan(family_folder)

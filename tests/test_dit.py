@@ -89,7 +89,9 @@ def test_audio_pack_equals_upstream(golden):
         assert relative_deviation(pack(audio)[:, :, None, None], wanted) < OUTPUT_TOLERANCE, name
 
 
-@pytest.mark.parametrize("flags", [{}, {"use_gradient_checkpointing": True}, {"use_gradient_checkpointing_offload": True}])
+@pytest.mark.parametrize(
+    "flags", [{}, {"use_gradient_checkpointing": True}, {"use_gradient_checkpointing_offload": True}]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_equal_upstream(golden, flags, training):
     tensors, facts = golden.tensors("dit_grad"), golden.json("dit_grad")

@@ -65,8 +65,8 @@ def test_chunks_go_through_the_pipeline_as_upstream_plans(goldens, tmp_path, mon
         written.clear()
         height, width = case["size"]
         result = generate(
-            pipe, prompt="p", image=Image.new("RGB", (64, 64)), audio=noise(case["audio_samples"]), out=tmp_path / "v.mp4",
-            height=height, width=width, overlap=case["overlap_frame"], silence=0.0, **FAST,
+            pipe, prompt="p", image=Image.new("RGB", (64, 64)), audio=noise(case["audio_samples"]),
+            out=tmp_path / "v.mp4", height=height, width=width, overlap=case["overlap_frame"], silence=0.0, **FAST,
         )  # fmt: skip
         assert pipe.rows == case["padded_audio_len"] and result.frames == case["frames"]
         assert len(pipe.calls) == case["chunks"] and sum(len(frames) for frames in written) == case["frames"]
@@ -110,7 +110,9 @@ def test_sound_is_delayed_by_the_frames_before_it(tmp_path):
         result = generate(pipe, prompt="", image=Image.new("RGB", (64, 64)), audio=noise(16000), out=out,
                           height=64, width=64, **FAST)  # fmt: skip
         silence = round(0.3 * 25)
-        assert pipe.samples == 16000 + 4800 and result.frames == probe_video(out).frames == 25 + silence + 1 - (1 - leading)
+        assert pipe.samples == 16000 + 4800 and result.frames == probe_video(out).frames == 25 + silence + 1 - (
+            1 - leading
+        )
 
 
 def test_wrong_sources_are_named(tmp_path):
@@ -121,7 +123,7 @@ def test_wrong_sources_are_named(tmp_path):
     with pytest.raises(ValueError, match="video= needs a V2V checkpoint"):
         generate(pipe, video="a.mp4", **common)
     pipe.dit.config.has_masked_video = True
-    with pytest.raises(ValueError, match="V2V checkpoint.*not image= alone"):
+    with pytest.raises(ValueError, match=r"V2V checkpoint.*not image= alone"):
         generate(pipe, image=Image.new("RGB", (8, 8)), **common)
 
 
@@ -210,7 +212,9 @@ def test_v2v_channels(family_folders, in_dim, first_frame):
         masked[:, 0] = pixels[:, 0]
     y = seen.inputs[0]["omni_y"]
     assert y.shape[1] == in_dim - 16
-    assert torch.allclose(y[:, :16], pipe.vae.encode([pixels[:, :1]], device="cpu").expand(-1, -1, 3, -1, -1), atol=1e-5)
+    assert torch.allclose(
+        y[:, :16], pipe.vae.encode([pixels[:, :1]], device="cpu").expand(-1, -1, 3, -1, -1), atol=1e-5
+    )
     assert torch.allclose(y[:, 17:33], pipe.vae.encode([masked], device="cpu"), atol=1e-5)
     generated = y[0, 16, 1] == 1
     assert 0.3 < generated.float().mean() < 0.5 and torch.equal(y[0, 16, 1], y[0, 16, 2])
@@ -240,7 +244,10 @@ def test_dubbing_a_video(family_folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sliding_window_size": 8, "sliding_window_stride": 4}, "does not work with sliding_window_size, sliding_window_stride"),
+        (
+            {"sliding_window_size": 8, "sliding_window_stride": 4},
+            "does not work with sliding_window_size, sliding_window_stride",
+        ),
         ({"cfg_merge": True}, "does not work with cfg_merge"),
         ({"input_image": None}, "Give input_image="),
         ({"input_audio": None}, "needs a sound"),
@@ -290,8 +297,9 @@ def test_both_hosts_give_the_same_bits(family_folders):
         pytest.skip("set OMNIAVATAR_HOST_VIDEOS to a folder that the tests of both hosts share")
     pipe = load(family_folders[33])
     image = Image.fromarray(np.random.default_rng(2).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    video = pipe("a man", input_image=image, input_audio=noise(6400), audio_cfg_scale=3.0, height=64, width=64, num_frames=9,
-                 num_inference_steps=3, seed=7, output_type="floatpoint", progress_bar_cmd=iter)  # fmt: skip
+    video = pipe("a man", input_image=image, input_audio=noise(6400), audio_cfg_scale=3.0, height=64, width=64,
+                 num_frames=9, num_inference_steps=3, seed=7, output_type="floatpoint",
+                 progress_bar_cmd=iter)  # fmt: skip
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     save_file({"video": video.contiguous()}, path / f"{host.GENERATION}.safetensors")

@@ -117,7 +117,8 @@ def run_case(golden, name, monkeypatch, **arguments):
 
 
 @pytest.mark.parametrize(
-    "name", ["two_pass", "three_pass", "continuation", "no_cfg", "teacache_off", "teacache", "teacache_12", "teacache_plain"]
+    "name",
+    ["two_pass", "three_pass", "continuation", "no_cfg", "teacache_off", "teacache", "teacache_12", "teacache_plain"],
 )
 def test_denoising_equals_upstream(golden, name, monkeypatch):
     result = run_case(golden, name, monkeypatch)
@@ -179,7 +180,9 @@ def test_the_hosts_scheduler_is_upstreams(golden):
             kwargs = {"to_final": True} if final else {}
             result = scheduler.step(output, scheduler.timesteps[int(index)], sample, **kwargs)
             assert relative_deviation(result, tensors[key]) < SCHEDULER_TOLERANCE, key
-    scheduler.set_timesteps(1000, training=True, **({"shift": 5.0} if "shift" in _names(scheduler.set_timesteps) else {}))
+    scheduler.set_timesteps(
+        1000, training=True, **({"shift": 5.0} if "shift" in _names(scheduler.set_timesteps) else {})
+    )
     assert relative_deviation(scheduler.sigmas, tensors["train.sigmas"]) < SCHEDULER_TOLERANCE
     assert relative_deviation(scheduler.linear_timesteps_weights, tensors["train.weights"]) < SCHEDULER_TOLERANCE
     assert torch.equal(scheduler.training_target(sample, tensors["in.noise"], None), tensors["train.target"])
@@ -195,7 +198,9 @@ def _names(function):
     return inspect.signature(function).parameters
 
 
-@pytest.mark.parametrize("unit", [conditioning.PromptUnit(), *conditioning.units(), conditioning.PrefixPostUnit()], ids=repr)
+@pytest.mark.parametrize(
+    "unit", [conditioning.PromptUnit(), *conditioning.units(), conditioning.PrefixPostUnit()], ids=repr
+)
 def test_units_declare_what_they_take(unit):
     """The host reads inputs by name and gives None for a misspelt one."""
     taken = set(_names(unit.process)) - {"pipe", "tiles"}
@@ -205,7 +210,13 @@ def test_units_declare_what_they_take(unit):
         return
     declared = set(unit.input_params or ()) | set(unit.input_params_posi or {})
     assert declared == taken | tiles
-    available = set(_names(host.WanVideoPipeline.__call__)) | {"noise", "latents", "input_latents", "positive", "context"}
+    available = set(_names(host.WanVideoPipeline.__call__)) | {
+        "noise",
+        "latents",
+        "input_latents",
+        "positive",
+        "context",
+    }
     assert {name for name in declared if not name.startswith("omni_")} <= available
 
 
@@ -248,7 +259,9 @@ def test_registration_leaves_other_pipelines_as_they_are(family_folder, capsys):
     pipeline.unregister()
 
 
-@pytest.mark.parametrize(("version", "generation"), [("1.1.9", "wan_video_new"), ("2.1.0", "wan_video"), ("2.1.12", "wan_video")])
+@pytest.mark.parametrize(
+    ("version", "generation"), [("1.1.9", "wan_video_new"), ("2.1.0", "wan_video"), ("2.1.12", "wan_video")]
+)
 def test_known_hosts(version, generation):
     assert host.host_generation(version) == generation
 
@@ -290,7 +303,5 @@ def test_moving_masks_generate_where_any_frame_does():
     mask = torch.ones(5, 16, 16)
     mask[2, :8] = 0
     assert conditioning.mask_to_latents(mask, 2)[0, 0].flatten(1).tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
-    with pytest.raises(ValueError, match="4 frames; the VAE|4 frames, wanted|4 video frames"):
+    with pytest.raises(ValueError, match="4 video frames; the VAE takes"):
         conditioning.mask_to_latents(mask[:4], 2)
-
-

@@ -71,11 +71,22 @@ def test_losses_are_those_recorded(folder, tmp_path, mode):
     config = checkpoint.read_config([tmp_path / "step-10" / "model.safetensors"])
     assert config.in_dim == {"i2v": 33, "v2v-reference": 65}.get(mode, 49)
     assert config.conventions.first_frame == ("masked" if mode == "v2v-masked" else "known")
-    assert config.conventions.prefix_frames == {"i2v": (1, 5, 9, 13), "v2v-known": (1,), "v2v-masked": ()}.get(mode, (1, 5))
+    assert config.conventions.prefix_frames == {"i2v": (1, 5, 9, 13), "v2v-known": (1,), "v2v-masked": ()}.get(
+        mode, (1, 5)
+    )
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(folder, tmp_path):
-    common = ["--gradient_accumulation_steps", "2", "--lr_schedule", "cosine", "--warmup_steps", "2", "--max_steps", "5"]
+    common = [
+        "--gradient_accumulation_steps",
+        "2",
+        "--lr_schedule",
+        "cosine",
+        "--warmup_steps",
+        "2",
+        "--max_steps",
+        "5",
+    ]
     assert train.main(flags(folder, tmp_path / "whole", *common)) == 0
     parts = flags(folder, tmp_path / "parts", *common, "--save_steps", "1", "--checkpoints_total_limit", "2")
     assert train.main(parts) == 0
@@ -128,7 +139,9 @@ def test_dry_run_prints_the_plan_and_trains_nothing(folder, tmp_path, capsys):
 
 def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_path):
     file = tmp_path / "flags.yaml"
-    file.write_text(yaml.safe_dump({"max_steps": 9, "lora_alpha": 3, "prefix_frames": [1, 5], "omniavatar_mode": "v2v"}))
+    file.write_text(
+        yaml.safe_dump({"max_steps": 9, "lora_alpha": 3, "prefix_frames": [1, 5], "omniavatar_mode": "v2v"})
+    )
     args = train.parse_arguments(flags(folder, tmp_path, "--config", str(file), "--max_steps", "4"))
     assert (args.max_steps, args.lora_alpha, args.prefix_frames, args.omniavatar_mode) == (4, 3, (1, 5), "v2v")
     file.write_text("learning_rat: 1\nmax_step: 3\n")

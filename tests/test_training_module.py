@@ -62,7 +62,7 @@ def unit_range(pixels):
 
 
 def test_first_steps_gradient_is_upstreams(goldens, monkeypatch):
-    """With noise equal to the clip the target is zero, x_t the clip, and the loss mean(v**2), as in goldens `dit_grad`."""
+    """With noise equal to the clip the target is zero, x_t the clip and the loss mean(v**2), as in `dit_grad`."""
     golden = Goldens(goldens)
     tensors, facts = golden.tensors("dit_grad"), golden.json("dit_grad")
     pipe = host.WanVideoPipeline(device="cpu", torch_dtype=torch.float32)
@@ -159,7 +159,9 @@ def test_dropouts(folders):
 def test_a_leading_row_of_zeros_takes_the_first_rows_place(folders):
     """So a row still sounds while its frame is shown, as when generating."""
     plain = make_module(folders[33]).prepare(live_sample())[1]["omni_audio"]
-    leading = make_module(folders[33], conventions=Conventions(leading_audio_rows=1)).prepare(live_sample())[1]["omni_audio"]
+    leading = make_module(folders[33], conventions=Conventions(leading_audio_rows=1)).prepare(live_sample())[1][
+        "omni_audio"
+    ]
     assert (leading[:, 0] == 0).all() and torch.equal(leading[:, 1:], plain[:, 1:])
 
 
@@ -195,9 +197,14 @@ def test_a_batch_is_the_mean_of_its_members(folders, in_dim, monkeypatch):
 
     def cached(count, offset=0):
         fields = {"target_video": None, "reference_image": None, "waveforms": None, "prompts": None}
-        draws = {name: torch.tensor([False, True, False])[offset : offset + count] for name in ("drop_text", "drop_audio")}
+        draws = {
+            name: torch.tensor([False, True, False])[offset : offset + count] for name in ("drop_text", "drop_audio")
+        }
         tensors = {name: tensor[offset : offset + count] for name, tensor in pool.items()}
-        silent = {"silent_features": torch.ones(FRAMES, family.AUDIO_DIM), "empty_context": torch.ones(1, 5, family.TEXT_DIM)}
+        silent = {
+            "silent_features": torch.ones(FRAMES, family.AUDIO_DIM),
+            "empty_context": torch.ones(1, 5, family.TEXT_DIM),
+        }
         no = torch.zeros(count, dtype=torch.bool)
         return live_sample(sources=["x"] * count, drop_prefix=no, **fields, **draws, **tensors, **silent)
 
@@ -281,10 +288,20 @@ def test_the_exported_file_generates_the_live_models_frames(folders, tmp_path):
     )
     assert loaded.conventions == module.pipe.conventions
     videos = [
-        pipe("a man", input_image=Image.new("RGB", (SIZE, SIZE), "red"), input_audio=live_sample().waveforms[0], height=SIZE,
-             width=SIZE, num_frames=FRAMES, num_inference_steps=2, seed=0, output_type="floatpoint", progress_bar_cmd=iter)
+        pipe(
+            "a man",
+            input_image=Image.new("RGB", (SIZE, SIZE), "red"),
+            input_audio=live_sample().waveforms[0],
+            height=SIZE,
+            width=SIZE,
+            num_frames=FRAMES,
+            num_inference_steps=2,
+            seed=0,
+            output_type="floatpoint",
+            progress_bar_cmd=iter,
+        )
         for pipe in (module.pipe, loaded)
-    ]  # fmt: skip
+    ]
     assert torch.equal(*videos)
 
 
@@ -292,4 +309,6 @@ def test_full_training_trains_every_weight(folders):
     module = make_module(folders[33], lora=None)
     select_trainable(module.pipe.dit, full=True)
     assert all(parameter.requires_grad for parameter in module.pipe.dit.parameters())
-    assert isinstance(module.config, CheckpointConfig) and not any(p.requires_grad for p in module.pipe.vae.parameters())
+    assert isinstance(module.config, CheckpointConfig) and not any(
+        p.requires_grad for p in module.pipe.vae.parameters()
+    )

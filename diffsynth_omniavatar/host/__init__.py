@@ -18,4 +18,4 @@ check_transformers(VERSION, importlib.metadata.version("transformers"))
 if GENERATION == "wan_video":
     from .wan_video import *  # noqa: F403
 else:
-    from .wan_video_new import *  # type: ignore[assignment]  # noqa: F403
+    from .wan_video_new import *  # noqa: F403

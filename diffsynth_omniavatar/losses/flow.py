@@ -1,8 +1,8 @@
 """The host's flow-matching loss, over the frames and places that OmniAvatar's recipe covers.
 
-The host draws a timestep t, makes x_t = (1 - sigma) x_0 + sigma n, and takes mean((v - (n - x_0))^2) times the weight of t,
-v being what the model function returns. Here the model function and the scheduler's target both give only the covered part
-(`StepRecord.covered`), so that the host's loss is unchanged and its mean is over that part.
+The host draws a timestep t, makes x_t = (1 - sigma) x_0 + sigma n, and takes mean((v - (n - x_0))^2) times the
+weight of t, v being what the model function returns. Here the model function and the scheduler's target both give
+only the covered part (`StepRecord.covered`), so that the host's loss is unchanged and its mean is over that part.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def recording(scheduler: Any, record: StepRecord) -> Iterator[None]:
     """Within it, the scheduler's target is the covered part, and the record gets the sigma that makes x_t.
 
-    The sigma is looked up as the host does. It cannot be computed from the timestep: that is rounded to the pipeline's number
-    format, and the host takes the sigma of the nearest entry of its table.
+    The sigma is looked up as the host does. It cannot be computed from the timestep: that is rounded to the
+    pipeline's number format, and the host takes the sigma of the nearest entry of its table.
     """
     add_noise, training_target = scheduler.add_noise, scheduler.training_target
 

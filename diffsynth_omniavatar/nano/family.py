@@ -116,7 +116,9 @@ def write_tokenizer(folder: Path) -> None:
     config_file.write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8")
 
 
-def write_random_family(folder: str | Path, in_dim: int = 33, seed: int = 0, conventions: Conventions = CONVENTIONS) -> Path:
+def write_random_family(
+    folder: str | Path, in_dim: int = 33, seed: int = 0, conventions: Conventions = CONVENTIONS
+) -> Path:
     """Write the whole family with random weights: base transformer, VAE, text encoder, tokenizer, wav2vec2, checkpoint.
 
     Args:
@@ -155,7 +157,9 @@ def write_random_checkpoint(
             for part, size in sizes.items():
                 low_rank = torch.randn(size, generator=generator) / size[1] ** 0.5
                 tensors[f"{name}.lora_{part}.weight"] = low_rank
-    save_omniavatar(folder, tensors, CheckpointConfig(in_dim=config.in_dim, lora=LORA, model=config, conventions=conventions))
+    save_omniavatar(
+        folder, tensors, CheckpointConfig(in_dim=config.in_dim, lora=LORA, model=config, conventions=conventions)
+    )
 
 
 def family_configs(folder: str | Path) -> dict[str, Any]:

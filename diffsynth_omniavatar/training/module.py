@@ -56,7 +56,9 @@ class MemoryReport:
         if not torch.cuda.is_available():
             raise ValueError("--vram_report needs a CUDA device; leave it out.")
         parts = {name: part for name, part in pipe.named_children() if any(True for _ in part.parameters())}
-        self.weights = {name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()}
+        self.weights = {
+            name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
+        }
         self.peaks: dict[str, int] = {}
         self.steps = -1
 
@@ -84,9 +86,13 @@ def add_lora(dit: Any, lora: LoRAConfig) -> None:
         and name.endswith(tuple(f".{target}" for target in lora.target_modules))
     ]
     if not names:
-        raise ValueError(f"--lora_target_modules {','.join(lora.target_modules)} names no layer of the transformer's blocks.")
+        raise ValueError(
+            f"--lora_target_modules {','.join(lora.target_modules)} names no layer of the transformer's blocks."
+        )
     dtype = next(dit.parameters()).dtype
-    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), dit)
+    # peft only divides alpha by the rank: any number will do.
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, dit)
     for name, parameter in dit.named_parameters():
         if checkpoint.LORA_KEY.match(name):
             parameter.data = parameter.data.to(dtype)
@@ -228,7 +234,9 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         return checkpoint.trained_tensors(self.pipe.dit)
 
     def export(self, path: Path) -> None:
-        """Write the trained weights as a single safetensors file that `from_pretrained` and `omniavatar convert` read."""
+        """Write the trained weights as a single safetensors file that `from_pretrained` and `omniavatar convert`
+        read.
+        """
         checkpoint.save_safetensors(path, self.trained_tensors(), self.config)
 
 
@@ -240,5 +248,3 @@ def _pixels(frames: Tensor | None) -> Tensor | None:
 def trainable_parameters(module: torch.nn.Module) -> int:
     """How many numbers train."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
