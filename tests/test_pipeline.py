@@ -199,7 +199,7 @@ def _names(function):
 
 
 @pytest.mark.parametrize(
-    "unit", [conditioning.PromptUnit(), *conditioning.units(), conditioning.PrefixPostUnit()], ids=repr
+    "unit", [conditioning.PromptUnit(), *conditioning.units(), conditioning.PrefixPostUnit()], ids=lambda unit: type(unit).__name__
 )
 def test_units_declare_what_they_take(unit):
     """The host reads inputs by name and gives None for a misspelt one."""
