@@ -6,6 +6,7 @@ What a command needs is imported when it runs: `omniavatar --help` answers witho
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import sys
@@ -76,10 +77,20 @@ SETTING_FLAGS: Flags = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors take one line."""
+    """Errors take one line; the flags and `run` of a command in a module of its own come when it is chosen."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, module: str | None = None, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, **arguments)
+        self.module = module
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the module's flags."""
+        if self.module is not None:
+            module = importlib.import_module(self.module, __package__)
+            module.add_arguments(self)
+            self.set_defaults(run=module.run)
+            self.module = None
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"omniavatar: error: {message} (see {self.prog} --help)\n")
@@ -100,9 +111,11 @@ def _add_flags(parser: argparse.ArgumentParser, title: str, flags: Flags) -> Non
 
 
 def _add_command(
-    commands: Any, run: Callable[[argparse.Namespace], int], name: str, text: str
+    commands: Any, run: Callable[[argparse.Namespace], int] | str, name: str, text: str
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text)
+    """A command that is run by a function, or by the `run` of a module, which has `add_arguments` too."""
+    module = run if isinstance(run, str) else None
+    parser = commands.add_parser(name, help=text, description=text, module=module)
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     parser.set_defaults(run=run)
     return parser
@@ -159,6 +172,10 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--model", choices=["14B", "1.3B"], help="look at what this published size needs too")
     doctor.add_argument("--models_folder", help="folder of the model's files, see generate")
     doctor.add_argument("--omniavatar", help="look at this checkpoint")
+
+    _add_command(commands, ".dataset", "check", "List all faults of training data.")
+    _add_command(commands, ".precompute", "precompute", "Encode training data once, into a cache.")
+    commands.add_parser("train", help="Train; the same as `python -m diffsynth_omniavatar.train`.")
 
     demo = _add_command(
         commands, _run_demo, "demo", "Make a 3-second video with a tiny model of random weights, on the CPU."
@@ -224,6 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
+    if argv[:1] == ["train"]:
+        from .train import main as train
+
+        return train(argv[1:])
     try:
         args = parse(argv)
         _show_log()
