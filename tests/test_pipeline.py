@@ -198,9 +198,10 @@ def _names(function):
     return inspect.signature(function).parameters
 
 
-@pytest.mark.parametrize(
-    "unit", [conditioning.PromptUnit(), *conditioning.units(), conditioning.PrefixPostUnit()], ids=lambda unit: type(unit).__name__
-)
+ALL_UNITS = [conditioning.PromptUnit(), *conditioning.units(), conditioning.PrefixPostUnit()]
+
+
+@pytest.mark.parametrize("unit", ALL_UNITS, ids=lambda unit: type(unit).__name__)
 def test_units_declare_what_they_take(unit):
     """The host reads inputs by name and gives None for a misspelt one."""
     taken = set(_names(unit.process)) - {"pipe", "tiles"}
