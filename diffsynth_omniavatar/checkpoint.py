@@ -437,7 +437,8 @@ def _wanted_lora_shapes(wan: host.WanModel, config: OmniAvatarConfig, checkpoint
     assert checkpoint.config.lora is not None
     rank, targets = checkpoint.config.lora.rank, checkpoint.config.lora.target_modules
     wanted = {key: shape for key, shape in state_dict_shapes(config).items() if key.startswith(EXTRA_MODULES)}
-    for name, module in wan.named_modules():
+    for path, module in wan.named_modules():
+        name = path.replace(".module.", ".")  # blocks that the host keeps in main memory are wrapped
         if (
             isinstance(module, nn.Linear)
             and name.startswith("blocks.")
