@@ -293,40 +293,6 @@ def test_doctor_works_on_an_unsupported_host(capsys, monkeypatch, version):
     assert "fix  `pip install 'diffsynth>=2.1,<2.2'`" in report
 
 
-def test_upstream_folder_layout(tmp_path):
-    wan = tmp_path / "Wan2.1-T2V-14B"
-    wan.mkdir()
-    for name in ("b.safetensors", "a.safetensors"):
-        (wan / f"diffusion_pytorch_model-{name}").touch()
-    found = files.model_files("14B", tmp_path, {"vae": "other.pth", "wav2vec2": None})
-    assert [path.name[-13:] for path in found.sources["dit"]] == ["a.safetensors", "b.safetensors"]
-    assert found.sources["omniavatar"] == (tmp_path / "OmniAvatar-14B",)
-    assert found.sources["vae"] == (Path("other.pth"),)
-    assert set(found.missing()) == {"text_encoder", "vae", "tokenizer", "omniavatar", "wav2vec2"}
-    with pytest.raises(FileNotFoundError, match=r"vae: other\.pth"):
-        loading.pipeline_arguments(found)
-    with pytest.raises(ValueError, match="no part 'unet'"):
-        files.model_files(parts={"unet": "x"})
-
-
-def test_hub_files_are_the_published_ones(tmp_path, monkeypatch):
-    monkeypatch.delenv("DIFFSYNTH_DOWNLOAD_SOURCE", raising=False)
-    configs = loading.pipeline_arguments(files.model_files("1.3B"))["model_configs"]
-    assert [config.model_id for config in configs] == [
-        "Wan-AI/Wan2.1-T2V-1.3B",
-        "Wan-AI/Wan2.1-T2V-1.3B",
-        "Wan-AI/Wan2.1-T2V-1.3B",
-        "OmniAvatar/OmniAvatar-1.3B",
-        "facebook/wav2vec2-base-960h",
-    ]
-    monkeypatch.chdir(tmp_path)
-    assert all(not source.downloaded() for source in files.hub_files("1.3B").values())
-    vae = tmp_path / "models" / "DiffSynth-Studio" / "Wan-Series-Converted-Safetensors" / "Wan2.1_VAE.safetensors"
-    vae.parent.mkdir(parents=True)
-    vae.touch()
-    assert [str(path) for path in files.hub_files("1.3B")["vae"].downloaded()] == [str(vae.relative_to(tmp_path))]
-
-
 def test_demo_makes_its_video(tmp_path, capsys, monkeypatch):
     speak = demo.speak
     monkeypatch.setattr(demo, "speak", lambda: speak(0.3))
