@@ -11,7 +11,7 @@ import pytest
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from diffsynth_omniavatar import dataset, precompute, train
+from diffsynth_omniavatar import cli, train
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -51,13 +51,6 @@ def training_flags(launch: argparse.Namespace) -> argparse.Namespace:
     return train.parse_arguments(arguments)
 
 
-def parsed(module: object, arguments: list[str]) -> argparse.Namespace:
-    """Arguments of `omniavatar check` or `omniavatar precompute`."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    module.add_arguments(parser)  # type: ignore[attr-defined]
-    return parser.parse_args(arguments)
-
-
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("train_*.sh")))
 def test_training_scripts(script: str, tmp_path: Path) -> None:
     commands = commands_of(script, tmp_path)
@@ -76,14 +69,13 @@ def test_training_scripts(script: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["i2v", "v2v"])
 def test_a_cache_is_made_for_the_training_that_reads_it(mode: str, tmp_path: Path) -> None:
     commands = commands_of("precompute_14b.sh", tmp_path, MODE=mode)
-    (check,) = [command[2:] for command in commands if command[:2] == ["omniavatar", "check"]]
-    checked = parsed(dataset, check)
+    (check,) = [command for command in commands if command[0] == "omniavatar"]
+    checked = cli.parse(check[1:])
     launch = launched(commands)
     assert launch.training_script == "diffsynth_omniavatar"
-    assert launch.training_script_args[0] == "precompute"
-    made = parsed(precompute, launch.training_script_args[1:])
+    made = cli.parse(launch.training_script_args)
     trained = training_flags(launched(commands_of(f"train_{mode}_14b.sh", tmp_path)))
-    assert trained.dataset_metadata_path == made.cache and made.wav2vec2 is not None
+    assert trained.dataset_metadata_path == made.cache and checked.data == made.data and made.wav2vec2 is not None
     for name in ("omniavatar_mode", "height", "width", "num_frames", "max_tokens", "use_ref_sequence", "mouth_mask"):
         assert getattr(trained, name) == getattr(made, name) == getattr(checked, name), name
     assert (trained.first_frame or "known") == made.first_frame
