@@ -17,7 +17,9 @@ from diffsynth_omniavatar.clip import probe_video
 from diffsynth_omniavatar.nano import family
 
 RECORDED = Path(__file__).parent / "recorded_losses.json"
-LOSS_TOLERANCE = 1e-3  # ten steps amplify the last bits in which processors and kernels differ
+LOSS_TOLERANCE = 1e-3
+"""AdamW moves a weight by the learning rate even where its gradient is rounding noise, which other processors round
+otherwise; on one processor, one and two threads differ by 2e-7."""
 MODES = {
     "i2v": [],
     "v2v-known": ["--omniavatar_mode", "v2v", "--prefix_frames", "1", "--mouth_weight", "4"],
@@ -61,7 +63,7 @@ def losses_of(output):
 @pytest.mark.parametrize("mode", MODES)
 def test_losses_are_those_recorded(folder, tmp_path, mode):
     """Ten steps of each mode; a change of these numbers is a change of the training."""
-    assert train.main(flags(folder, tmp_path, "--max_steps", "10", *MODES[mode])) == 0
+    assert train.main(flags(folder, tmp_path, "--max_steps", "10", "--learning_rate", "1e-4", *MODES[mode])) == 0
     losses = losses_of(tmp_path)
     recorded = json.loads(RECORDED.read_text()) if RECORDED.is_file() else {}
     if os.environ.get("OMNIAVATAR_RECORD_LOSSES"):
