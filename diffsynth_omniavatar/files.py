@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PathOrPaths = str | Path | Iterable[str | Path]
 HUB_FOLDER = "models"
 """Where DiffSynth puts downloads; the environment variable DIFFSYNTH_MODEL_BASE_PATH names another on 2.x."""
 BASE_WEIGHTS = "diffusion_pytorch_model*.safetensors"
+SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.")
 
 SMALL_FAMILY = {
     "dit": "diffusion_pytorch_model.safetensors",
@@ -66,10 +68,21 @@ class ModelFiles:
         """The paths that are not there, by part (the first of each). Files of a hub are never missing."""
         absent: dict[str, Path] = {}
         for part, source in self.sources.items():
-            for path in () if isinstance(source, HubFiles) else source:
+            for path in () if isinstance(source, HubFiles) else _with_all_shards(source):
                 if not path.exists():
                     absent.setdefault(part, path)
         return absent
+
+
+def _with_all_shards(paths: tuple[Path, ...]) -> Iterator[Path]:
+    """The paths, and the other shards of those that are numbered: a download may have stopped half-way."""
+    for path in paths:
+        yield path
+        match = SHARD.match(path.name)
+        if match is None:
+            continue
+        for number in range(1, int(match["count"]) + 1):
+            yield path.with_name(f"{match['stem']}-{number:05d}-of-{match['count']}{path.suffix}")
 
 
 def hub_files(model: str) -> dict[str, Source]:

@@ -34,6 +34,10 @@ def test_upstream_folder_layout(tmp_path):
     assert set(found.missing()) == {"text_encoder", "vae", "tokenizer", "omniavatar", "wav2vec2"}
     with pytest.raises(FileNotFoundError, match=r"vae: other\.pth"):
         loading.pipeline_arguments(found)
+    shards = [wan / f"diffusion_pytorch_model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for shard in (shards[0], shards[2]):
+        shard.touch()
+    assert files.model_files("14B", tmp_path).missing()["dit"] == shards[1]
     with pytest.raises(ValueError, match="no part 'unet'"):
         files.model_files(parts={"unet": "x"})
 
