@@ -1,8 +1,10 @@
-"""The scripts in examples/: every flag in them exists on this host, and accelerate takes its launch files."""
+"""The scripts in examples/ and the commands in the documentation: every flag in them exists on this host."""
 
 import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,22 @@ def training_flags(launch: argparse.Namespace) -> argparse.Namespace:
     return train.parse_arguments(arguments)
 
 
+def documented_commands(file: Path) -> list[list[str]]:
+    """The shell commands in a page's blocks of bash, as words."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def flags_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """The flags of a command of `omniavatar`, from its help."""
+    if command == "train":
+        return set(train.build_parser()._option_string_actions)
+    with pytest.raises(SystemExit):
+        cli.parse([command, "--help"])
+    return set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("train_*.sh")))
 def test_training_scripts(script: str, tmp_path: Path) -> None:
     commands = commands_of(script, tmp_path)
@@ -88,3 +106,23 @@ def test_launch_files(file: str) -> None:
     assert (config.num_processes, config.num_machines) == (gpus, machines)
     assert config.distributed_type.value == ("NO" if gpus == 1 else "MULTI_GPU") and config.mixed_precision == "no"
     assert not config.use_cpu and not config.deepspeed_config and not config.fsdp_config
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/data.md"])
+def test_flags_in_the_documentation(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    checked = 0
+    for words in documented_commands(ROOT / page):
+        if words[:2] == ["accelerate", "launch"]:
+            launch = launch_command_parser().parse_args(words[2:])
+            assert (ROOT / launch.config_file).is_file()
+            is_training = launch.training_script == "diffsynth_omniavatar.train"
+            words = ["omniavatar", *(["train"] if is_training else []), *launch.training_script_args]
+        elif "bash" in words:
+            script = Path(words[words.index("bash") + 1])
+            assert (ROOT / script).is_file()
+            words = ["omniavatar", "train", *words] if script.name.startswith("train_") else []
+        if words[:1] == ["omniavatar"] and words[1] not in ("--help", "--version"):
+            used = {word.split("=")[0] for word in words if word.startswith("--")}
+            assert used <= flags_of(words[1], capsys), words
+            checked += 1
+    assert checked
