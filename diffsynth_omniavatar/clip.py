@@ -35,12 +35,6 @@ logger = logging.getLogger("diffsynth_omniavatar")
 Size = tuple[int, int]
 """Height and width in pixels."""
 
-IMAGE_SIZES_720: tuple[Size, ...] = ((400, 720), (720, 720), (720, 400))
-"""OmniAvatar's video sizes for its setting max_hw = 720."""
-
-IMAGE_SIZES_1280: tuple[Size, ...] = ((720, 720), (528, 960), (960, 528), (720, 1280), (1280, 720))
-"""OmniAvatar's video sizes for its setting max_hw = 1280."""
-
 SILENCE = 1e-4
 """A sound whose samples all lie below this part of full scale counts as silent."""
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffsynth_omniavatar import clip
+from diffsynth_omniavatar import clip, config
 from diffsynth_omniavatar.clip import Sound, VideoWriter, iter_frames, load_image, load_sound, probe_video, read_frames
 
 GREY_STEP = 4
@@ -155,10 +155,10 @@ def test_images_and_tensors_are_inverse() -> None:
 
 def test_sizes_equal_upstream(goldens: Path) -> None:
     recorded = json.loads((goldens / "resize.json").read_text())
-    assert [list(size) for size in clip.IMAGE_SIZES_720] == recorded["image_sizes_720"]
-    assert [list(size) for size in clip.IMAGE_SIZES_1280] == recorded["image_sizes_1280"]
+    assert [list(size) for size in config.IMAGE_SIZES_720] == recorded["image_sizes_720"]
+    assert [list(size) for size in config.IMAGE_SIZES_1280] == recorded["image_sizes_1280"]
     for case in recorded["cases"]:
-        for name, sizes in (("720", clip.IMAGE_SIZES_720), ("1280", clip.IMAGE_SIZES_1280)):
+        for name, sizes in (("720", config.IMAGE_SIZES_720), ("1280", config.IMAGE_SIZES_1280)):
             size = clip.match_size(case["h"], case["w"], sizes)
             scaled, padding = clip.fit_layout(case["h"], case["w"], size)
             got = {"size": list(size), "scaled": list(scaled), "pad_left_right_top_bottom": list(padding)}
