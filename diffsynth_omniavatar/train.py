@@ -36,7 +36,7 @@ from .sources import ClipSettings, Recipe, read_clips
 from .timeline import MAX_TOKENS, latent_frames
 from .training.accelerator import OmniAccelerator
 from .training.callbacks import TrainingLogger, find_latest
-from .training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
+from .training.module import ENCODERS, OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
 from .training.settings import LoopSettings, steps_in_epochs
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The host's flags and OmniAvatar's."""
     parser = host.wan_parser()
     parser.prog = "diffsynth_omniavatar.train"
+    parser.allow_abbrev = False
+    for action in parser._actions:
+        action.required = False  # the host requires dataset_base_path, which may come from --config
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(lora_rank=128, lora_target_modules=",".join(LORA_TARGETS), num_frames=None)
@@ -193,6 +196,8 @@ def _config_values(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any
     values = {}
     for key, value in content.items():
         action = actions[key]
+        if value is None:
+            continue
         if isinstance(value, list):
             value = ",".join(map(str, value)) if key != "model_paths" else json.dumps(value)
         elif isinstance(value, Mapping):
@@ -223,6 +228,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         faults.append("give both --height and --width, or neither")
     if (args.validation_data is None) != (args.validation_steps is None):
         faults.append("--validation_data and --validation_steps go together")
+    if not args.dataset_base_path and not args.dataset_metadata_path:
+        faults.append("name the data with --dataset_metadata_path and --dataset_base_path")
     if args.model_paths is None and args.model_id_with_origin_paths is None:
         faults.append("name the base model with --model_paths or --model_id_with_origin_paths")
     if faults:
@@ -324,7 +331,10 @@ def conventions_of(args: argparse.Namespace) -> Conventions:
     start = Conventions(leading_audio_rows=0)
     if args.omniavatar_checkpoint is not None:
         start = checkpoint.read_config(checkpoint.weight_files(args.omniavatar_checkpoint)).conventions
-    return dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
+    conventions = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
+    if args.omniavatar_mode == "v2v" and conventions.first_frame == "known" and not conventions.prefix_frames:
+        raise FlagError("--first_frame known makes frame 0 known: --prefix_frames must name at least 1.")
+    return conventions
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -378,6 +388,8 @@ def validation_lines(path: str) -> list[tuple[str, str, str]]:
     Raises:
         FlagError: a line has not three fields.
     """
+    if not Path(path).is_file():
+        raise FlagError(f"--validation_data {path} does not exist.")
     lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     samples = [tuple(line.split("@@")) for line in lines]
     bad = [number for number, sample in enumerate(samples, start=1) if len(sample) != 3]
@@ -387,12 +399,22 @@ def validation_lines(path: str) -> list[tuple[str, str, str]]:
 
 
 def make_validation(
-    args: argparse.Namespace, pipe: OmniAvatarPipeline, accelerator: OmniAccelerator
+    args: argparse.Namespace, module: OmniAvatarTrainingModule, accelerator: OmniAccelerator
 ) -> Callable[[int], Mapping[str, float] | None] | None:
-    """A function that generates the validation videos of a step, each process its share of them."""
+    """A function that generates the validation videos of a step, each process its share of them.
+
+    Raises:
+        FlagError: the file is missing or faulty, or a network is that generating needs.
+    """
     if args.validation_data is None:
         return None
-    samples = validation_lines(args.validation_data)
+    samples, pipe = validation_lines(args.validation_data), module.pipe
+    missing = [name for name in ENCODERS if getattr(pipe, name, None) is None]
+    if missing:
+        raise FlagError(
+            f"--validation_data needs {', '.join(missing)}: add what is missing to --model_paths "
+            "and --wav2vec2_path, also where training itself uses a cache."
+        )
 
     def validate(step: int) -> Mapping[str, float] | None:
         if step == 0 and not args.validate_at_start:
@@ -400,22 +422,23 @@ def make_validation(
         folder = Path(args.output_path) / "validation" / f"step-{step}"
         folder.mkdir(parents=True, exist_ok=True)
         seconds = 0.0
-        for index in range(accelerator.process_index, len(samples), accelerator.num_processes):
-            prompt, picture, sound = samples[index]
-            is_v2v = args.omniavatar_mode == "v2v"
-            result = generate(
-                pipe,
-                prompt=prompt,
-                audio=sound,
-                out=folder / f"{index:03d}.mp4",
-                steps=args.validation_num_inference_steps,
-                seed=args.seed,
-                show_progress=False,
-                image=None if is_v2v else picture,
-                video=picture if is_v2v else None,
-            )
-            logger.info("validation video %s (%d frames)", result.path, result.frames)
-            seconds += result.seconds
+        with module.encoders_on_device():
+            for index in range(accelerator.process_index, len(samples), accelerator.num_processes):
+                prompt, picture, sound = samples[index]
+                is_v2v = args.omniavatar_mode == "v2v"
+                result = generate(
+                    pipe,
+                    prompt=prompt,
+                    audio=sound,
+                    out=folder / f"{index:03d}.mp4",
+                    steps=args.validation_num_inference_steps,
+                    seed=args.seed,
+                    show_progress=False,
+                    image=None if is_v2v else picture,
+                    video=picture if is_v2v else None,
+                )
+                logger.info("validation video %s (%d frames)", result.path, result.frames)
+                seconds += result.seconds
         return {"validation_seconds": seconds}
 
     return validate
@@ -528,7 +551,7 @@ def train(args: argparse.Namespace) -> None:
         args.output_path,
         export=module.export,
         checkpoints_total_limit=args.checkpoints_total_limit,
-        validate=make_validation(args, pipe, accelerator),
+        validate=make_validation(args, module, accelerator),
         validation_steps=args.validation_steps,
         log_steps=args.log_steps,
         **_logger_options(args),

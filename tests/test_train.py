@@ -164,6 +164,12 @@ def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_
         (["--validation_steps", "3"], "--validation_data and --validation_steps go together"),
         (["--prefix_frames", "1,6"], r"prefix_frames has \[6\]"),
         (["--no_such_flag"], "Unknown flags: --no_such_flag"),
+        (["--warmup_step", "3"], "Unknown flags: --warmup_step 3"),
+        (["--omniavatar_mode", "v2v", "--prefix_frames", ""], "--prefix_frames must name at least 1"),
+        (
+            ["--validation_data", "nowhere.txt", "--validation_steps", "1"],
+            r"--validation_data nowhere\.txt does not exist",
+        ),
         (["--dataset_metadata_path", "nowhere.csv"], r"nowhere\.csv does not exist"),
         (["--omniavatar_checkpoint", "nowhere.pt"], r"nowhere\.pt does not exist"),
         (["--wav2vec2_path", "nowhere"], "nowhere"),
@@ -190,5 +196,5 @@ def test_the_real_command_line(folder, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "trainable parameters" in result.stdout and (tmp_path / "step-1" / "model.safetensors").is_file()
-    resolved = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert resolved["learning_rate"] == 1e-3 and resolved["max_steps"] == 1
+    resolved = train.parse_arguments(["--config", str(tmp_path / "config.yaml"), "--max_steps", "2"])
+    assert (resolved.learning_rate, resolved.max_steps, resolved.dataset_base_path) == (1e-3, 2, str(folder))

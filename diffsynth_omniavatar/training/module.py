@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
     def prepare(self, sample: TrainingSample) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The inputs of the model function: shared, positive and negative."""
         inputs: tuple[Any, Any, Any] = self.raw_inputs(sample)
-        with self._encoders_on_device(sample):
+        cached = all(part is not None for part in (sample.input_latents, sample.audio_features, sample.context))
+        with nullcontext() if cached else self.encoders_on_device():
             for unit in self.units:
                 inputs = self.pipe.unit_runner(unit, self.pipe, *inputs)
         return inputs
@@ -213,9 +214,9 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         return torch.where(sample.drop_text.view(-1, 1, 1), empty.to(sample.context), sample.context)
 
     @contextmanager
-    def _encoders_on_device(self, sample: TrainingSample) -> Iterator[None]:
-        cached = (sample.input_latents, sample.audio_features, sample.context)
-        if not self.settings.offload_frozen or all(part is not None for part in cached):
+    def encoders_on_device(self) -> Iterator[None]:
+        """Within it the frozen networks are on the device; after it, with `offload_frozen`, in main memory."""
+        if not self.settings.offload_frozen:
             yield
             return
         encoders = [getattr(self.pipe, name) for name in ENCODERS if getattr(self.pipe, name, None) is not None]
