@@ -437,16 +437,22 @@ def _wanted_lora_shapes(wan: host.WanModel, config: OmniAvatarConfig, checkpoint
     assert checkpoint.config.lora is not None
     rank, targets = checkpoint.config.lora.rank, checkpoint.config.lora.target_modules
     wanted = {key: shape for key, shape in state_dict_shapes(config).items() if key.startswith(EXTRA_MODULES)}
-    for path, module in wan.named_modules():
-        name = path.replace(".module.", ".")  # blocks that the host keeps in main memory are wrapped
-        if (
-            isinstance(module, nn.Linear)
-            and name.startswith("blocks.")
-            and name.endswith(tuple(f".{t}" for t in targets))
-        ):
-            wanted[f"{name}.lora_A.weight"] = [rank, module.in_features]
-            wanted[f"{name}.lora_B.weight"] = [module.out_features, rank]
+    for name, layer in adapted_layers(wan, targets).items():
+        wanted[f"{name}.lora_A.weight"] = [rank, layer.in_features]
+        wanted[f"{name}.lora_B.weight"] = [layer.out_features, rank]
     return wanted
+
+
+def adapted_layers(wan: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear]:
+    """The linear layers of a transformer's blocks whose names end in one of `targets`, by name."""
+    endings = tuple(f".{target}" for target in targets)
+    # Blocks that the host keeps in main memory are wrapped.
+    named = ((path.replace(".module.", "."), module) for path, module in wan.named_modules())
+    return {
+        name: module
+        for name, module in named
+        if isinstance(module, nn.Linear) and name.startswith("blocks.") and name.endswith(endings)
+    }
 
 
 def load_extras(

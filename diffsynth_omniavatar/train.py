@@ -254,6 +254,7 @@ def load_training_pipeline(
     """The pipeline with LoRA and audio modules on it, and what its checkpoints will say."""
     channels, dtype = channels_of(args), DTYPES[args.dtype]
     full = args.trainable_models == "dit"
+    encoder = None if args.wav2vec2_path is None else AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
     options: dict[str, Any] = {"torch_dtype": dtype, "device": str(device)}
     if args.tokenizer_path is not None:
         options["tokenizer_config"] = host.ModelConfig(path=args.tokenizer_path)
@@ -274,14 +275,14 @@ def load_training_pipeline(
         if pipe.dit is None:
             raise FlagError("the base model has no denoiser: add diffusion_pytorch_model*.safetensors of Wan2.1-T2V")
         generator = torch.Generator().manual_seed(args.seed)
-        width = {} if args.wav2vec2_path is None else {"audio_dim": _feature_dim(args.wav2vec2_path)}
+        width = {} if encoder is None else {"audio_dim": encoder.feature_dim}
         checkpoint.initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
         if not full:
             add_lora(pipe.dit, lora)
         pipe = OmniAvatarPipeline.adopt(pipe, conventions)
     pipe.conventions = conventions
-    if args.wav2vec2_path is not None:
-        pipe.speech_encoder = AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
+    if encoder is not None:
+        pipe.speech_encoder = encoder
     config = CheckpointConfig(
         in_dim=channels, lora=None if full else lora, model=pipe.dit.config, conventions=conventions
     )
@@ -306,10 +307,6 @@ def _base_configs(args: argparse.Namespace, device: torch.device) -> list[Any]:
 def _names_text_encoder(args: argparse.Namespace) -> bool:
     named = f"{args.model_paths or ''},{args.model_id_with_origin_paths or ''}"
     return "umt5" in named or "text_encoder" in named
-
-
-def _feature_dim(folder: str) -> int:
-    return AudioEncoder.from_pretrained(folder).feature_dim
 
 
 def _lora_flags(args: argparse.Namespace) -> LoRAConfig:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Wav2Vec2Config, Wav2Vec2Model
 
 from .. import host
-from ..checkpoint import EXTRA_MODULES, save_omniavatar
+from ..checkpoint import EXTRA_MODULES, adapted_layers, save_omniavatar
 from ..config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
 from ..dit import OmniAvatarDiT
 from ..files import SMALL_FAMILY as FILES
@@ -151,12 +151,11 @@ def write_random_checkpoint(
     """Write an OmniAvatar checkpoint in LoRA form with random weights."""
     dit = OmniAvatarDiT(config)
     tensors = {k: t for k, t in _randomise(dit, generator).items() if k.startswith(EXTRA_MODULES)}
-    for name, module in dit.named_modules():
-        if name.startswith("blocks.") and name.endswith(tuple(f".{target}" for target in LORA_TARGETS)):
-            sizes = {"A": (LORA.rank, module.in_features), "B": (module.out_features, LORA.rank)}
-            for part, size in sizes.items():
-                low_rank = torch.randn(size, generator=generator) / size[1] ** 0.5
-                tensors[f"{name}.lora_{part}.weight"] = low_rank
+    for name, layer in adapted_layers(dit, LORA_TARGETS).items():
+        sizes = {"A": (LORA.rank, layer.in_features), "B": (layer.out_features, LORA.rank)}
+        for part, size in sizes.items():
+            low_rank = torch.randn(size, generator=generator) / size[1] ** 0.5
+            tensors[f"{name}.lora_{part}.weight"] = low_rank
     save_omniavatar(
         folder, tensors, CheckpointConfig(in_dim=config.in_dim, lora=LORA, model=config, conventions=conventions)
     )

@@ -18,6 +18,7 @@ from ..config import CheckpointConfig, LoRAConfig
 from ..dataset import TrainingSample
 from ..losses.flow import flow_loss
 from ..pipeline import OmniAvatarPipeline
+from ..timeline import SAMPLES_PER_FRAME
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +79,7 @@ def add_lora(dit: Any, lora: LoRAConfig) -> None:
     """Inject fresh peft adapters named "default" into the blocks; B starts at zero, so nothing changes yet."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [
-        name
-        for name, module in dit.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and name.startswith("blocks.")
-        and name.endswith(tuple(f".{target}" for target in lora.target_modules))
-    ]
+    names = list(checkpoint.adapted_layers(dit, lora.target_modules))
     if not names:
         raise ValueError(
             f"--lora_target_modules {','.join(lora.target_modules)} names no layer of the transformer's blocks."
@@ -199,7 +194,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
             return sample.audio_features
         silent = sample.silent_features
         if silent is None:
-            silent = self.pipe.encode_speech(torch.zeros(sample.num_frames * 640), sample.num_frames)
+            silent = self.pipe.encode_speech(torch.zeros(sample.num_frames * SAMPLES_PER_FRAME), sample.num_frames)
         return torch.where(sample.drop_audio.view(-1, 1, 1), silent.to(sample.audio_features), sample.audio_features)
 
     def cached_context(self, sample: TrainingSample) -> Tensor | None:
