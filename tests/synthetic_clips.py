@@ -37,7 +37,7 @@ def write_texture(path: Path, frames: int, seed: int = 0, height: int = 32, widt
     """A clip with sound whose pictures are all different blocks of colour."""
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.randint(40, 216, (frames, height // 8, width // 8, 3), generator=generator, dtype=torch.uint8)
-    with VideoWriter(path, height, width, crf=10, sound=noise(frames / 25, seed)) as writer:
+    with VideoWriter(path, height, width, crf=0, sound=noise(frames / 25, seed)) as writer:
         writer.write(blocks.repeat_interleave(8, 1).repeat_interleave(8, 2))
     return path
 
