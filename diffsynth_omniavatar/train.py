@@ -546,6 +546,7 @@ def train(args: argparse.Namespace) -> None:
         accelerator,
         module,
         args.output_path,
+        trained_tensors=module.trained_tensors,
         export=module.export,
         checkpoints_total_limit=args.checkpoints_total_limit,
         validate=make_validation(args, module, accelerator),

@@ -169,7 +169,7 @@ def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):
     assert same(again.state, whole.state) and again.module.trace == whole.module.trace[6:]
 
 
-def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path):
+def test_two_processes_equal_one_with_twice_the_accumulation_sharded_or_not(tmp_path):
     script = Path(__file__).with_name("training_toy.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, tmp_path]
     environment = os.environ | {
@@ -189,9 +189,16 @@ def test_two_processes_equal_one_with_twice_the_accumulation(tmp_path):
     pairs = [*zip(first["quiet"], second["quiet"], strict=True)]
     assert [entry["index"] for pair in pairs for entry in pair] == [entry["index"] for entry in one.module.trace]
     assert {entry["drawn"] for entry in first["noisy"]}.isdisjoint(entry["drawn"] for entry in second["noisy"])
+    states = {name: replace(one, folder=tmp_path / name).state for name in ("noisy", "resumed", "sharded")}
     for traces in (first, second):
         assert traces["resumed"] == traces["noisy"][4:]
-    assert same(replace(one, folder=tmp_path / "resumed").state, replace(one, folder=tmp_path / "noisy").state)
+        assert traces["sharded-resumed"] == traces["sharded"][4:]
+    assert same(states["resumed"], states["noisy"])
+    assert same(replace(one, folder=tmp_path / "sharded-resumed").state, states["sharded"])
+    # Sharding (FSDP2) adds the processes' gradients in another order: rounding.
+    for name, value in states["noisy"]["trained"].items():
+        torch.testing.assert_close(states["sharded"]["trained"][name], value, rtol=1e-5, atol=1e-6)
+    assert len(replace(one, folder=tmp_path / "sharded").metric("validation")) == 5  # one before the first step
 
 
 def test_validation_changes_nothing(tmp_path):
@@ -245,8 +252,8 @@ def test_rotation_keeps_the_newest(tmp_path):
 
 @pytest.mark.parametrize("crash_in", ["export", "rename"])
 def test_a_crash_while_saving_leaves_the_older_checkpoints(tmp_path, monkeypatch, crash_in):
-    def export(path: Path) -> None:
-        Run.export(run, path)
+    def export(path: Path, tensors: Any) -> None:
+        Run.export(run, path, tensors)
         if path.parent.name == ".step-4.partial":
             if crash_in == "export":
                 raise OSError("disk full")
@@ -409,7 +416,7 @@ def test_logger_settings_are_checked(tmp_path):
     accelerator = OmniAccelerator(LoopSettings(max_steps=1), cpu=True)
     for wrong in ({"checkpoints_total_limit": 0}, {"log_steps": 0}, {"validation_steps": 2}, {"validate": print}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            TrainingLogger(accelerator, ToyModule(), tmp_path, export=print, **wrong)
+            TrainingLogger(accelerator, ToyModule(), tmp_path, trained_tensors=dict, export=print, **wrong)
 
 
 def test_reported_values_are_logged_as_means_over_the_step(tmp_path):

@@ -276,7 +276,7 @@ def test_the_exported_file_generates_the_live_models_frames(folders, tmp_path):
     optimizer = torch.optim.AdamW(module.trainable_modules(), lr=1e-2)
     module(live_sample()).backward()
     optimizer.step()
-    module.export(tmp_path / "model.safetensors")
+    module.export(tmp_path / "model.safetensors", module.trained_tensors())
     configs = family.family_configs(folders[33])
     trained = str(tmp_path / "model.safetensors")
     source = str(folders[33] / family.FILES["omniavatar"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 
 from diffsynth_omniavatar import host
@@ -51,6 +52,10 @@ class ToyDataset(torch.utils.data.Dataset):
         return f"clip-{index}"
 
 
+class Block(torch.nn.Linear):
+    """A layer that is sharded by itself; the others are with the whole model."""
+
+
 class ToyModule(host.DiffusionTrainingModule):
     """Trains two layers of three in an (otherwise empty) pipeline of the host; `noise` scales its draws."""
 
@@ -59,7 +64,7 @@ class ToyModule(host.DiffusionTrainingModule):
         self.pipe = host.WanVideoPipeline(device="cpu", torch_dtype=torch.float32)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            layers = [torch.nn.Linear(WIDTH, WIDTH) for _ in range(3)]
+            layers = [torch.nn.Linear(WIDTH, WIDTH), Block(WIDTH, WIDTH), Block(WIDTH, WIDTH)]
         self.pipe.dit = torch.nn.Sequential(layers[0], torch.nn.Dropout(0.2 if noise else 0.0), *layers[1:])
         self.pipe.dit[2].requires_grad_(False)
         self.pipe.scheduler.set_timesteps(1000, training=True)
@@ -75,8 +80,19 @@ class ToyModule(host.DiffusionTrainingModule):
         self.trace.append({"index": data["index"], "loss": loss.item(), "drawn": drawn[0].item()})
         return loss
 
-    def forward(self, data: Mapping[str, Any], inputs: Any = None, return_inputs: bool = False) -> Any:
+    def forward(self, data: Any, inputs: Any = None, return_inputs: bool = False) -> Any:
+        if callable(data):
+            return data()
         return {"index": data["index"]} if return_inputs or not torch.is_grad_enabled() else self.loss(data)
+
+
+def shard_on_cpu(accelerator: OmniAccelerator) -> None:
+    """What `accelerate launch --use_fsdp --fsdp_version 2` configures, which accelerate itself offers on GPUs only."""
+    shared = accelerator.state._shared_state
+    shared["distributed_type"] = DistributedType.FSDP
+    shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"]
+    )
 
 
 @dataclass
@@ -89,6 +105,7 @@ class Run:
     noise: float = 1.0
     workers: int = 0
     save_steps: int | None = 1
+    sharded: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     loss: Any = None
 
@@ -97,9 +114,17 @@ class Run:
         if self.loss is not None:
             self.module.loss = self.loss.__get__(self.module)
         self.accelerator = OmniAccelerator(self.settings, cpu=True)
+        if self.sharded:
+            shard_on_cpu(self.accelerator)
         export = self.options.pop("export", self.export)
         self.logger = TrainingLogger(
-            self.accelerator, self.module, self.folder, export=export, enable_csv_log=True, **self.options
+            self.accelerator,
+            self.module,
+            self.folder,
+            trained_tensors=lambda: {name: p for name, p in self.module.named_parameters() if p.requires_grad},
+            export=export,
+            enable_csv_log=True,
+            **self.options,
         )
         epochs = self.accelerator.epochs_to_run(len(self.dataset))
         host.launch_training_task(self.accelerator, self.dataset, self.module, self.logger, self.arguments(epochs))
@@ -115,8 +140,8 @@ class Run:
         args.num_epochs = epochs
         return args
 
-    def export(self, path: Path) -> None:
-        save_file({name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}, path)
+    def export(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        save_file(dict(tensors), path)
 
     def resumed(self, step: int, folder: Path, **changes: Any) -> Run:
         """The same run, gone on from one of its checkpoints in another folder."""
@@ -146,11 +171,18 @@ def same(left: Any, right: Any) -> bool:
 
 
 def two_process_runs(folder: Path) -> None:
-    """Without noise; with noise; the latter resumed from step 2. Each process writes its trace."""
+    """Without noise; with noise; the latter resumed from step 2; the same sharded. Each process writes its trace."""
     quiet = Run(folder / "quiet", LoopSettings(max_steps=4), noise=0.0).start()
     noisy = Run(folder / "noisy", LoopSettings(max_steps=4, gradient_accumulation_steps=2)).start()
     resumed = noisy.resumed(2, folder / "resumed")
-    traces = {"quiet": quiet.module.trace, "noisy": noisy.module.trace, "resumed": resumed.module.trace}
+    sharded = replace(noisy, folder=folder / "sharded", sharded=True)
+    sharded.options = {
+        "validate": lambda step: {"validation": sharded.module.pipe.dit(torch.ones(WIDTH)).mean().item()},
+        "validation_steps": 1,
+    }
+    again = sharded.start().resumed(2, folder / "sharded-resumed", options={})
+    names = ("quiet", "noisy", "resumed", "sharded", "sharded-resumed")
+    traces = dict(zip(names, (run.module.trace for run in (quiet, noisy, resumed, sharded, again)), strict=True))
     (folder / f"traces-{noisy.accelerator.process_index}.json").write_text(json.dumps(traces))
 
 

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather_object
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
@@ -49,6 +51,19 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, sharded over the processes as the parameter is."""
+    if not isinstance(parameter, DTensor):
+        return value
+    local = value.to(parameter.device)  # every process has the same value: nothing needs to be sent
+    return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 class LoopOptimizer:
     """Takes the place of the host's optimizer: see the module's head for what its calls do."""
 
@@ -63,11 +78,10 @@ class LoopOptimizer:
         if not accelerator.sync_gradients:
             return
         # Clipped here and not in backward: the host's offloading moves the gradients in between.
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, accelerator.settings.max_grad_norm))
+        norm = float(gathered(torch.nn.utils.clip_grad_norm_(self.parameters, accelerator.settings.max_grad_norm)))
         accelerator.check_finite("gradient norm", norm)
         if self.resumed_state is not None:  # only now, when the parameters are on the device where they stay
-            groups = self.optimizer.state_dict()["param_groups"]  # learning rate and weight decay follow the flags
-            self.optimizer.load_state_dict({"state": self.resumed_state, "param_groups": groups})
+            self._load_state(self.resumed_state)
             self.resumed_state = None
         factor = accelerator.settings.lr_factor(accelerator.steps_done)
         for group in self.optimizer.param_groups:
@@ -75,6 +89,18 @@ class LoopOptimizer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         accelerator.finish_step(lr=self.optimizer.param_groups[0]["lr"], grad_norm=norm)
+
+    def _load_state(self, resumed: Mapping[int, Any]) -> None:
+        groups = self.optimizer.state_dict()["param_groups"]  # learning rate and weight decay follow the flags
+        state = {
+            number: {
+                name: placed_like(value, parameter) if value.shape == parameter.shape else value
+                for name, value in resumed[number].items()
+            }
+            for number, parameter in enumerate(self.parameters)
+            if number in resumed
+        }
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def zero_grad(self) -> None:
         """Nothing: gradients are cleared by the step that used them."""
@@ -95,17 +121,17 @@ class OmniAccelerator(Accelerator):
         kwargs: those of `accelerate.Accelerator`, without the ones about gradient accumulation.
 
     Raises:
-        ValueError: the launch configuration shards the model (DeepSpeed, FSDP) or scales fp16 losses: not supported.
+        ValueError: the launch configuration is for DeepSpeed or the old FSDP, or scales fp16 losses: not supported.
     """
 
     def __init__(self, settings: LoopSettings, **kwargs: Any) -> None:
         plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
         super().__init__(gradient_accumulation_plugin=plugin, **kwargs)
         supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-        if self.distributed_type not in supported or self.mixed_precision == "fp16":
+        if not (self.distributed_type in supported or self.is_fsdp2) or self.mixed_precision == "fp16":
             raise ValueError(
                 f"accelerate is configured for {self.distributed_type.value} with mixed precision "
-                f"{self.mixed_precision}; use one or several processes without DeepSpeed or FSDP, with no or bf16"
+                f"{self.mixed_precision}; use one or several processes, or FSDP with fsdp_version 2, with no or bf16"
             )
         self.settings = settings
         self.steps_done = 0
@@ -123,6 +149,8 @@ class OmniAccelerator(Accelerator):
         model = next((obj for obj in args if isinstance(obj, torch.nn.Module)), None)
         if model is None and self.num_processes > 1:
             raise ValueError("--enable_model_cpu_offload trains in one process only; launch one, or leave the flag out")
+        if self.is_fsdp2:
+            args = self._shard(*args)
         prepared = tuple(self._exchange(obj) for obj in args)
         seed = stream_seed("process", self.settings.seed, self.process_index)
         seed_cpu_generators(seed)
@@ -131,9 +159,19 @@ class OmniAccelerator(Accelerator):
             self._resume(self.settings.resume, model)
         return prepared
 
+    def _shard(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *others: Any) -> tuple[Any, ...]:
+        """Let accelerate shard what trains, and what of the same network does not, over the processes."""
+        plugin = self.state.fsdp_plugin
+        if plugin.ignored_modules is None:  # encoders work outside the model's forward pass: each process has its own
+            plugin.ignored_modules = [
+                part for part in model.pipe.children() if not any(value.requires_grad for value in part.parameters())
+            ]
+        model, prepared = super().prepare(model, optimizer)
+        return model, prepared.optimizer, *others
+
     def _exchange(self, obj: Any) -> Any:
         if isinstance(obj, torch.nn.Module):
-            return self.prepare_model(obj)
+            return obj if self.is_fsdp2 else self.prepare_model(obj)
         if isinstance(obj, torch.optim.Optimizer):
             self.optimizer = LoopOptimizer(obj, self)
             return self.optimizer
@@ -212,11 +250,21 @@ class OmniAccelerator(Accelerator):
             module: the training module; its parameters that require a gradient are the trained ones.
         """
         rng = gather_object([rng_state()])
+        trained = self.whole_tensors({name: value for name, value in module.named_parameters() if value.requires_grad})
+        state = self.optimizer.optimizer.state_dict()["state"]
+        optimizer = {number: self.whole_tensors(values) for number, values in state.items()}
         if not self.is_main_process:
             return {}
-        trained = {name: value.detach().cpu() for name, value in module.named_parameters() if value.requires_grad}
-        optimizer = self.optimizer.optimizer.state_dict()["state"]
         return {"step": self.steps_done, "run": self._run(), "trained": trained, "optimizer": optimizer, "rng": rng}
+
+    def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors whole, in main memory; {} except on the main process. Every process must call it."""
+        result = {}
+        for name, tensor in tensors.items():  # one after the other: a process holds no more than one that it drops
+            tensor = gathered(tensor.detach())
+            if self.is_main_process:
+                result[name] = tensor.cpu()
+        return result
 
     def _resume(self, checkpoint: Path, model: torch.nn.Module | None) -> None:
         state = load_state(checkpoint)
@@ -235,7 +283,7 @@ class OmniAccelerator(Accelerator):
             raise ValueError(f"{checkpoint} holds other trained parameters than this model; use the flags of its run")
         with torch.no_grad():
             for parameter, value in zip(parameters, trained.values(), strict=True):
-                parameter.copy_(value)
+                parameter.copy_(placed_like(value, parameter))
         self.optimizer.resumed_state = state["optimizer"]
         self.steps_done = state["step"]
         self.loader.position = self.steps_done * self.settings.gradient_accumulation_steps

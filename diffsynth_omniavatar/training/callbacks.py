@@ -14,10 +14,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..host import DiffusionTrainingModule, ModelLogger
 from .accelerator import STATE_FILE, OmniAccelerator
@@ -99,10 +101,12 @@ class TrainingLogger(ModelLogger):
         accelerator: the one that the loop gets.
         module: the training module, with its pipeline in `pipe`.
         output_path: of checkpoints and logs.
-        export: writes the trained weights, for use, to the file that it is given; called on the main process only.
+        trained_tensors: the trained weights by their names in the file, sharded or whole.
+        export: writes them whole, for use, to the file that it is given; called on the main process only.
         checkpoints_total_limit: how many checkpoints to keep; None keeps all.
         validate: called with the number of steps done, on **every** process, in `untouched_training_state` and without
-            gradients; what it returns on the main process is logged.
+            gradients, by the module's own call, in which sharded weights are brought together; what it returns on the
+            main process is logged.
         validation_steps: optimizer steps between validations; one also precedes the first step of a new run.
         log_steps: optimizer steps between lines on the console; other logs get every step.
         host_options: of the host's ModelLogger, for instance `enable_csv_log`, `enable_tensorboard_log`.
@@ -117,7 +121,8 @@ class TrainingLogger(ModelLogger):
         module: DiffusionTrainingModule,
         output_path: str | Path,
         *,
-        export: Callable[[Path], None],
+        trained_tensors: Callable[[], Mapping[str, Tensor]],
+        export: Callable[[Path, Mapping[str, Tensor]], None],
         checkpoints_total_limit: int | None = None,
         validate: Callable[[int], Mapping[str, float] | None] | None = None,
         validation_steps: int | None = None,
@@ -136,6 +141,7 @@ class TrainingLogger(ModelLogger):
             raise ValueError("validate and validation_steps go together; give both or neither")
         self.accelerator = accelerator
         self.module = module
+        self.trained_tensors = trained_tensors
         self.export = export
         self.checkpoints_total_limit = checkpoints_total_limit
         self.validate = validate
@@ -224,10 +230,11 @@ class TrainingLogger(ModelLogger):
         if self.num_steps == self.saved_step:
             return
         state = self.accelerator.loop_state(self.module)
+        weights = self.accelerator.whole_tensors(self.trained_tensors())
         if self.accelerator.is_main_process:
 
             def write(folder: Path) -> None:
-                self.export(folder / WEIGHTS_FILE)
+                self.export(folder / WEIGHTS_FILE, weights)
                 torch.save(state, folder / STATE_FILE)
 
             folder = write_checkpoint(self.output_path, self.num_steps, write, self.checkpoints_total_limit)
@@ -240,7 +247,7 @@ class TrainingLogger(ModelLogger):
         if self.validate is None:
             return
         with untouched_training_state(self.module.pipe, self.module), torch.no_grad():
-            metrics = self.validate(self.num_steps)
+            metrics = self.module(partial(self.validate, self.num_steps))
         self.accelerator.window.clear()  # should the validation have gone through the training module
         if metrics:
             self.write_metrics(metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +126,10 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         pipe.requires_grad_(False)
         pipe.eval()
 
-    def forward(self, data: TrainingSample, inputs: Any = None) -> Tensor:
-        """The loss of a sample, a scalar."""
+    def forward(self, data: TrainingSample | Callable[[], Any], inputs: Any = None) -> Any:
+        """The loss of a sample, a scalar; or what a function returns that needs the weights whole, for validation."""
+        if callable(data):
+            return data()
         if self.memory is not None:
             self.memory.end_of("backward and optimizer")
         shared, positive, _ = self.prepare(data)
@@ -229,11 +231,9 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
             return dict(self.pipe.dit.state_dict())
         return checkpoint.trained_tensors(self.pipe.dit)
 
-    def export(self, path: Path) -> None:
-        """Write the trained weights as a single safetensors file that `from_pretrained` and `omniavatar convert`
-        read.
-        """
-        checkpoint.save_safetensors(path, self.trained_tensors(), self.config)
+    def export(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write `trained_tensors` as a single safetensors file that `from_pretrained` and `omniavatar convert` read."""
+        checkpoint.save_safetensors(path, tensors, self.config)
 
 
 def _pixels(frames: Tensor | None) -> Tensor | None:
