@@ -113,13 +113,13 @@ def _near_median(mouth: np.ndarray, reach: int) -> np.ndarray:
 
 def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
     """All pixels within `steps` of a true one, along rows and columns."""
-    padded = np.pad(mask, steps)
-    rows = np.lib.stride_tricks.sliding_window_view(padded, 2 * steps + 1, axis=0).any(axis=-1)
-    return np.lib.stride_tricks.sliding_window_view(rows, 2 * steps + 1, axis=1).any(axis=-1)
+    side = 2 * steps + 1
+    rows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, steps), side, axis=0).max(axis=-1)
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(rows, side, axis=1).max(axis=-1))
 
 
 def _shares(pixels: np.ndarray, skin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of lips and of inside in pixels [n, 3], by least squares: p - skin = l (lip - skin) + i (inside - skin)."""
+    """Shares l of lips and i of inside in pixels p [n, 3]: p - skin = l (lip - skin) + i (inside - skin), fitted."""
     mixture = np.stack([np.array(LIP) - skin, np.array(INSIDE) - skin], axis=1)
     lips, inside = np.linalg.pinv(mixture) @ (pixels - skin).T
     return lips, inside

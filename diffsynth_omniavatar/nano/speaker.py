@@ -26,7 +26,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -288,9 +288,9 @@ def _tracks(sentence: Sentence, voice: Voice, hops: int) -> tuple[np.ndarray, np
 def _pitch(voice: Voice, rng: np.random.Generator, length: int) -> np.ndarray:
     """Hertz by sample: slow waves of intonation around the voice's pitch."""
     times = np.arange(length) / SAMPLE_RATE
-    melody = sum(
-        rng.uniform(0.02, 0.08) * np.sin(2 * np.pi * (rate * times + rng.random())) for rate in (0.3, 0.8, 2.3)
-    )
+    melody = np.zeros(length)
+    for rate in (0.3, 0.8, 2.3):
+        melody += rng.uniform(0.02, 0.08) * np.sin(2 * np.pi * (rate * times + rng.random()))
     return voice.pitch * (1 + melody)
 
 
@@ -523,7 +523,10 @@ class Motion:
 
 
 def draw_motion(rng: np.random.Generator, frames: int, *, sways: bool) -> Motion:
-    """Slow movements and blinks. Swaying travels 10 to 15 pixels, at 0.6 to 0.9 Hz; otherwise the head travels below 2."""
+    """Slow movements and blinks.
+
+    Swaying, the head travels 10 to 15 pixels at 0.6 to 0.9 Hz; otherwise at most 1.2.
+    """
     times = np.arange(frames) / FRAME_RATE
 
     def wave(amplitude: float, slowest: float, fastest: float) -> np.ndarray:
@@ -645,8 +648,8 @@ def render(identity: Identity, openness: np.ndarray, width: np.ndarray, motion: 
     """
     if not len(openness) == len(width) == len(motion.x):
         raise ValueError(
-            f"render got {len(openness)} values of openness, {len(width)} of width and {len(motion.x)} frames of motion; "
-            "wanted one of each per frame"
+            f"render got {len(openness)} values of openness, {len(width)} of width and {len(motion.x)} frames of "
+            "motion; wanted one of each per frame"
         )
     wall = _shaded(BACKGROUNDS[identity.background], identity.shade[2])
     light = np.linspace(1.04, 0.94, SIZE, dtype=np.float32)[:, None] * np.ones((1, SIZE), np.float32)
