@@ -1,6 +1,7 @@
 """Training steps through DiffSynth's own loop with random weights and cached inputs: seconds per step and peak memory.
 
     python benchmarks/train_step.py --model 14B --mode i2v v2v --steps 5
+    accelerate launch --config_file examples/accelerate/2gpus_fsdp.yaml benchmarks/train_step.py --save_and_resume
 
 The denoiser is bf16 with LoRA of rank 128, patch embedding and audio modules trained, every block checkpointed; the
 inputs are those of a cache (latents, audio features, text embedding).
@@ -11,11 +12,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from random_models import random_dit
 
 from diffsynth_omniavatar import host
@@ -24,10 +29,11 @@ from diffsynth_omniavatar.dataset import TrainingSample
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.timeline import latent_frames
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
-from diffsynth_omniavatar.training.callbacks import TrainingLogger
+from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_checkpoints
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
 from diffsynth_omniavatar.training.settings import LoopSettings
 
+SAVED_STEP = 3
 CHANNELS = {"i2v": 33, "v2v": 49, "v2v-reference": 65}
 
 
@@ -68,20 +74,24 @@ class RandomSamples(torch.utils.data.Dataset[TrainingSample]):
 
 
 class MeasuringLogger(TrainingLogger):
-    """Keeps the metrics of each step."""
+    """Keeps the metrics of each step; writes checkpoints where that is asked for."""
+
+    saves = False
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         self.steps = [*getattr(self, "steps", []), dict(metrics)]
 
     def save(self) -> None:
-        """Nothing: this run is for its time."""
+        if self.saves:
+            super().save()
 
 
-def measure(model: str, mode: str, args: argparse.Namespace) -> dict[str, object]:
+def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Path | None = None) -> dict[str, object]:
     """Train a few steps; the first one is left out of the median."""
     config = replace(PRESETS[model], in_dim=CHANNELS[mode])
-    settings = LoopSettings(max_steps=args.steps + 1)
+    settings = LoopSettings(max_steps=args.steps + 1, resume=resume)
     accelerator = OmniAccelerator(settings)
+    torch.manual_seed(0)  # the same weights in each process
     pipe = host.WanVideoPipeline(device="cuda", torch_dtype=torch.bfloat16)
     pipe.audio_encoder = None
     pipe.dit = random_dit(config)
@@ -93,26 +103,46 @@ def measure(model: str, mode: str, args: argparse.Namespace) -> dict[str, object
     dataset = RandomSamples(config, args.height, args.width, args.num_frames)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        logger = MeasuringLogger(accelerator, module, folder, export=module.export)
-        flags = host.wan_parser().parse_args(["--dataset_base_path", folder])
-        flags.num_epochs, flags.save_steps, flags.output_path = 1, 10**9, folder
-        host.launch_training_task(accelerator, dataset, module, logger, flags)
+    logger = MeasuringLogger(accelerator, module, folder, trained_tensors=module.trained_tensors, export=module.export)
+    logger.saves = args.save_and_resume and resume is None
+    flags = host.wan_parser().parse_args(["--dataset_base_path", folder])
+    flags.num_epochs, flags.save_steps, flags.output_path = 1, SAVED_STEP, folder
+    trainable = trainable_parameters(module)
+    host.launch_training_task(accelerator, dataset, module, logger, flags)
     seconds = sorted(step["seconds_per_step"] for step in logger.steps[1:])
     return {
         "model": model,
         "mode": mode,
         "size": [args.num_frames, args.height, args.width],
         "tokens": latent_frames(args.num_frames) * (args.height // 16) * (args.width // 16),
-        "trainable": trainable_parameters(module),
+        "trainable": trainable,
+        "processes": f"{accelerator.num_processes} {accelerator.distributed_type.value}",
         "seconds_per_step": round(seconds[len(seconds) // 2], 3),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
-        "losses": [round(step["loss"], 4) for step in logger.steps],
+        "losses": [step["loss"] for step in logger.steps],
         "offload": args.offload,
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "diffsynth": host.VERSION,
     }
+
+
+def measure(model: str, mode: str, args: argparse.Namespace) -> None:
+    """Print what a run gave, and where asked for, also what its second half gave when it was resumed."""
+    shared = broadcast_object_list([tempfile.mkdtemp()])[0] if args.save_and_resume else tempfile.mkdtemp()
+    checkpoints = [None, Path(shared, f"step-{SAVED_STEP}")] if args.save_and_resume else [None]
+    for resume in checkpoints:
+        for later in find_checkpoints(shared):
+            if resume is not None and later != resume:
+                shutil.rmtree(later, ignore_errors=True)
+        PartialState().wait_for_everyone()
+        result = run(model, mode, args, shared, resume)
+        if PartialState().is_main_process:
+            print(json.dumps({"resumed": resume is not None, **result}), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    PartialState().wait_for_everyone()
+    shutil.rmtree(shared, ignore_errors=True)
 
 
 def main() -> None:
@@ -124,12 +154,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--num_frames", type=int, default=81)
     parser.add_argument("--offload", action="store_true", help="checkpoints in main memory")
+    parser.add_argument("--save_and_resume", action="store_true", help="go on from a checkpoint, and compare losses")
     args = parser.parse_args()
+    PartialState()
     for model in args.model:
         for mode in args.mode:
-            print(json.dumps(measure(model, mode, args)), flush=True)
-            gc.collect()
-            torch.cuda.empty_cache()
+            measure(model, mode, args)
 
 
 if __name__ == "__main__":

@@ -390,6 +390,18 @@ def read_frames(path: str | Path, start: int = 0, count: int | None = None, size
     return frames
 
 
+def filmstrip(path: str | Path, count: int = 8) -> np.ndarray:
+    """Up to `count` evenly spaced frames of a video side by side: uint8 [H, count * W, 3], RGB.
+
+    Raises:
+        ValueError: as `read_frames`.
+    """
+    frames = probe_video(path).frames
+    places = {round(place * (frames - 1) / max(count - 1, 1)) for place in range(count)}
+    wanted = [frame.numpy() for place, frame in enumerate(iter_frames(path)) if place in places]
+    return np.concatenate(wanted, axis=1)
+
+
 # Sound
 
 

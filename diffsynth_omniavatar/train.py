@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,15 @@ from . import checkpoint, host
 from .audio import AudioEncoder
 from .config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
 from .dataset import OmniAvatarDataset
-from .generate import generate
 from .nano.family import register_family
 from .pipeline import OmniAvatarPipeline
 from .sources import ClipSettings, Recipe, read_clips
 from .timeline import MAX_TOKENS, latent_frames
 from .training.accelerator import OmniAccelerator
 from .training.callbacks import TrainingLogger, find_latest
-from .training.module import ENCODERS, OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
+from .training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
 from .training.settings import LoopSettings, steps_in_epochs
+from .training.validation import Validation, load_metrics, read_samples
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +149,7 @@ def _add_loop_flags(group: Any) -> None:
     add("--validation_steps", type=int, help="Optimizer steps between validations.")
     add("--validation_num_inference_steps", type=int, default=25)
     add("--validate_at_start", action="store_true")
+    add("--validation_metrics", default="", help="Functions that measure a video: module:function, comma-separated.")
     add("--strict_data", action="store_true", help="Stop at an unreadable clip instead of passing over it.")
     add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
     add("--config", help="YAML or JSON file: flag name -> value; the command line has precedence.")
@@ -228,6 +229,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         faults.append("give both --height and --width, or neither")
     if (args.validation_data is None) != (args.validation_steps is None):
         faults.append("--validation_data and --validation_steps go together")
+    if args.validation_metrics and args.validation_data is None:
+        faults.append("--validation_metrics needs --validation_data")
     if not args.dataset_base_path and not args.dataset_metadata_path:
         faults.append("name the data with --dataset_metadata_path and --dataset_base_path")
     if args.model_paths is None and args.model_id_with_origin_paths is None:
@@ -379,66 +382,22 @@ def check_networks(dataset: OmniAvatarDataset, pipe: OmniAvatarPipeline) -> None
 # ----------------------------------------------------------------------------------------------------------- validation
 
 
-def validation_lines(path: str) -> list[tuple[str, str, str]]:
-    """Prompt, picture (or video) and sound of each line.
-
-    Raises:
-        FlagError: a line has not three fields.
-    """
-    if not Path(path).is_file():
-        raise FlagError(f"--validation_data {path} does not exist.")
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    samples = [tuple(line.split("@@")) for line in lines]
-    bad = [number for number, sample in enumerate(samples, start=1) if len(sample) != 3]
-    if bad or not samples:
-        raise FlagError(f"--validation_data {path}: line {bad or 'none'}; wanted prompt@@image@@audio in each.")
-    return samples  # type: ignore[return-value]
-
-
 def make_validation(
     args: argparse.Namespace, module: OmniAvatarTrainingModule, accelerator: OmniAccelerator
-) -> Callable[[int], Mapping[str, float] | None] | None:
-    """A function that generates the validation videos of a step, each process its share of them.
-
-    Raises:
-        FlagError: the file is missing or faulty, or a network is that generating needs.
-    """
+) -> Validation | None:
+    """What generates and measures the validation videos; None without `--validation_data`."""
     if args.validation_data is None:
         return None
-    samples, pipe = validation_lines(args.validation_data), module.pipe
-    missing = [name for name in ENCODERS if getattr(pipe, name, None) is None]
-    if missing:
-        raise FlagError(
-            f"--validation_data needs {', '.join(missing)}: add what is missing to --model_paths "
-            "and --wav2vec2_path, also where training itself uses a cache."
-        )
-
-    def validate(step: int) -> Mapping[str, float] | None:
-        if step == 0 and not args.validate_at_start:
-            return None
-        folder = Path(args.output_path) / "validation" / f"step-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        seconds = 0.0
-        with module.encoders_on_device():
-            for index in range(accelerator.process_index, len(samples), accelerator.num_processes):
-                prompt, picture, sound = samples[index]
-                is_v2v = args.omniavatar_mode == "v2v"
-                result = generate(
-                    pipe,
-                    prompt=prompt,
-                    audio=sound,
-                    out=folder / f"{index:03d}.mp4",
-                    steps=args.validation_num_inference_steps,
-                    seed=args.seed,
-                    show_progress=False,
-                    image=None if is_v2v else picture,
-                    video=picture if is_v2v else None,
-                )
-                logger.info("validation video %s (%d frames)", result.path, result.frames)
-                seconds += result.seconds
-        return {"validation_seconds": seconds}
-
-    return validate
+    return Validation(
+        module=module,
+        accelerator=accelerator,
+        samples=read_samples(args.validation_data),
+        folder=Path(args.output_path) / "validation",
+        steps=args.validation_num_inference_steps,
+        seed=args.seed,
+        metrics=load_metrics(args.validation_metrics),
+        at_start=args.validate_at_start,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- main

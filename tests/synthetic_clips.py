@@ -57,3 +57,13 @@ def write_prepared(folder: Path, frames: int = 21, size: int = 32) -> Path:
     soundfile.write(folder / "audio.wav", noise(frames / 25).samples[0], 16000)
     (folder / "prompt.txt").write_text("A person talks.\n")
     return folder
+
+
+def frame_count(video, sample) -> dict[str, float]:
+    """A metric of validation videos."""
+    return {"frames": video.frames}
+
+
+def sound_name(video, sample) -> dict[str, float]:
+    """Another one: how many letters the sound's name has."""
+    return {"letters": len(sample.sound.stem)}

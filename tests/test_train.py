@@ -116,6 +116,7 @@ def test_training_from_the_base_starts_without_effect_of_sound(folder, tmp_path)
 
 def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
     from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     Image.new("RGB", (40, 40), "teal").save(tmp_path / "face.png")
     import soundfile
@@ -126,11 +127,23 @@ def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
     options = ["--max_steps", "2", "--max_tokens", "17"]
     validation = ["--validation_data", str(lines), "--validation_steps", "1", "--validation_num_inference_steps", "1"]
     assert train.main(flags(folder, tmp_path / "plain", *options)) == 0
-    assert train.main(flags(folder, tmp_path / "validated", *options, *validation, "--validate_at_start")) == 0
+    validation += [
+        "--validate_at_start",
+        "--validation_metrics",
+        "synthetic_clips:frame_count,synthetic_clips:sound_name",
+    ]
+    validation += ["--enable_tensorboard_log"]
+    assert train.main(flags(folder, tmp_path / "validated", *options, *validation)) == 0
     assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "validated")
     for step in (0, 1, 2):
         info = probe_video(tmp_path / "validated" / "validation" / f"step-{step}" / "000.mp4")
         assert info.has_sound and (info.height, info.width) == (32, 32)
+    rows = [line.split(",") for line in (tmp_path / "validated" / "loss.csv").read_text().splitlines()]
+    measured = {(key, step): float(value) for step, key, value in rows[1:] if key.startswith("validation_")}
+    assert {step for key, step in measured if key == "validation_frames"} == {"0", "1", "2"}
+    assert measured["validation_frames", "2"] == info.frames and measured["validation_letters", "2"] == len("speech")
+    logged = EventAccumulator(str(tmp_path / "validated" / "tensorboard_log"), size_guidance={"images": 0}).Reload()
+    assert [image.step for image in logged.Images("validation/000")] == [0, 1, 2]
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(folder, tmp_path, capsys):
@@ -170,6 +183,7 @@ def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_
             ["--validation_data", "nowhere.txt", "--validation_steps", "1"],
             r"--validation_data nowhere\.txt does not exist",
         ),
+        (["--validation_metrics", "nowhere:f"], "--validation_metrics needs --validation_data"),
         (["--dataset_metadata_path", "nowhere.csv"], r"nowhere\.csv does not exist"),
         (["--omniavatar_checkpoint", "nowhere.pt"], r"nowhere\.pt does not exist"),
         (["--wav2vec2_path", "nowhere"], "nowhere"),

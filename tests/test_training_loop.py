@@ -26,6 +26,7 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.training.accelerator import DivergedError, OmniAccelerator
 from diffsynth_omniavatar.training.callbacks import (
     TrainingLogger,
+    ValidationResult,
     find_checkpoints,
     find_latest,
     untouched_training_state,
@@ -214,7 +215,7 @@ def test_validation_changes_nothing(tmp_path):
         pipe.model_fn = None
         run.module.train()
         run.accelerator.report(loss=1e6)
-        return {"validation": 10.0 + step}
+        return ValidationResult({"validation": 10.0 + step}, [])
 
     settings = LoopSettings(max_steps=5, gradient_accumulation_steps=2)
     plain = Run(tmp_path / "plain", settings).start()

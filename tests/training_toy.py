@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator, load_state
-from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_latest
+from diffsynth_omniavatar.training.callbacks import TrainingLogger, ValidationResult, find_latest
 from diffsynth_omniavatar.training.settings import LoopSettings
 
 WIDTH = 5
@@ -177,7 +177,9 @@ def two_process_runs(folder: Path) -> None:
     resumed = noisy.resumed(2, folder / "resumed")
     sharded = replace(noisy, folder=folder / "sharded", sharded=True)
     sharded.options = {
-        "validate": lambda step: {"validation": sharded.module.pipe.dit(torch.ones(WIDTH)).mean().item()},
+        "validate": lambda step: ValidationResult(
+            {"validation": sharded.module.pipe.dit(torch.ones(WIDTH))[0].item()}, []
+        ),
         "validation_steps": 1,
     }
     again = sharded.start().resumed(2, folder / "sharded-resumed", options={})

@@ -162,6 +162,7 @@ class OmniAccelerator(Accelerator):
     def _shard(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *others: Any) -> tuple[Any, ...]:
         """Let accelerate shard what trains, and what of the same network does not, over the processes."""
         plugin = self.state.fsdp_plugin
+        plugin.cpu_ram_efficient_loading = False  # every process has loaded the weights
         if plugin.ignored_modules is None:  # encoders work outside the model's forward pass: each process has its own
             plugin.ignored_modules = [
                 part for part in model.pipe.children() if not any(value.requires_grad for value in part.parameters())
@@ -189,6 +190,15 @@ class OmniAccelerator(Accelerator):
         if isinstance(obj, LRScheduler):
             return _NoScheduler()
         raise TypeError(f"the host's loop gave prepare() a {type(obj).__name__}")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process has a part of each weight, so that all must compute at the same time."""
+        return self.is_fsdp2
+
+    def share(self, count: int) -> range:
+        """Which of `count` things that use the model this process does: its share, or all if the model is sharded."""
+        return range(count) if self.is_sharded else range(self.process_index, count, self.num_processes)
 
     def epochs_to_run(self, samples: int) -> int:
         """The passes over `samples` samples that are still to be made to reach max_steps: the host's `num_epochs`."""

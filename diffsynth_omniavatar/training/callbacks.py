@@ -12,8 +12,9 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..clip import filmstrip
 from ..host import DiffusionTrainingModule, ModelLogger
 from .accelerator import STATE_FILE, OmniAccelerator
 from .loader import rng_state, set_rng_state
@@ -91,6 +93,15 @@ def untouched_training_state(pipe: Any, module: torch.nn.Module) -> Iterator[Non
         pipe.units, pipe.post_units, pipe.model_fn = units, post_units, model_fn
 
 
+@dataclass(frozen=True)
+class ValidationResult:
+    """What a validation found."""
+
+    metrics: dict[str, float]
+    """Means over the videos, by `validation_<name>`."""
+    videos: list[Path]
+
+
 class TrainingLogger(ModelLogger):
     """The ModelLogger that DiffSynth's `launch_training_task` gets, beside an `OmniAccelerator`.
 
@@ -124,7 +135,7 @@ class TrainingLogger(ModelLogger):
         trained_tensors: Callable[[], Mapping[str, Tensor]],
         export: Callable[[Path, Mapping[str, Tensor]], None],
         checkpoints_total_limit: int | None = None,
-        validate: Callable[[int], Mapping[str, float] | None] | None = None,
+        validate: Callable[[int], ValidationResult | None] | None = None,
         validation_steps: int | None = None,
         log_steps: int = 1,
         **host_options: Any,
@@ -224,6 +235,16 @@ class TrainingLogger(ModelLogger):
             for log in self.loggers:
                 log.log(name, value, self.num_steps)
 
+    def write_videos(self, videos: Sequence[Path]) -> None:
+        """Show validation videos in TensorBoard (frames in a row) and Weights & Biases (as they are)."""
+        for log in self.loggers:
+            kind = type(log).__name__
+            for path in videos:
+                if kind == "TensorBoardLogger":
+                    log.writer.add_image(f"validation/{path.stem}", filmstrip(path), self.num_steps, dataformats="HWC")
+                elif kind == "WandbLogger":
+                    log.wandb.log({f"validation/{path.stem}": log.wandb.Video(str(path))}, step=self.num_steps)
+
     def save(self) -> None:
         """Write a checkpoint of the last step, unless there is one. Every process must call it."""
         self.save_due = False
@@ -247,8 +268,9 @@ class TrainingLogger(ModelLogger):
         if self.validate is None:
             return
         with untouched_training_state(self.module.pipe, self.module), torch.no_grad():
-            metrics = self.module(partial(self.validate, self.num_steps))
+            result = self.module(partial(self.validate, self.num_steps))
         self.accelerator.window.clear()  # should the validation have gone through the training module
-        if metrics:
-            self.write_metrics(metrics)
+        if result is not None:
+            self.write_metrics(result.metrics)
+            self.write_videos(result.videos)
         self.accelerator.wait_for_everyone()
