@@ -121,10 +121,12 @@ class VideoMAE(nn.Module):
         self.head = nn.Linear(width, CLASSES)  # the features do not go through it; the file has it
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, width] of frames [B, 3, 16, size, size] in [0, 1]: the normed mean of the tokens."""
+        """Features [B, width] of frames [B, 3, 16, size, size] in [0, 1]: the normed mean of the tokens, in float32."""
         tokens = self.patch_embed(x)
         tokens = tokens + sinusoids(tokens.shape[1], tokens.shape[2], tokens.device).to(tokens)
-        return self.fc_norm(apply_blocks(self.blocks, tokens, self.checkpointing).mean(dim=1))
+        mean = apply_blocks(self.blocks, tokens, self.checkpointing).float().mean(dim=1)
+        # In float32: the features of two clips differ by little, and rounding each would add to their distance.
+        return F.layer_norm(mean, mean.shape[1:], self.fc_norm.weight.float(), self.fc_norm.bias.float(), NORM_EPS)
 
 
 def sinusoids(positions: int, width: int, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
     python make_goldens.py LATENTSYNC FOLDER
 
 LATENTSYNC is a checkout of https://github.com/bytedance/LatentSync at a229c3948406bc2cf6eaf4873e662e70c6a04746. Its
-requirements are needed: diffusers, einops, librosa, omegaconf, requests, scipy, torchvision, tqdm; and lpips.
+requirements are needed: diffusers, einops, imageio, librosa, matplotlib, omegaconf, opencv, requests, scipy, torchvision, tqdm; and lpips.
 `recipe.py`, one folder up, makes weights and inputs from their names. All numbers are float32 on the CPU.
 """
 
@@ -11,7 +11,9 @@ import json
 import os
 import sys
 import types
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +120,12 @@ def trepa() -> tuple[dict, dict]:
     value = loss(predicted, target)
     gradient = torch.autograd.grad(value, predicted)[0]
     clip = torch.sigmoid(inp("trepa", "clip", [1, 3, 16, sizes["size"], sizes["size"]], SEED))
-    with torch.device("meta"):
-        original.get_sinusoid_encoding_table = lambda *_: None  # loops over numbers; it is not in the state dict
+    # Numbers cannot be taken from the meta device, and the table of positions is not in the state dict.
+    with (
+        torch.device("meta"),
+        patch.object(original.torch, "linspace", partial(torch.linspace, device="cpu")),
+        patch.object(original, "get_sinusoid_encoding_table"),
+    ):
         giant = original.vit_giant_patch14_224(num_classes=174, all_frames=16, tubelet_size=2, use_mean_pooling=True)
     shapes = {name: list(value.shape) for name, value in giant.state_dict().items()}
     tensors = {
