@@ -1,0 +1,570 @@
+"""Losses on decoded frames, and their exact gradient with respect to the latents, in bounded memory.
+
+The Wan VAE decodes latent frame by latent frame: every causal convolution keeps the last two frames of its input for
+the next latent frame. So a clip is decoded without a graph, the kept frames being stored where a segment of latent
+frames begins; the losses are taken window by window; then the segments are decoded again from the last to the first,
+each with a graph of its own, and what a segment's convolutions want of the frames kept for them is handed to the
+segment before.
+
+The graph of a segment holds one tensor for each convolution. The VAE is frozen, so a convolution's backward needs its
+weights alone, and norm and activation before it are cheap to compute again.
+
+Memory of a latent frame at the size of the Wan VAE, 512x512 pixels, bf16: 1.1 GiB of kept frames, 2.2 GiB of graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv3d_input
+from torch.utils.checkpoint import checkpoint
+
+from ..timeline import video_frames
+
+logger = logging.getLogger(__name__)
+
+AUX_MEMORY = ("auto", "offload", "segments", "frame")
+"""How the decoder's backward gets what it needs.
+
+offload: the kept frames go to pinned main memory, 1.1 GiB a segment at 512x512, while the GPU computes.
+segments: they stay on the device.
+frame: one autograd graph with a checkpoint for each latent frame, the plain way to do it: a reference.
+auto: offload on CUDA, otherwise segments.
+"""
+
+KEPT = 2
+"""Frames of its input that a causal convolution of three frames keeps."""
+LATENT_RANGE = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A loss of the video frames start .. stop-1.
+
+    A mean over many frames can be cut into windows, each giving its share of the mean: they are taken one after
+    another, so that only one window's graph is alive at a time.
+    """
+
+    name: str
+    start: int
+    stop: int
+    loss: Callable[[Tensor], Tensor]
+    """Frames [B, 3, stop - start, H, W], not clamped, in the VAE's number format -> a scalar."""
+    weight: float = 1.0
+    """In the total."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedLosses:
+    """What the windows gave; nothing here has a graph.
+
+    Attributes:
+        values: sum of the losses of each name, without the weights, float32 scalars.
+        total: sum of all with their weights, a float32 scalar.
+        gradient: of the total with respect to x_0, [B, 16, T, h, w] float32.
+    """
+
+    values: dict[str, Tensor]
+    total: Tensor
+    gradient: Tensor
+
+
+def choose_memory(mode: str, device: torch.device) -> str:
+    """The mode that `--aux_memory` means on this device; ValueError for an unknown one."""
+    if mode not in AUX_MEMORY:
+        raise ValueError(f"--aux_memory {mode}: choose one of {', '.join(AUX_MEMORY)}")
+    if mode == "offload" and device.type != "cuda":
+        raise ValueError(f"--aux_memory offload is for a CUDA device, and this is {device}: choose segments")
+    chosen = mode if mode != "auto" else "offload" if device.type == "cuda" else "segments"
+    logger.info("losses on decoded frames: --aux_memory %s is %s on %s", mode, chosen, device.type)
+    return chosen
+
+
+def predicted_latents(noisy: Tensor, prediction: Tensor, sigma: float, known: Tensor | None = None) -> Tensor:
+    """x_0 = x_t - sigma v within +-10, float32, with the known frames in their place.
+
+    Args:
+        noisy: x_t, [B, 16, T, h, w].
+        prediction: of the flow v, [B, 16, T, h, w]; the gradient goes to it.
+        sigma: the noise level that made x_t.
+        known: clean latents of the first frames, [B, 16, K, h, w], which are not predicted. x_t does not always have
+            them: where the recipe drops the prefix, there is noise in their place.
+    """
+    x0 = (noisy.float() - sigma * prediction.float()).clamp(-LATENT_RANGE, LATENT_RANGE)
+    return x0 if known is None else torch.cat([known.to(x0), x0[:, :, known.shape[2] :]], dim=2)
+
+
+class _Surrogate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x0: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient.to(x0))
+        return value.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0] * ctx.saved_tensors[0], None, None
+
+
+def surrogate_loss(x0: Tensor, losses: DecodedLosses) -> Tensor:
+    """A scalar with the value `losses.total` and the gradient `losses.gradient` with respect to x0 [B, 16, T, h, w].
+
+    So the decoder's graph is gone before the denoiser's backward begins.
+    """
+    loss: Tensor = _Surrogate.apply(x0, losses.gradient, losses.total)
+    return loss
+
+
+def latent_of(frame: int) -> int:
+    """The latent frame that holds a video frame: 0 the first, and four frames each of the others."""
+    return (frame + 3) // 4
+
+
+def frames_of(latent: int) -> slice:
+    """The video frames of a latent frame."""
+    return slice(max(4 * latent - 3, 0), 4 * latent + 1)
+
+
+@dataclass
+class _State:
+    """What goes from a latent frame to the next, and, of its gradient, back: an entry for each causal convolution.
+
+    Attributes:
+        kept: the last two frames of its input, [B, c, 2, h, w]; zeros before the first latent frame.
+        wanted: gradient of the frames that it kept, while going back.
+        keeps: False in the last latent frame of a segment that is decoded again: nobody reads what it would keep.
+    """
+
+    kept: list[Tensor | None]
+    wanted: list[Tensor | None] = field(default_factory=list)
+    keeps: bool = True
+
+    def join(self, index: int, frames: Tensor) -> Tensor:
+        """The kept frames and these; keep the last of them."""
+        before = self.kept[index]
+        if before is None:
+            batch, channels, _, *size = frames.shape
+            before = frames.new_zeros(batch, channels, KEPT, *size)
+        joined = torch.cat([before, frames], dim=2)
+        self.kept[index] = joined[:, :, -KEPT:].clone() if self.keeps else None
+        return joined
+
+    def split(self, index: int, gradient: Tensor) -> Tensor:
+        """The gradient of `join`'s frames from that of what it gave."""
+        wanted = self.wanted[index]
+        if wanted is not None:
+            gradient[:, :, -KEPT:] += wanted
+        self.wanted[index] = gradient[:, :, :KEPT].contiguous()
+        return gradient[:, :, KEPT:]
+
+
+class _Convolution:
+    """A frozen convolution and what comes before it; causal ones have a place in the state."""
+
+    def __init__(self, before: nn.Module, convolution: Any, index: int | None) -> None:
+        self.before, self.index = before, index
+        self.weight: Tensor = convolution.weight
+        self.bias: Tensor = convolution.bias
+        height, width = self.weight.shape[-2:]
+        in_space = (height // 2, width // 2)
+        self.padding = in_space if index is None else (0, *in_space)
+
+    def __call__(self, x: Tensor, state: _State) -> Tensor:
+        out: Tensor = _ConvolutionFunction.apply(x, self, state)
+        return out
+
+    def convolve(self, x: Tensor) -> Tensor:
+        convolve = F.conv2d if self.index is None else F.conv3d
+        return convolve(x, self.weight, self.bias, padding=self.padding)
+
+    def gradient(self, shape: torch.Size, gradient: Tensor) -> Tensor:
+        """Of the convolution's input, which has this shape."""
+        backward = conv2d_input if self.index is None else conv3d_input
+        return backward(shape, self.weight, gradient, padding=self.padding)
+
+
+class _ConvolutionFunction(torch.autograd.Function):
+    """Saves only the input, before norm and activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _Convolution, state: _State) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.state = layer, state
+        wide = layer.before(x)
+        if layer.index is not None:
+            wide = state.join(layer.index, wide)
+        ctx.shape = wide.shape
+        return layer.convolve(wide)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        layer: _Convolution = ctx.layer
+        gradient = layer.gradient(ctx.shape, grads[0])
+        if layer.index is not None:
+            gradient = ctx.state.split(layer.index, gradient)
+        if isinstance(layer.before, nn.Identity):
+            return gradient, None, None
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(layer.before(x), x, gradient)
+        return gradient, None, None
+
+
+class _Layer(Protocol):
+    """A layer of the decoder: how many causal convolutions follow one another in it, and whether it doubles time."""
+
+    causal: int
+    doubles_time: bool
+
+    def __call__(self, x: Tensor, state: _State, first: bool) -> Tensor: ...
+
+
+class _Single:
+    """A causal convolution that stands alone."""
+
+    causal, doubles_time = 1, False
+
+    def __init__(self, convolution: _Convolution) -> None:
+        self.convolution = convolution
+
+    def __call__(self, x: Tensor, state: _State, first: bool) -> Tensor:
+        return self.convolution(x, state)
+
+
+class _Residual:
+    """The host's ResidualBlock."""
+
+    causal, doubles_time = 2, False
+
+    def __init__(self, shortcut: nn.Module, convolutions: Sequence[_Convolution]) -> None:
+        self.shortcut, self.convolutions = shortcut, convolutions
+
+    def __call__(self, x: Tensor, state: _State, first: bool) -> Tensor:
+        out = x
+        for convolution in self.convolutions:
+            out = convolution(out, state)
+        return out + self.shortcut(x)
+
+
+class _Plain:
+    """A layer that keeps nothing: attention within a frame."""
+
+    causal, doubles_time = 0, False
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor, state: _State, first: bool) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+class _Upsample:
+    """The host's Resample: twice the height and width, and in some twice the frames, but for the first latent frame."""
+
+    def __init__(self, in_time: _Convolution | None, in_space: _Convolution) -> None:
+        self.in_time, self.in_space = in_time, in_space
+        self.causal, self.doubles_time = (0, False) if in_time is None else (1, True)
+
+    def __call__(self, x: Tensor, state: _State, first: bool) -> Tensor:
+        if self.in_time is not None and not first:
+            # Channels [2 c] are two frames of c channels.
+            x = self.in_time(x, state).unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+        pictures = self.in_space(x.transpose(1, 2).flatten(0, 1), state)
+        return pictures.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+
+
+class FrameDecoder:
+    """The decoder of a Wan 2.1 VAE one latent frame at a time, with the values of the host's and an explicit state.
+
+    Args:
+        vae: the host's WanVideoVAE, frozen.
+
+    Attributes:
+        dtype: of weights, frames and kept frames.
+        reach: for each layer, how many latent frames before the first one that is wanted it must see. A layer near the
+            end sees few of them, so that it can begin late without a change of the result.
+
+    Raises:
+        ValueError: the VAE is of another kind, or some of its weights train.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self.vae, self.decoder = vae, vae.model.decoder
+        if any(parameter.requires_grad for parameter in vae.parameters()):
+            raise ValueError("the VAE's weights train, but losses on frames need it frozen: vae.requires_grad_(False)")
+        self.causal_convolutions = 0
+        decoder = self.decoder
+        self.layers: list[_Layer] = [
+            _Single(self._causal(nn.Identity(), decoder.conv1)),
+            *map(self._layer, decoder.middle),
+            *map(self._layer, decoder.upsamples),
+            _Single(self._causal(decoder.head[:-1], decoder.head[-1])),
+        ]
+        self.reach = _reach(self.layers)
+        self.dtype: torch.dtype = decoder.conv1.weight.dtype
+
+    def _causal(self, before: nn.Module, convolution: nn.Module) -> _Convolution:
+        self.causal_convolutions += 1
+        return _Convolution(before, convolution, self.causal_convolutions - 1)
+
+    def _layer(self, layer: Any) -> _Layer:
+        """The layer of a host's one, told by its parts, which both generations of the host have."""
+        if hasattr(layer, "residual"):
+            parts = layer.residual
+            return _Residual(layer.shortcut, [self._causal(parts[:2], parts[2]), self._causal(parts[3:6], parts[6])])
+        if hasattr(layer, "resample"):
+            in_time = self._causal(nn.Identity(), layer.time_conv) if hasattr(layer, "time_conv") else None
+            return _Upsample(in_time, _Convolution(layer.resample[0], layer.resample[1], None))
+        if hasattr(layer, "to_qkv"):
+            return _Plain(layer)
+        raise ValueError(f"the VAE's decoder has a {type(layer).__name__}; give the VAE of Wan 2.1")
+
+    def start(self) -> _State:
+        """The state before the first latent frame."""
+        return _State(kept=[None] * self.causal_convolutions, wanted=[None] * self.causal_convolutions)
+
+    def inputs(self, x0: Tensor) -> Tensor:
+        """Latents [B, 16, T, h, w] without their normalisation and through the VAE's `conv2`, as `step` takes them."""
+        latents = x0.to(self.dtype)
+        mean, inverse_std = (part.to(latents).view(1, -1, 1, 1, 1) for part in self.vae.scale)
+        out: Tensor = self.vae.model.conv2(latents / inverse_std + mean)
+        return out
+
+    def step(self, inputs: Tensor, latent: int, state: _State, wanted_from: int = 0) -> Tensor:
+        """The video frames [B, 3, 1 or 4, H, W] of one latent frame; the state goes on.
+
+        Args:
+            inputs: of this latent frame, [B, 16, 1, h, w].
+            latent: its number.
+            state: after the latent frame before.
+            wanted_from: first latent frame whose frames are wanted. Layers that do not count yet are left out: before
+                it, the result is what the last counted layer gives.
+        """
+        x = inputs
+        for layer, reach in zip(self.layers, self.reach, strict=True):
+            if latent < wanted_from - reach:
+                break
+            x = layer(x, state, latent == 0)
+        return x
+
+
+def _reach(layers: Sequence[_Layer]) -> list[int]:
+    """For each layer, how many latent frames before the wanted ones its inputs count in.
+
+    Each causal convolution looks KEPT frames back, at its own number of frames a latent frame.
+    """
+    frames, rate = 0, 2 ** sum(layer.doubles_time for layer in layers)
+    reach = []
+    for layer in reversed(layers):
+        if layer.doubles_time:
+            frames, rate = -(-frames // 2), rate // 2
+        frames += KEPT * layer.causal
+        reach.append(-(-frames // rate))
+    return reach[::-1]
+
+
+class _Store:
+    """Kept frames at the starts of segments, in pinned main memory or where they are."""
+
+    def __init__(self, offload: bool) -> None:
+        self.stream = torch.cuda.Stream() if offload else None
+        self.places: dict[int, list[Tensor | None]] = {}
+        self.loading: dict[int, tuple[list[Tensor | None], torch.cuda.Event]] = {}
+
+    def put(self, latent: int, kept: Sequence[Tensor | None]) -> None:
+        if self.stream is None:
+            self.places[latent] = list(kept)
+            return
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            self.places[latent] = [None if part is None else self._pinned(part) for part in kept]
+        for part in kept:
+            if part is not None:
+                part.record_stream(self.stream)
+
+    def load(self, latent: int) -> None:
+        """Begin to bring back what was put; the copy runs beside the work that is queued after this."""
+        if self.stream is None or latent not in self.places:
+            return
+        device = self.stream.device
+        stored = self.places.pop(latent)
+        # Allocated in the computing stream, so that its memory is reused there.
+        kept = [None if part is None else torch.empty_like(part, device=device) for part in stored]
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for to, part in zip(kept, stored, strict=True):
+                if to is not None and part is not None:
+                    to.copy_(part, non_blocking=True)
+                    to.record_stream(self.stream)
+            self.loading[latent] = kept, self.stream.record_event()
+
+    def take(self, latent: int) -> list[Tensor | None]:
+        if self.stream is None:
+            return self.places.pop(latent)
+        self.load(latent)
+        kept, loaded = self.loading.pop(latent)
+        torch.cuda.current_stream().wait_event(loaded)
+        return kept
+
+    @staticmethod
+    def _pinned(part: Tensor) -> Tensor:
+        pinned = torch.empty_like(part, device="cpu", pin_memory=True)
+        return pinned.copy_(part, non_blocking=True)
+
+
+class _Segments:
+    """A decode without a graph, and its backward, for which segments of latent frames are decoded again."""
+
+    def __init__(self, decoder: FrameDecoder, inputs: Tensor, wanted_from: int, length: int, offload: bool) -> None:
+        self.decoder, self.inputs, self.wanted_from = decoder, inputs.detach(), wanted_from
+        latents = range(inputs.shape[2])
+        self.segments = [latents[start : start + length] for start in latents[::length]]
+        self.store = _Store(offload)
+
+    @torch.no_grad()
+    def frames(self) -> Tensor:
+        """From the first one of latent frame `wanted_from` on, [B, 3, f, H, W]."""
+        state, frames = self.decoder.start(), []
+        for segment in self.segments:
+            self.store.put(segment[0], state.kept)
+            for latent in segment:
+                out = self._step(self.inputs[:, :, latent : latent + 1], latent, state)
+                if latent >= self.wanted_from:
+                    frames.append(out)
+        return torch.cat(frames, dim=2)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of the inputs, float32, from that of the frames."""
+        total = torch.zeros_like(self.inputs, dtype=torch.float32)
+        state = self.decoder.start()
+        offset = frames_of(self.wanted_from).start
+        for number in reversed(range(len(self.segments))):
+            segment = self.segments[number]
+            state.kept = self.store.take(segment[0])
+            if number > 0:
+                self.store.load(self.segments[number - 1][0])
+            graphs = list(self._graphs(segment, state))
+            while graphs:
+                latent, leaf, out = graphs.pop()
+                wanted = torch.zeros_like(out)
+                if latent >= self.wanted_from:
+                    span = frames_of(latent)
+                    wanted = gradient[:, :, span.start - offset : span.stop - offset].to(out.dtype)
+                (part,) = torch.autograd.grad(out, leaf, wanted)
+                total[:, :, latent] = part[:, :, 0]
+                del out
+        return total
+
+    def _graphs(self, segment: range, state: _State) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, input and result of each latent frame of a segment, each with a graph of its own."""
+        for latent in segment:
+            leaf = self.inputs[:, :, latent : latent + 1].detach().requires_grad_()
+            state.keeps = latent != segment[-1]
+            with torch.enable_grad():
+                yield latent, leaf, self._step(leaf, latent, state)
+
+    def _step(self, inputs: Tensor, latent: int, state: _State) -> Tensor:
+        return self.decoder.step(inputs, latent, state, self.wanted_from)
+
+
+class _Checkpoints:
+    """The host's own decoder with a checkpoint for each latent frame: one graph, the reference of the other modes."""
+
+    def __init__(self, decoder: FrameDecoder, inputs: Tensor, wanted_from: int) -> None:
+        self.decoder, self.inputs, self.wanted_from = decoder.decoder, inputs.detach().requires_grad_(), wanted_from
+
+    def frames(self) -> Tensor:
+        """As those of `_Segments`."""
+        kept: list[Any] = [None] * sum(isinstance(module, nn.Conv3d) for module in self.decoder.modules())
+        frames = []
+        with torch.enable_grad():
+            for latent in range(self.inputs.shape[2]):
+                out, kept = checkpoint(self._step, self.inputs[:, :, latent : latent + 1], kept, use_reentrant=False)
+                if latent >= self.wanted_from:
+                    frames.append(out)
+            self.graph = torch.cat(frames, dim=2)
+        return self.graph.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """As that of `_Segments`."""
+        (total,) = torch.autograd.grad(self.graph, self.inputs, gradient.to(self.graph.dtype))
+        return total.float()
+
+    def _step(self, inputs: Tensor, kept: Sequence[Any]) -> tuple[Tensor, list[Any]]:
+        after = list(kept)
+        out = self.decoder(inputs, feat_cache=after, feat_idx=[0])
+        return (out[0] if isinstance(out, tuple) else out), after  # DiffSynth 2.x gives the state too
+
+
+def _take_losses(frames: Tensor, offset: int, windows: Sequence[Window]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Values, total, and the total's gradient [B, 3, f, H, W] in float32; `frames` begin at video frame `offset`."""
+    values: dict[str, Tensor] = {}
+    total = torch.zeros((), device=frames.device)
+    gradient = torch.zeros_like(frames, dtype=torch.float32)
+    for window in windows:
+        span = slice(window.start - offset, window.stop - offset)
+        leaf = frames[:, :, span].detach().requires_grad_()
+        with torch.enable_grad():
+            loss = window.loss(leaf).float()
+            (part,) = torch.autograd.grad(window.weight * loss, leaf)
+        gradient[:, :, span] += part
+        values[window.name] = values.get(window.name, 0) + loss.detach()
+        total += window.weight * loss.detach()
+    return values, total, gradient
+
+
+def decode_with_losses(
+    vae: Any, x0: Tensor, windows: Sequence[Window], memory: str = "segments", segment_frames: int = 1
+) -> DecodedLosses:
+    """Decode latents, take losses of windows of frames, and give the exact gradient of their weighted sum.
+
+    Only latent frames up to the last one that a window looks at are decoded, and late layers of the decoder begin as
+    late as the first window allows. Autocast is off within. The losses are those of the host's
+    `vae.model.decode(x0, vae.scale)`.
+
+    Args:
+        vae: the host's WanVideoVAE, frozen, on the device of x0.
+        x0: [B, 16, T, h, w], any float format; it is decoded in that of the VAE.
+        windows: of the 4 T - 3 video frames.
+        memory: "offload", "segments" or "frame", see `AUX_MEMORY` and `choose_memory`.
+        segment_frames: latent frames of a segment. More of them need fewer stores of kept frames and a larger graph.
+
+    Raises:
+        ValueError: no windows, a window outside of the video, no latent frame in a segment, a VAE that
+            `FrameDecoder` does not take.
+    """
+    _check(x0, windows, segment_frames)
+    first, last = (latent_of(frame) for frame in (min(w.start for w in windows), max(w.stop for w in windows) - 1))
+    decoder = FrameDecoder(vae)
+    with torch.autocast(x0.device.type, enabled=False):
+        leaf = x0.detach().float().requires_grad_()
+        with torch.enable_grad():
+            inputs = decoder.inputs(leaf[:, :, : last + 1])
+        way: _Segments | _Checkpoints
+        if memory == "frame":
+            way = _Checkpoints(decoder, inputs, first)
+        else:
+            way = _Segments(decoder, inputs, first, segment_frames, offload=memory == "offload")
+        values, total, wanted = _take_losses(way.frames(), frames_of(first).start, windows)
+        (gradient,) = torch.autograd.grad(inputs, leaf, way.backward(wanted).to(inputs.dtype))
+    return DecodedLosses(values=values, total=total, gradient=gradient)
+
+
+def _check(x0: Tensor, windows: Sequence[Window], segment_frames: int) -> None:
+    frames = video_frames(x0.shape[2])
+    if not windows:
+        raise ValueError("no windows of frames; without losses there is nothing to decode for")
+    for window in windows:
+        if not 0 <= window.start < window.stop <= frames:
+            raise ValueError(
+                f"{window.name}: frames {window.start} to {window.stop} of a video of {frames}; "
+                "choose 0 <= start < stop <= 4 T - 3"
+            )
+    if segment_frames < 1:
+        raise ValueError(f"segments of {segment_frames} latent frames; a segment has at least one")
