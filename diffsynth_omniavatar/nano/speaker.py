@@ -132,7 +132,7 @@ def _draw_unit(rng: np.random.Generator, split: Split, bands: int = 20) -> float
     """A number in [0, 1) from the bands of it that belong to the split."""
     held_out = [band for band in range(bands) if band % EVALUATION_SHARE == 2]
     owned = held_out if split == "evaluation" else [band for band in range(bands) if band not in held_out]
-    return (rng.choice(owned) + rng.random()) / bands
+    return float((rng.choice(owned) + rng.random()) / bands)
 
 
 def _draw_word(rng: np.random.Generator, split: Split) -> list[list[int]]:
