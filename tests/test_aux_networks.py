@@ -1,4 +1,4 @@
-"""The networks of the auxiliary losses equal the originals, load their files strictly, and judge without being changed."""
+"""The networks of the auxiliary losses equal the originals, load their files strictly and stay as they are."""
 
 import json
 import logging
@@ -199,7 +199,7 @@ def test_official_files_load_however_they_are_wrapped(load, network, wrap, tmp_p
 @BY_LOADER
 def test_another_network_is_refused_and_all_faults_are_named(load, network, tmp_path):
     def change(weights: dict) -> dict:
-        removed, reshaped = list(weights)[0], list(weights)[-1]
+        removed, *_, reshaped = weights
         del weights[removed]
         weights[reshaped] = torch.zeros(3, 5)
         return {"state_dict": weights | {"extra": torch.zeros(1)}}

@@ -3,7 +3,7 @@
 Source: the package lpips (https://github.com/richzhang/PerceptualSimilarity, https://arxiv.org/abs/1801.03924). It is
 used here, in float32, as LatentSync's train_unet.py does. VGG's weights are torchvision's, the rest is in the package.
 
-Memory: some 1.7 KB a pixel of the lower half for the gradient, 0.2 GB for a frame of 512x512: take few frames at a time.
+Memory for the gradient: 2.4 KB a pixel of the lower half, 0.3 GB for a frame of 512x512; hence few frames at a time.
 """
 
 from __future__ import annotations

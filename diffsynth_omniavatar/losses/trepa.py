@@ -8,7 +8,7 @@ ViT of VideoMAE v2 (https://github.com/OpenGVLab/VideoMAEv2, https://arxiv.org/a
 names of weights, so that its file loads. transformers' VideoMAE is the same but for the last norm's eps (1e-5); it
 keeps the biases under names that differ between its releases, and checkpoints only in training mode.
 
-Memory: 2 GB of weights in 16 bits, and for the gradient of a window some 3.5 GB, or 0.4 GB with checkpointing.
+Memory in 16 bits: 2 GB of weights, and for the gradient of a window 4.4 GB, or 0.4 GB with checkpointing.
 """
 
 from __future__ import annotations
