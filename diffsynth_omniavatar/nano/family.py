@@ -300,7 +300,7 @@ def _readable_text_encoder(encoder: host.WanTextEncoder, generator: torch.Genera
 
 
 def write_word_tokenizer(folder: Path, prompts: Iterable[str], size: int) -> None:
-    """A byte-level BPE tokenizer of at most `size` tokens, learned from `prompts`; other words become smaller pieces."""
+    """A byte-level BPE tokenizer of at most `size` tokens, learned from `prompts`; other words fall into pieces."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

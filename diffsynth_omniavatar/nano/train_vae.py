@@ -1,0 +1,364 @@
+"""Train the nano family's video autoencoder on the drawn speaker:
+
+    python -m diffsynth_omniavatar.nano.train_vae runs/vae --minutes 7 --device cuda
+
+Single frames come first, then clips of 5, 9 and 17 frames through the host's own causal path, four frames at a time.
+The loss is L1, heavier at the mouth, with a little KL. How far the schedule is depends on the time that has passed, so
+that a run ends when it should on any machine; an interrupted one goes on when it is started again.
+
+Written to OUT: vae.safetensors (the mean of the last steps' weights, float16), vae.json (figures on clips that training
+has not seen), vae.png (frames above their reconstructions) and state.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import host
+from ..checkpoint import write_atomically
+from ..clip import to_bytes, to_unit_range
+from ..files import SMALL_FAMILY as FILES
+from .draw import draw_frames
+from .family import NANO, SmallVAE, half
+from .measure import measure_mouth
+from .speaker import FACE, MOUTH, OPENING, SIZE
+
+CLIP_FRAMES = 33
+STAGES = ((0.30, 1), (0.65, 5), (0.90, 9), (1.00, 17))
+"""Part of the run up to which a step sees clips of so many frames."""
+MOUTH_WEIGHT = 4.0
+KL_WEIGHT = 1e-5
+WARMUP_STEPS = 100
+MEAN_DECAY = 0.999
+SAVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAETraining:
+    """How a run goes."""
+
+    minutes: float = 7.0
+    """Of training, without drawing the clips and evaluating."""
+    learning_rate: float = 3e-4
+    frames_per_step: int = 160
+    """Frames of all clips of a step together."""
+    max_steps: int | None = None
+    """Stop here at the latest; the schedule then follows the steps instead of the time."""
+    seed: int = 0
+
+
+class Autoencoder(torch.nn.Module):
+    """The VAE with its latents drawn from their distribution, as it trains.
+
+    Args:
+        network: the host's, whose encoder and decoder train.
+    """
+
+    def __init__(self, network: host.VideoVAE_) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(True).train()
+        self.moments: list[Tensor] = []
+        # The host's `encode` returns the mean alone.
+        network.conv1.register_forward_hook(lambda _, __, output: self.moments.append(output))
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction [B, 3, F, H, W] of a video of that shape, and the latents' mean KL divergence from normal."""
+        self.moments.clear()
+        scale = _no_scale(video)
+        mean = self.network.encode(video, scale)
+        log_variance = self.moments.pop()[:, mean.shape[1] :].clamp(-20, 10)
+        latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return self.network.decode(latents, scale), kl
+
+
+def _no_scale(like: Tensor) -> list[Tensor]:
+    """Mean and inverse deviation for the host's `encode` and `decode` that leave the latents as they are."""
+    return [like.new_zeros(16), like.new_ones(16)]
+
+
+def fresh_vae(seed: int) -> SmallVAE:
+    """A VAE to train from: PyTorch's initial weights, latents that begin almost without noise."""
+    torch.manual_seed(seed)
+    vae = SmallVAE(**NANO.vae)
+    with torch.no_grad():
+        vae.model.conv1.bias[16:] = -4.0
+    return vae
+
+
+def to_video(frames: Tensor) -> Tensor:
+    """uint8 [B, F, H, W, 3] -> float32 [B, 3, F, H, W] in [-1, 1]."""
+    return to_unit_range(frames).permute(0, 4, 1, 2, 3)
+
+
+class RunningMean:
+    """Mean of the weights over the last steps, exponentially weighted, in float32."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module, step: int) -> None:
+        """Take in the weights after `step`; the first steps weigh less, as they are far from what follows."""
+        decay = min(MEAN_DECAY, (1 + step) / (10 + step))
+        means = list(self.tensors.values())
+        torch._foreach_lerp_(means, [t.detach() for t in network.state_dict().values()], 1 - decay)
+
+
+def clip_frames(progress: float) -> int:
+    """Frames of a clip at this part (0 to 1) of the run."""
+    return next(frames for end, frames in STAGES if progress <= end)
+
+
+def learning_rate_factor(step: int, progress: float) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + float(np.cos(np.pi * progress)))
+
+
+def sample_clips(frames: Tensor, length: int, frames_per_step: int, generator: torch.Generator) -> Tensor:
+    """Random pieces [B, 3, length, H, W] in [-1, 1] of clips uint8 [clip, F, H, W, 3], half of them mirrored."""
+    batch = max(1, frames_per_step // length)
+    clip = torch.randint(len(frames), (batch,), generator=generator)
+    start = torch.randint(frames.shape[1] - length + 1, (batch,), generator=generator)
+    rows = start[:, None] + torch.arange(length)
+    video = to_video(frames[clip[:, None].to(frames.device), rows.to(frames.device)])
+    mirrored = (torch.rand(batch, generator=generator) < 0.5).to(frames.device)
+    return torch.where(mirrored.view(-1, 1, 1, 1, 1), video.flip(-1), video).contiguous()
+
+
+def mouth_weights(size: int, device: torch.device) -> Tensor:
+    """Weights [size, size] of the pixels' errors, with mean 1: heavier in a box around the mouth."""
+    middle, mouth = FACE[0], FACE[1] + MOUTH
+    left, right, top, bottom = (
+        round(edge * size / SIZE) for edge in (middle - 30, middle + 30, mouth - OPENING / 2, mouth + OPENING)
+    )
+    weights = torch.ones(size, size)
+    weights[top:bottom, left:right] = MOUTH_WEIGHT
+    return (weights / weights.mean()).to(device)
+
+
+class VAETrainer:
+    """The state of a run: network, mean of its weights, optimizer, time and steps."""
+
+    def __init__(self, frames: Tensor, out: Path, settings: VAETraining) -> None:
+        self.frames, self.out, self.settings = frames, out, settings
+        self.vae = fresh_vae(settings.seed).to(frames.device)
+        self.network = self.vae.model
+        self.model = Autoencoder(self.network)
+        self.mean = RunningMean(self.network)
+        fused = frames.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fused
+        )
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.weights = mouth_weights(frames.shape[2], frames.device)
+        self.step, self.seconds = 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        """Part of the run that is done."""
+        if self.settings.max_steps is not None:
+            return self.step / self.settings.max_steps
+        return min(1.0, self.seconds / (60 * self.settings.minutes))
+
+    def resume(self) -> None:
+        """Go on from `state.pt` if it is there."""
+        path = self.out / "state.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.frames.device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.mean.tensors = state["mean"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.step, self.seconds = state["step"], state["seconds"]
+        print(f"goes on after step {self.step}, {self.seconds:.0f} s")
+
+    def save(self) -> None:
+        """Write `state.pt`."""
+        state = {
+            "network": self.network.state_dict(),
+            "mean": self.mean.tensors,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        write_atomically(self.out / "state.pt", lambda path: torch.save(state, path))
+
+    def run(self) -> list[float]:
+        """Train to the end; the losses of all steps."""
+        losses: list[Tensor] = []
+        begun, before, saved = time.monotonic(), self.seconds, self.seconds
+        while self.progress < 1:
+            losses.append(self._train_step())
+            if self.step % 20 == 0:
+                loss = float(torch.stack(losses[-20:]).mean())  # waits for the device, so that the time is right
+                self.seconds = before + time.monotonic() - begun
+                if self.step % 100 == 0:
+                    length = clip_frames(self.progress)
+                    print(f"step {self.step} {self.seconds:.0f} s clips of {length} loss {loss:.4f}", flush=True)
+            if self.seconds - saved > SAVE_SECONDS:
+                self.save()
+                saved = self.seconds
+        self.save()
+        return [float(loss) for loss in losses]
+
+    def _train_step(self) -> Tensor:
+        settings, progress = self.settings, self.progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * learning_rate_factor(self.step, progress)
+        video = sample_clips(self.frames, clip_frames(progress), settings.frames_per_step, self.generator)
+        reconstruction, kl = self.model(video)
+        error = ((reconstruction - video).abs() * self.weights).mean()
+        (error + KL_WEIGHT * kl).backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.mean.update(self.network, self.step)
+        return error.detach()
+
+
+# -------------------------------------------------------------------------------------------------------- what it wrote
+
+
+@torch.no_grad()
+def latent_statistics(network: host.VideoVAE_, frames: Tensor, batch: int = 8) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [16] of the latents of clips uint8 [clip, F, H, W, 3]."""
+    sums = torch.zeros(2, 16, dtype=torch.float64, device=frames.device)
+    count = 0
+    for part in frames.split(batch):
+        video = to_video(part)
+        latents = network.encode(video, _no_scale(video)).double()
+        sums += torch.stack([latents.sum((0, 2, 3, 4)), latents.square().sum((0, 2, 3, 4))])
+        count += latents.numel() // 16
+    mean = sums[0] / count
+    return mean.float(), (sums[1] / count - mean.square()).sqrt().float()
+
+
+@torch.no_grad()
+def fold_statistics(vae: SmallVAE, mean: Tensor, deviation: Tensor) -> None:
+    """Give the latents the mean and deviation that the host takes Wan's latents to have; the decoder takes it back.
+
+    The host subtracts those means and divides by those deviations, so that what its `encode` returns then has mean 0
+    and deviation 1, and the file needs no constants of its own.
+    """
+    network, wan_mean, wan_deviation = vae.model, vae.mean.to(mean), vae.std.to(mean)
+    gain = wan_deviation / deviation
+    network.conv1.weight[:16] *= gain.view(-1, 1, 1, 1, 1)
+    network.conv1.bias[:16] = (network.conv1.bias[:16] - mean) * gain + wan_mean
+    network.conv1.bias[16:] += 2 * gain.log()
+    matrix = network.conv2.weight.flatten(1).clone()
+    network.conv2.bias += matrix @ (mean - wan_mean / gain)
+    network.conv2.weight.copy_((matrix / gain).view_as(network.conv2.weight))
+
+
+@torch.no_grad()
+def reconstruct(vae: SmallVAE, frames: np.ndarray) -> np.ndarray:
+    """Clips uint8 [clip, F, H, W, 3] through the VAE as the pipeline runs it."""
+    device = next(vae.parameters()).device
+    latents = vae.encode(to_video(torch.from_numpy(frames)), device)
+    return to_bytes(vae.decode(latents, device)).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of 8-bit pictures, over all of them."""
+    error = np.square(one.astype(np.float32) - other.astype(np.float32)).mean()
+    return float(10 * np.log10(255**2 / error))
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's r of two rows of numbers, over the places where both are known; NaN if one of them does not vary."""
+    known = np.isfinite(one) & np.isfinite(other)
+    return float(np.corrcoef(one[known], other[known])[0, 1])
+
+
+def figures(vae: SmallVAE, clips: np.ndarray, reconstructed: np.ndarray) -> dict[str, float]:
+    """How well the VAE shows clips uint8 [clip, F, H, W, 3]: PSNR, and r of the measured mouth, the mean over clips."""
+    measured = [(measure_mouth(clip), measure_mouth(copy)) for clip, copy in zip(clips, reconstructed, strict=True)]
+    openness = [correlation(before[0], after[0]) for before, after in measured]
+    width = [correlation(before[1], after[1]) for before, after in measured]
+    single = clips[:, CLIP_FRAMES // 2 :][:, :1]
+    return {
+        "psnr": psnr(clips, reconstructed),
+        "psnr_single_frames": psnr(single, reconstruct(vae, single)),
+        "r_openness": float(np.mean(openness)),
+        "r_openness_lowest": float(np.min(openness)),
+        "r_width": float(np.mean(width)),
+        "r_width_lowest": float(np.min(width)),
+    }
+
+
+def contact_sheet(clips: np.ndarray, reconstructed: np.ndarray, path: Path, rows: int = 6, columns: int = 8) -> None:
+    """A picture of clips, each row above its reconstruction."""
+    places = np.linspace(0, clips.shape[1] - 1, columns).round().astype(int)
+    pairs = [
+        np.concatenate(list(row[places]), axis=1) for pair in zip(clips, reconstructed, strict=True) for row in pair
+    ]
+    Image.fromarray(np.concatenate(pairs[: 2 * rows])).save(path)
+
+
+def finish(trainer: VAETrainer, clips: np.ndarray) -> dict[str, float]:
+    """Write the VAE and, measured on the written file, its figures on clips that training has not seen."""
+    out, frames = trainer.out, trainer.frames
+    vae = SmallVAE(**NANO.vae).to(frames.device)
+    vae.model.load_state_dict(trainer.mean.tensors)
+    fold_statistics(vae, *latent_statistics(vae.model, frames[:256]))
+    file = out / FILES["vae"]
+    write_atomically(file, lambda path: save_file(half(vae.state_dict()), path))
+    vae.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    reconstructed = reconstruct(vae, clips)
+    result = {**figures(vae, clips, reconstructed), "steps": float(trainer.step), "seconds": trainer.seconds}
+    contact_sheet(clips, reconstructed, out / "vae.png")
+    (out / "vae.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    default = VAETraining()
+    parser = argparse.ArgumentParser(
+        prog="python -m diffsynth_omniavatar.nano.train_vae",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("out", type=Path)
+    add("--clips", type=int, default=3000, help="drawn clips of 33 frames (1.6 MB each on the device)")
+    add("--evaluation_clips", type=int, default=16)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--minutes", type=float, default=default.minutes, help="of training")
+    add("--max_steps", type=int, help="train so many steps instead")
+    add("--learning_rate", type=float, default=default.learning_rate)
+    add("--frames_per_step", type=int, default=default.frames_per_step)
+    add("--seed", type=int, default=default.seed)
+    given = vars(parser.parse_args(arguments))
+    out, clips, evaluation_clips, device = (given.pop(name) for name in ("out", "clips", "evaluation_clips", "device"))
+    out.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    frames = torch.from_numpy(draw_frames(range(clips), CLIP_FRAMES, "train")).to(device)
+    held_out = draw_frames(range(evaluation_clips), CLIP_FRAMES, "evaluation")
+    print(f"{clips} clips drawn in {time.monotonic() - begun:.0f} s", flush=True)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    trainer = VAETrainer(frames, out, VAETraining(**given))
+    trainer.resume()
+    trainer.run()
+    print(json.dumps(finish(trainer, held_out), indent=2))
+
+
+if __name__ == "__main__":
+    main()
