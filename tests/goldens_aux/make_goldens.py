@@ -43,9 +43,9 @@ def fill(network: torch.nn.Module) -> None:
 
 
 def sound(samples: int) -> torch.Tensor:
-    """Noise that comes and goes, with silence at the end."""
+    """Noise that comes and goes, loud at both ends, with silence in between."""
     time = torch.linspace(0, 1, samples)
-    return inp("mel", "waveform", [samples], SEED) * 0.2 * torch.sin(9 * time) ** 4 * (time < 0.8)
+    return inp("mel", "waveform", [samples], SEED) * 0.2 * torch.cos(9 * time) ** 4 * ((time - 0.5).abs() > 0.1)
 
 
 def pictures(golden: str, name: str) -> torch.Tensor:
