@@ -4,7 +4,8 @@
 
 LATENTSYNC is a checkout of https://github.com/bytedance/LatentSync at a229c3948406bc2cf6eaf4873e662e70c6a04746. What
 it imports is needed (diffusers, einops, imageio, librosa, matplotlib, omegaconf, opencv, requests, scipy, torchvision,
-tqdm), and lpips. The files here were made with torch 2.15, librosa 0.11 and scipy 1.17. `recipe.py`, one folder up, makes weights and inputs from their names. All numbers are float32 on the CPU.
+tqdm), and lpips. The files here were made with torch 2.15, librosa 0.11 and scipy 1.17.
+`recipe.py`, one folder up, makes weights and inputs from their names. All numbers are float32 on the CPU.
 """
 
 import json
