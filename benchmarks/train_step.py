@@ -80,6 +80,9 @@ class MeasuringLogger(TrainingLogger):
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         self.steps = [*getattr(self, "steps", []), dict(metrics)]
+        if len(self.steps) == 1:  # what loading and sharding take is no part of a step
+            self.start_gib = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+            torch.cuda.reset_peak_memory_stats()
 
     def save(self) -> None:
         if self.saves:
@@ -119,6 +122,7 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
         "processes": f"{accelerator.num_processes} {accelerator.distributed_type.value}",
         "seconds_per_step": round(seconds[len(seconds) // 2], 3),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "peak_gib_with_start": max(logger.start_gib, round(torch.cuda.max_memory_allocated() / 2**30, 1)),
         "losses": [step["loss"] for step in logger.steps],
         "offload": args.offload,
         "gpu": torch.cuda.get_device_name(),

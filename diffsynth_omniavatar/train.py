@@ -142,6 +142,7 @@ def _add_loop_flags(group: Any) -> None:
     add("--warmup_steps", type=int, default=0)
     add("--lr_schedule", choices=["constant", "cosine", "linear"], default="constant")
     add("--max_grad_norm", type=float, default=math.inf, help="Clip the gradient's L2 norm to this.")
+    add("--fp32_master_weights", action="store_true", help="AdamW steps float32 copies of the trained weights.")
     add("--seed", type=int, default=0)
     add("--resume", help="'latest' of --output_path (or start anew if there is none), or a checkpoint folder.")
     add("--checkpoints_total_limit", type=int, help="Keep only so many checkpoints.")
@@ -421,7 +422,8 @@ def plan_of(
     size = f"{height}x{width}" if height else "of the clips, among the trained sizes"
     trained = trainable_parameters(module)
     frozen = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    bytes_of_training = 3 * trained * next(module.pipe.dit.parameters()).element_size()
+    number_size = next(module.pipe.dit.parameters()).element_size()
+    bytes_of_training = trained * (number_size + 12 if settings.fp32_master_weights else 3 * number_size)
     frames = args.num_frames or "up to max_tokens"
     tokens = args.max_tokens
     if height and args.num_frames:
@@ -456,6 +458,7 @@ def _loop_settings(args: argparse.Namespace, samples: int, processes: int) -> Lo
         warmup_steps=args.warmup_steps,
         max_grad_norm=args.max_grad_norm,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
+        fp32_master_weights=args.fp32_master_weights,
         resume=_resume_folder(args),
     )
 

@@ -114,6 +114,24 @@ def test_the_learning_rate_is_right_from_the_first_step_and_counts_optimizer_ste
     torch.testing.assert_close(run.module.pipe.dit[3].bias.detach(), expected, rtol=2e-5, atol=2e-6)  # as above
 
 
+def test_float32_copies_move_by_steps_that_bfloat16_cannot_hold(tmp_path):
+    rate = 1e-6  # far below the spacing of bfloat16 numbers near the weights, 1e-3
+    settings = LoopSettings(max_steps=4, max_grad_norm=0.5)
+    run = Run(tmp_path / "rounded", settings, dtype=torch.bfloat16, learning_rate=rate).start()
+    start = ToyModule().to(torch.bfloat16)
+    for name, value in run.state["trained"].items():
+        if "weight" in name:
+            assert torch.equal(value, start.get_parameter(name))
+    exact = replace(run, folder=tmp_path / "exact", settings=replace(settings, fp32_master_weights=True)).start()
+    for number, (name, value) in enumerate(exact.state["trained"].items()):
+        assert value.dtype == exact.state["optimizer"][number]["exp_avg"].dtype == torch.float32
+        moved = (value - start.get_parameter(name).float()).abs()
+        assert 0 < moved.max() <= 4 * rate * 1.5  # AdamW moves by about the rate
+        assert torch.equal(exact.module.get_parameter(name), value.bfloat16())
+    resumed = exact.resumed(2, tmp_path / "resumed")
+    assert same(resumed.state, exact.state) and resumed.module.trace == exact.module.trace[2:]
+
+
 def test_gradients_are_clipped_to_the_norm_of_the_whole_window(tmp_path):
     limit = 0.25
     settings = LoopSettings(max_steps=1, gradient_accumulation_steps=3)

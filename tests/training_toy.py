@@ -75,8 +75,9 @@ class ToyModule(host.DiffusionTrainingModule):
         """A flow-matching loss in miniature; python, numpy and torch draw."""
         sigma = self.pipe.scheduler.sigmas[torch.randint(0, 1000, (1,))] if self.noise else torch.zeros(1)
         drawn = torch.randn(WIDTH) + random.random() + np.random.rand()
-        prediction = self.pipe.dit(data["x"] + self.noise * sigma * drawn)
-        loss = (prediction - data["y"]).square().mean()
+        dtype = self.pipe.dit[0].weight.dtype
+        prediction = self.pipe.dit((data["x"] + self.noise * sigma * drawn).to(dtype))
+        loss = (prediction.float() - data["y"]).square().mean()
         self.trace.append({"index": data["index"], "loss": loss.item(), "drawn": drawn[0].item()})
         return loss
 
@@ -106,11 +107,13 @@ class Run:
     workers: int = 0
     save_steps: int | None = 1
     sharded: bool = False
+    dtype: torch.dtype = torch.float32
+    learning_rate: float = LEARNING_RATE
     options: dict[str, Any] = field(default_factory=dict)
     loss: Any = None
 
     def start(self) -> Run:
-        self.module = ToyModule(self.noise)
+        self.module = ToyModule(self.noise).to(self.dtype)
         if self.loss is not None:
             self.module.loss = self.loss.__get__(self.module)
         self.accelerator = OmniAccelerator(self.settings, cpu=True)
@@ -133,7 +136,7 @@ class Run:
     def arguments(self, epochs: int) -> argparse.Namespace:
         args = host.wan_parser().parse_args(["--dataset_base_path", "unused"])
         args.output_path = str(self.folder)
-        args.learning_rate = LEARNING_RATE
+        args.learning_rate = self.learning_rate
         args.weight_decay = WEIGHT_DECAY
         args.dataset_num_workers = self.workers
         args.save_steps = self.save_steps

@@ -71,6 +71,13 @@ class LoopOptimizer:
         self.optimizer = optimizer
         self.accelerator = accelerator
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.values = self.parameters
+        """What the optimizer steps: the parameters, or float32 copies that they are rounded from."""
+        if accelerator.settings.fp32_master_weights:
+            self.values = [parameter.detach().float() for parameter in self.parameters]
+            copies = iter(self.values)
+            for group in optimizer.param_groups:
+                group["params"] = [next(copies) for _ in group["params"]]
         self.resumed_state: Mapping[int, Any] | None = None
 
     def step(self) -> None:
@@ -86,9 +93,26 @@ class LoopOptimizer:
         factor = accelerator.settings.lr_factor(accelerator.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor  # initial_lr: the rate before the host's ConstantLR took a third
+        self._step()
+        accelerator.finish_step(lr=self.optimizer.param_groups[0]["lr"], grad_norm=norm)
+
+    def _step(self) -> None:
+        if self.values is self.parameters:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            return
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad()
-        accelerator.finish_step(lr=self.optimizer.param_groups[0]["lr"], grad_norm=norm)
+        self.round_parameters()
+
+    @torch.no_grad()
+    def round_parameters(self) -> None:
+        """Give the parameters the values of their float32 copies."""
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            parameter.copy_(value)
 
     def _load_state(self, resumed: Mapping[int, Any]) -> None:
         groups = self.optimizer.state_dict()["param_groups"]  # learning rate and weight decay follow the flags
@@ -147,8 +171,11 @@ class OmniAccelerator(Accelerator):
         if not any(isinstance(obj, torch.optim.Optimizer) for obj in args):
             return super().prepare(*args, **kwargs)
         model = next((obj for obj in args if isinstance(obj, torch.nn.Module)), None)
-        if model is None and self.num_processes > 1:
-            raise ValueError("--enable_model_cpu_offload trains in one process only; launch one, or leave the flag out")
+        if model is None and (self.num_processes > 1 or self.settings.fp32_master_weights):
+            raise ValueError(
+                "--enable_model_cpu_offload trains in one process only, and without --fp32_master_weights; "
+                "launch one, or leave a flag out"
+            )
         if self.is_fsdp2:
             args = self._shard(*args)
         prepared = tuple(self._exchange(obj) for obj in args)
@@ -260,7 +287,8 @@ class OmniAccelerator(Accelerator):
             module: the training module; its parameters that require a gradient are the trained ones.
         """
         rng = gather_object([rng_state()])
-        trained = self.whole_tensors({name: value for name, value in module.named_parameters() if value.requires_grad})
+        names = [name for name, value in module.named_parameters() if value.requires_grad]
+        trained = self.whole_tensors(dict(zip(names, self.optimizer.values, strict=True)))
         state = self.optimizer.optimizer.state_dict()["state"]
         optimizer = {number: self.whole_tensors(values) for number, values in state.items()}
         if not self.is_main_process:
@@ -292,8 +320,9 @@ class OmniAccelerator(Accelerator):
         ]:
             raise ValueError(f"{checkpoint} holds other trained parameters than this model; use the flags of its run")
         with torch.no_grad():
-            for parameter, value in zip(parameters, trained.values(), strict=True):
+            for parameter, value in zip(self.optimizer.values, trained.values(), strict=True):
                 parameter.copy_(placed_like(value, parameter))
+        self.optimizer.round_parameters()
         self.optimizer.resumed_state = state["optimizer"]
         self.steps_done = state["step"]
         self.loader.position = self.steps_done * self.settings.gradient_accumulation_steps
