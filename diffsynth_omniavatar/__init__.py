@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .dit import OmniAvatarDiT
     from .files import model_files
     from .generate import GeneratedVideo, generate
-    from .loading import load_pipeline
+    from .loading import load_pipeline, nano_pipeline
     from .pipeline import OmniAvatarPipeline, register, unregister
     from .versions import UnsupportedHostError
 
@@ -47,6 +47,7 @@ __all__ = [
     "load_checkpoint",
     "load_pipeline",
     "model_files",
+    "nano_pipeline",
     "register",
     "unregister",
 ]
@@ -68,6 +69,7 @@ _MODULES = {
     "load_checkpoint": "checkpoint",
     "load_pipeline": "loading",
     "model_files": "files",
+    "nano_pipeline": "loading",
     "register": "pipeline",
     "unregister": "pipeline",
 }

@@ -28,6 +28,11 @@ SMALL_FAMILY = {
     "omniavatar": "omniavatar",
 }
 """Part -> its name in the folder of a small family (`nano.family`)."""
+NANO_FOLDER = Path(__file__).parent / "nano" / "weights"
+"""The trained small model that is part of this package: I2V, a full checkpoint in the place of "omniavatar"."""
+NANO_I2V = NANO_FOLDER / SMALL_FAMILY["omniavatar"] / "model.safetensors"
+NANO_V2V = NANO_FOLDER / "omniavatar_v2v" / "model.safetensors"
+"""Its V2V checkpoint, a LoRA on the I2V one."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,16 @@ def model_files(
     """Where the parts of a model lie.
 
     Args:
-        model: the published size, "14B" or "1.3B".
-        folder: None for the hub; else a folder with upstream's layout (`Wan2.1-T2V-14B/`, `OmniAvatar-14B/`,
-            `wav2vec2-base-960h/`), or one of a small family (`SMALL_FAMILY`).
+        model: the published size, "14B" or "1.3B"; or "nano", the trained small model of this package.
+        folder: None for the hub or the package; else a folder with upstream's layout (`Wan2.1-T2V-14B/`,
+            `OmniAvatar-14B/`, `wav2vec2-base-960h/`), or one of a small family (`SMALL_FAMILY`).
         parts: single parts that lie elsewhere, by the names of `ModelFiles.sources`; None changes nothing.
 
     Raises:
         ValueError: no such part.
     """
+    if model == "nano" and folder is None:
+        folder = NANO_FOLDER
     small = folder is not None and (Path(folder) / SMALL_FAMILY["vae"]).is_file()
     if folder is None:
         sources = hub_files(model)

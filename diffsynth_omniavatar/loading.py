@@ -15,7 +15,7 @@ import torch
 
 from . import host
 from .checkpoint import LORA_KEY, normalise_keys, read_shapes, weight_files
-from .files import HubFiles, ModelFiles, PathOrPaths, Source, model_files
+from .files import NANO_I2V, NANO_V2V, HubFiles, ModelFiles, PathOrPaths, Source, model_files
 from .nano.family import register_family
 from .pipeline import OmniAvatarPipeline
 
@@ -118,7 +118,7 @@ def load_pipeline(
     """Load a model.
 
     Args:
-        model, folder: see `files.model_files`.
+        model, folder: see `files.model_files`; `nano_pipeline` also gives the small model's V2V.
         dit, text_encoder, vae, tokenizer, omniavatar, wav2vec2: files or folders that take the place of the model's. An
             `omniavatar` checkpoint of full weights needs no `dit`.
         device: None for the GPU if there is one.
@@ -161,3 +161,21 @@ def load_pipeline(
     given = {"leading_audio_rows": leading_audio_rows, "first_frame": first_frame}
     pipe.conventions = replace(pipe.conventions, **{name: value for name, value in given.items() if value is not None})
     return pipe
+
+
+def nano_pipeline(
+    mode: Literal["i2v", "v2v"] = "i2v", *, device: str | None = None, dtype: str | torch.dtype = "float32"
+) -> OmniAvatarPipeline:
+    """The trained small model that is part of this package: drawn speakers at 128x128, 33 frames a chunk.
+
+    Args:
+        mode: "i2v" animates a portrait, "v2v" changes the mouth of a video.
+        device, dtype: see `load_pipeline`. In bfloat16 its pictures are slightly coarser.
+
+    Raises:
+        ValueError: no such mode, device or dtype.
+    """
+    if mode not in ("i2v", "v2v"):
+        raise ValueError(f"mode {mode!r}: wanted 'i2v' or 'v2v'.")
+    on_top = {} if mode == "i2v" else {"dit": NANO_I2V, "omniavatar": NANO_V2V}
+    return load_pipeline("nano", device=device, dtype=dtype, **on_top)

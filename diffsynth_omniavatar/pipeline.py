@@ -21,8 +21,9 @@ from torch import Tensor
 from . import checkpoint, conditioning, host
 from .audio import AudioEncoder
 from .clip import Sound, load_image, load_sound, match_size, speech_waveform
-from .config import Conventions
+from .config import LATENT_CHANNELS, Conventions
 from .dit import OmniAvatarDiT, model_fn_omniavatar
+from .nano.family import register_family
 from .timeline import audio_rows, chunk_length, clip_length
 
 logger = logging.getLogger(__name__)
@@ -312,7 +313,9 @@ def _sort_configs(model_configs: Iterable[Any]) -> _OwnConfigs:
             own.lora_checkpoint = checkpoint.load_checkpoint(_single(paths))
             own.conventions = own.lora_checkpoint.config.conventions
         else:
-            own.conventions = checkpoint.add_full_entry(_single(paths)).conventions
+            stated = checkpoint.add_full_entry(_single(paths)).conventions
+            if own.lora_checkpoint is None:  # otherwise it is the base that the LoRA goes on
+                own.conventions = stated
             files = [str(file) for file in checkpoint.weight_files(_single(paths))]
             config.path = files[0] if len(files) == 1 else files
             own.host_configs.append(config)
@@ -382,10 +385,14 @@ def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, 
             f"{loaded.source} goes on top of a Wan transformer: add ModelConfig(model_id='Wan-AI/Wan2.1-T2V-14B', "
             "origin_file_pattern='diffusion_pytorch_model*.safetensors') to model_configs."
         )
-    if pipe.dit2 is not None or pipe.dit.has_image_input or pipe.dit.in_dim != 16:
+    if isinstance(pipe.dit, OmniAvatarDiT):
+        fits = pipe.dit.in_dim <= loaded.in_dim
+    else:
+        fits = pipe.dit2 is None and not pipe.dit.has_image_input and pipe.dit.in_dim == LATENT_CHANNELS
+    if not fits:
         raise ValueError(
-            f"{loaded.source} goes on top of Wan 2.1 text-to-video (16 input channels), not of the given transformer "
-            f"({pipe.dit.in_dim} input channels)."
+            f"{loaded.source} goes on top of Wan 2.1 text-to-video (16 input channels), or of a full OmniAvatar "
+            f"checkpoint of at most {loaded.in_dim}, not of the given transformer ({pipe.dit.in_dim} input channels)."
         )
     fused_elsewhere = getattr(pipe.dit, "vram_management_enabled", False) or hasattr(pipe.dit, "quantize_config")
     checkpoint.apply_checkpoint(
@@ -431,6 +438,7 @@ def register() -> None:
 
     host.WanVideoPipeline.from_pretrained = staticmethod(from_pretrained)
     checkpoint.add_merged_entries()
+    register_family()
     print(f"OmniAvatar is registered with DiffSynth-Studio {host.VERSION} ({host.PIPELINE_MODULE}).")
 
 
