@@ -164,28 +164,39 @@ class _State:
 
 
 class _Convolution:
-    """A frozen convolution and what comes before it; causal ones have a place in the state."""
+    """A frozen convolution and what comes before it; causal ones have a place in the state.
+
+    Operations and their order are the host's, padding too, so that not even roundings differ.
+    """
 
     def __init__(self, before: nn.Module, convolution: Any, index: int | None) -> None:
         self.before, self.index = before, index
         self.weight: Tensor = convolution.weight
         self.bias: Tensor = convolution.bias
-        height, width = self.weight.shape[-2:]
-        in_space = (height // 2, width // 2)
-        self.padding = in_space if index is None else (0, *in_space)
+        height, width = (side // 2 for side in self.weight.shape[-2:])
+        self.border = (width, width, height, height)
 
     def __call__(self, x: Tensor, state: _State) -> Tensor:
         out: Tensor = _ConvolutionFunction.apply(x, self, state)
         return out
 
-    def convolve(self, x: Tensor) -> Tensor:
-        convolve = F.conv2d if self.index is None else F.conv3d
-        return convolve(x, self.weight, self.bias, padding=self.padding)
+    def forward(self, x: Tensor, state: _State) -> Tensor:
+        wide = self.before(x)
+        if self.index is None:
+            return F.conv2d(wide, self.weight, self.bias, padding=self.border[::-2])
+        return F.conv3d(F.pad(state.join(self.index, wide), self.border), self.weight, self.bias)
 
-    def gradient(self, shape: torch.Size, gradient: Tensor) -> Tensor:
-        """Of the convolution's input, which has this shape."""
-        backward = conv2d_input if self.index is None else conv3d_input
-        return backward(shape, self.weight, gradient, padding=self.padding)
+    def backward(self, gradient: Tensor, state: _State) -> Tensor:
+        """The gradient of what `before` gives, from that of the result."""
+        if self.index is None:
+            pictures, _, *size = gradient.shape
+            shape = (pictures, self.weight.shape[1], *size)
+            return conv2d_input(shape, self.weight, gradient, padding=self.border[::-2])
+        left, right, top, bottom = self.border
+        batch, _, frames, height, width = gradient.shape
+        shape = (batch, self.weight.shape[1], frames + KEPT, height + top + bottom, width + left + right)
+        wide = conv3d_input(shape, self.weight, gradient)
+        return state.split(self.index, wide[..., top : top + height, left : left + width])
 
 
 class _ConvolutionFunction(torch.autograd.Function):
@@ -195,24 +206,42 @@ class _ConvolutionFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: _Convolution, state: _State) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer, ctx.state = layer, state
-        wide = layer.before(x)
-        if layer.index is not None:
-            wide = state.join(layer.index, wide)
-        ctx.shape = wide.shape
-        return layer.convolve(wide)
+        return layer.forward(x, state)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        layer: _Convolution = ctx.layer
-        gradient = layer.gradient(ctx.shape, grads[0])
-        if layer.index is not None:
-            gradient = ctx.state.split(layer.index, gradient)
-        if isinstance(layer.before, nn.Identity):
-            return gradient, None, None
-        with torch.enable_grad():
-            x = ctx.saved_tensors[0].detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(layer.before(x), x, gradient)
-        return gradient, None, None
+        (x,) = ctx.saved_tensors
+        gradient = ctx.layer.backward(grads[0], ctx.state)
+        return _vjp([ctx.layer.before], x, [gradient]), None, None
+
+
+class _ResidualFunction(torch.autograd.Function):
+    """Saves only the inputs of the two convolutions, before norm and activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _Residual, state: _State) -> Tensor:
+        one, two = layer.convolutions
+        between = one.forward(x, state)
+        ctx.save_for_backward(x, between)
+        ctx.layer, ctx.state = layer, state
+        return two.forward(between, state) + layer.shortcut(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        x, between = ctx.saved_tensors
+        one, two = ctx.layer.convolutions
+        gradient = _vjp([two.before], between, [two.backward(grads[0], ctx.state)])
+        gradient = one.backward(gradient, ctx.state)
+        return _vjp([ctx.layer.shortcut, one.before], x, [grads[0], gradient]), None, None
+
+
+def _vjp(functions: Sequence[nn.Module], x: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """The gradient of x, from those of what the functions give for it; they are computed again."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        results = [function(leaf) for function in functions]
+    (gradient,) = torch.autograd.grad(results, leaf, gradients)
+    return gradient
 
 
 class _Layer(Protocol):
@@ -245,10 +274,8 @@ class _Residual:
         self.shortcut, self.convolutions = shortcut, convolutions
 
     def __call__(self, x: Tensor, state: _State, first: bool) -> Tensor:
-        out = x
-        for convolution in self.convolutions:
-            out = convolution(out, state)
-        return out + self.shortcut(x)
+        out: Tensor = _ResidualFunction.apply(x, self, state)
+        return out
 
 
 class _Plain:
@@ -542,6 +569,7 @@ def decode_with_losses(
     _check(x0, windows, segment_frames)
     first, last = (latent_of(frame) for frame in (min(w.start for w in windows), max(w.stop for w in windows) - 1))
     decoder = FrameDecoder(vae)
+    vae.model.clear_cache()  # kept frames of the host's last encode or decode
     with torch.autocast(x0.device.type, enabled=False):
         leaf = x0.detach().float().requires_grad_()
         with torch.enable_grad():
