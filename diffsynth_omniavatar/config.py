@@ -25,6 +25,7 @@ IMAGE_SIZES_720 = ((400, 720), (720, 720), (720, 400))
 """Upstream's picture sizes (height, width) for "720"."""
 IMAGE_SIZES_1280 = ((720, 720), (528, 960), (960, 528), (720, 1280), (1280, 720))
 """Upstream's picture sizes (height, width) for "1280"."""
+IMAGE_SIZES = {"720": IMAGE_SIZES_720, "1280": IMAGE_SIZES_1280}
 
 CHANNEL_LAYOUTS: dict[int, tuple[tuple[str, int], ...]] = {
     33: (("noise", 16), ("reference", 16), ("mask", 1)),

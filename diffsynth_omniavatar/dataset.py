@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import IMAGE_SIZES_720, IMAGE_SIZES_1280, Conventions
+from .config import IMAGE_SIZES, Conventions
 from .sources import (
     NETWORKS,
     BadSampleError,
@@ -412,7 +412,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--height", type=int, help="of all samples, with --width (default: by --image_sizes)")
     parser.add_argument("--width", type=int)
-    parser.add_argument("--image_sizes", choices=["720", "1280"], default="720", help="upstream's sizes (default: 720)")
+    parser.add_argument(
+        "--image_sizes", choices=list(IMAGE_SIZES), default="720", help="upstream's sizes (default: 720)"
+    )
     parser.add_argument("--num_frames", type=int, help="most frames of a sample, 4n+1 (default: by --max_tokens)")
     parser.add_argument("--min_frames", type=int, help="fewest frames (default: the longest prefix and four more)")
     parser.add_argument("--max_tokens", type=int, default=MAX_TOKENS, help=f"(default: {MAX_TOKENS})")
@@ -428,10 +430,9 @@ def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, R
     if args.use_ref_sequence and args.omniavatar_mode != "v2v":
         raise ValueError("--use_ref_sequence goes with --omniavatar_mode v2v")
     prefixes = tuple(int(length) for length in args.prefix_frames.split(",") if length)
-    sizes = IMAGE_SIZES_1280 if args.image_sizes == "1280" else IMAGE_SIZES_720
     settings = ClipSettings(
         in_dim=33 if args.omniavatar_mode == "i2v" else 65 if args.use_ref_sequence else 49,
-        conventions=Conventions(first_frame=args.first_frame, image_sizes=sizes),
+        conventions=Conventions(first_frame=args.first_frame, image_sizes=IMAGE_SIZES[args.image_sizes]),
         height=args.height,
         width=args.width,
         mouth_mask=args.mouth_mask,

@@ -120,7 +120,7 @@ def encoder_pipeline(
     *,
     model_configs: Sequence[Any],
     tokenizer_config: Any,
-    wav2vec2: Path,
+    wav2vec2: str | Path,
     device: str | torch.device,
     dtype: torch.dtype = torch.bfloat16,
 ) -> OmniAvatarPipeline:
@@ -129,15 +129,16 @@ def encoder_pipeline(
     Args:
         settings: of the samples.
         model_configs: the host's, of text encoder and VAE.
-        tokenizer_config: the host's.
+        tokenizer_config: the host's; None for the one that the host downloads.
         wav2vec2: folder of the speech encoder.
         device, dtype: of the networks; the speech encoder computes in float32 always.
 
     Raises:
         ValueError: `model_configs` lack one of the two, or have a denoiser.
     """
+    options = {} if tokenizer_config is None else {"tokenizer_config": tokenizer_config}
     pipe = host.WanVideoPipeline.from_pretrained(
-        torch_dtype=dtype, device=device, model_configs=list(model_configs), tokenizer_config=tokenizer_config
+        torch_dtype=dtype, device=device, model_configs=list(model_configs), **options
     )
     missing = [name for name in ("text_encoder", "vae") if getattr(pipe, name) is None]
     if missing or pipe.dit is not None:
@@ -194,7 +195,7 @@ def cache_settings(
 
 
 @dataclass(frozen=True)
-class _RawClip:
+class RawClip:
     """A clip as it is read, before it is encoded; frames are uint8 [frames, H, W, 3]."""
 
     target: Tensor
@@ -209,7 +210,7 @@ def reference_places(frames: int, count: int) -> list[int]:
     return [(2 * place + 1) * frames // (2 * count) for place in range(count)]
 
 
-def _read_clip(clip: VideoClip, facts: ClipFacts, settings: ClipSettings, references: int) -> _RawClip:
+def read_raw_clip(clip: VideoClip, facts: ClipFacts, settings: ClipSettings, references: int) -> RawClip:
     """All frames that are needed, in one pass through the video.
 
     Raises:
@@ -226,7 +227,7 @@ def _read_clip(clip: VideoClip, facts: ClipFacts, settings: ClipSettings, refere
         pictures = clip.reference_image(target, 0, size)[None]
     else:
         pictures = torch.stack([frames[place] for place in places])
-    return _RawClip(
+    return RawClip(
         target=target,
         references=pictures,
         reference_sequence=torch.stack([frames[place] for place in sequence]) if sequence else None,
@@ -242,7 +243,7 @@ def _pixels(frames: Tensor) -> Tensor:
 @torch.no_grad()
 def encode_clip(
     pipe: OmniAvatarPipeline,
-    raw: _RawClip,
+    raw: RawClip,
     clip: VideoClip,
     settings: ClipSettings,
     options: CacheOptions,
@@ -285,6 +286,7 @@ def encode_clip(
         tensors["reference_sequence_latents"] = sequence["omni_reference_sequence_latents"][0]
     rows = pipe.encode_speech(raw.waveform, max(audio_rows(len(raw.waveform)), frames))[:frames]
     tensors["audio_features"] = rows.to(options.audio_dtype)
+    tensors["waveform"] = raw.waveform
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -330,7 +332,7 @@ def _refuse_other_cache(folder: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-class _Writer:
+class CacheWriter:
     """One process's part in writing a cache."""
 
     def __init__(
@@ -399,32 +401,36 @@ class _Writer:
             "prompt": clip.prompt,
             "frames": facts.frames,
             "num_frames": facts.longest,
+            "references": 1 if clip.reference is not None else min(self.options.references, facts.frames),
             "height": facts.height,
             "width": facts.width,
             "mask": mask_key(mask) if self.settings.masked_video else None,
             "sources": list(sources.values()),
         }
 
-    def write_clip(self, prepared: _PreparedEntry) -> dict[str, Any]:
+    def write_clip(self, prepared: PreparedEntry) -> dict[str, Any]:
         """Encode a clip unless its file is there; gives its entry."""
         if prepared.raw is None:
             self.kept += 1
         else:
-            tensors = encode_clip(self.pipe, prepared.raw, prepared.clip, self.settings, self.options)
-            _save(self.path(prepared.entry), tensors)
+            _save(self.path(prepared.entry), self.encode(prepared.clip, prepared.raw))
             self.encoded += 1
         return prepared.entry
+
+    def encode(self, clip: VideoClip, raw: RawClip) -> dict[str, Tensor]:
+        """The tensors of a clip's file."""
+        return encode_clip(self.pipe, raw, clip, self.settings, self.options)
 
     def path(self, entry: Mapping[str, Any]) -> Path:
         """The file of an entry."""
         return self.folder / "clips" / f"{entry['key']}.safetensors"
 
-    def prepare(self, clip: VideoClip, facts: ClipFacts) -> _PreparedEntry:
+    def prepare(self, clip: VideoClip, facts: ClipFacts) -> PreparedEntry:
         """Hash and, if need be, read a clip; runs in a thread."""
         entry = self.entry(clip, facts)
         is_there = self.path(entry).is_file()
-        raw = None if is_there else _read_clip(clip, facts, self.settings, self.options.references)
-        return _PreparedEntry(entry, clip, raw)
+        raw = None if is_there else read_raw_clip(clip, facts, self.settings, self.options.references)
+        return PreparedEntry(entry, clip, raw)
 
     def write_clips(
         self, clips: Sequence[tuple[int, VideoClip, ClipFacts]], bar: Progress
@@ -443,10 +449,10 @@ class _Writer:
 
 
 @dataclass(frozen=True)
-class _PreparedEntry:
+class PreparedEntry:
     entry: dict[str, Any]
     clip: VideoClip
-    raw: _RawClip | None
+    raw: RawClip | None
     """None if the cache has the clip."""
 
 
@@ -492,9 +498,42 @@ def precompute(
         StaleCacheError: the folder holds a cache that was made otherwise; the message names the differences.
         ValueError: no clip is usable, or the pipeline is for other settings.
     """
-    _check_pipeline(pipe, settings)
     state = PartialState(timeout=SLOWEST_PROCESS)
-    writer = _Writer(pipe, Path(folder), settings, recipe, options or CacheOptions(), state)
+    begun = begin(pipe, clips, folder, settings, recipe, options or CacheOptions(), state)
+    with Progress(*PROGRESS_COLUMNS, disable=not (show_progress and state.is_main_process)) as bar:
+        texts = begun.writer.write_texts((clip.prompt for _, clip, _ in begun.usable), bar)
+        entries, faults = begun.writer.write_clips(begun.usable, bar)
+    return begun.finish(texts, entries, faults)
+
+
+@dataclass(frozen=True)
+class BegunCache:
+    """A cache whose clips are still to be written."""
+
+    writer: CacheWriter
+    scan: Scan
+    usable: list[tuple[int, VideoClip, ClipFacts]]
+
+    def finish(
+        self, texts: Mapping[str, Any], entries: Sequence[tuple[int, Any]], faults: Sequence[tuple[int, str, str]]
+    ) -> PrecomputeReport:
+        """Write the index from what all processes did; each gives its part, by the clips' places in the list."""
+        parts = gather_object([(texts, entries, faults, self.writer.encoded, self.writer.kept)])
+        return _finish(self.writer, self.scan, parts)
+
+
+def begin(
+    pipe: OmniAvatarPipeline,
+    clips: Sequence[ClipSource],
+    folder: str | Path,
+    settings: ClipSettings,
+    recipe: Recipe,
+    options: CacheOptions,
+    state: PartialState,
+) -> BegunCache:
+    """Look at all clips, and write an unfinished index and the features of silence; see `precompute`."""
+    _check_pipeline(pipe, settings)
+    writer = CacheWriter(pipe, Path(folder), settings, recipe, options, state)
     _refuse_other_cache(writer.folder, writer.cache_settings)
     videos = [_video_clip(clip) for clip in clips]
     scan = scan_clips(videos, settings, recipe)
@@ -504,11 +543,7 @@ def precompute(
     if state.is_main_process:
         _write_index(writer.folder, {"complete": False, "settings": writer.cache_settings, "texts": {}, "clips": []})
         writer.write_silence(max(facts.longest for _, _, facts in usable))
-    with Progress(*PROGRESS_COLUMNS, disable=not (show_progress and state.is_main_process)) as bar:
-        texts = writer.write_texts((clip.prompt for _, clip, _ in usable), bar)
-        entries, faults = writer.write_clips(usable, bar)
-    parts = gather_object([(texts, entries, faults, writer.encoded, writer.kept)])
-    return _finish(writer, scan, parts)
+    return BegunCache(writer, scan, usable)
 
 
 def _check_pipeline(pipe: OmniAvatarPipeline, settings: ClipSettings) -> None:
@@ -529,7 +564,7 @@ def _video_clip(clip: ClipSource) -> VideoClip:
     raise ValueError(f"{clip.name} comes from a cache; give the list of clips that it was made of")
 
 
-def _finish(writer: _Writer, scan: Scan, parts: Sequence[tuple[Any, ...]]) -> PrecomputeReport:
+def _finish(writer: CacheWriter, scan: Scan, parts: Sequence[tuple[Any, ...]]) -> PrecomputeReport:
     """Write the index from what all processes did, clear away unfinished files, and sum up."""
     entries = dict(entry for part in parts for entry in part[1])
     texts = {key: shape for part in parts for key, shape in part[0].items()}

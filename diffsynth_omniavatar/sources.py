@@ -49,7 +49,7 @@ SIZE_STEP = 16
 MISSING_SOUND = 5
 """A sound may end this many video frames before the picture: encoders cut the two streams at different places."""
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 CACHE_INDEX = "index.json"
 
 LATENTS, REFERENCE_SEQUENCE, AUDIO, TEXT = "latents", "reference sequence", "audio", "text"
@@ -674,6 +674,7 @@ class Cache:
 
         index.json              settings, clips in their order, prompts
         clips/KEY.safetensors   what a clip was encoded to; see `CachedClip`
+        PROCESS/N.pth           the same, where DiffSynth's own loop wrote it
         text/KEY.safetensors    context [l, D] of a prompt, without the padding up to L
         silence.safetensors     "F": features [F, C] of silence, for every number F of frames that a sample can have
 
@@ -746,24 +747,28 @@ def text_key(prompt: str) -> str:
 
 
 @contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
+def _open_tensors(path: Path) -> Iterator[Callable[[str], Any]]:
+    """Gives a function from a tensor's name to what slices it out of the file, .safetensors or .pth."""
+    if path.suffix == ".pth":
+        yield _load_pt(path)["tensors"].__getitem__
+        return
     try:
         with safe_open(path, framework="pt") as content:
-            yield content
+            yield content.get_slice
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(f"{path} cannot be read: {error}; remove it and run `omniavatar precompute` again") from error
 
 
 def _read_safetensor(path: Path, name: str) -> Tensor:
-    with _open_safetensors(path) as content:
-        return content.get_tensor(name)
+    with _open_tensors(path) as tensors:
+        return tensors(name)[:]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedClip(ClipSource):
     """A clip of a cache; all parts are cached. R references of its whole length, T latent and F video frames in all.
 
-    input_latents [16, T, h, w]     reference_latents [R, 16, 1, h, w]      audio_features [F, C]
+    input_latents [16, T, h, w]     reference_latents [R, 16, 1, h, w]      audio_features [F, C]     waveform [n]
     masked_latents [16, T, h, w]    mouth_mask_latents [1, 1, 1, h, w]      reference_sequence_latents [16, T, h, w]
     """
 
@@ -774,7 +779,7 @@ class CachedClip(ClipSource):
     @property
     def path(self) -> Path:
         """The clip's tensors."""
-        return self.cache.folder / "clips" / f"{self.entry['key']}.safetensors"
+        return self.cache.folder / self.entry.get("file", f"clips/{self.entry['key']}.safetensors")
 
     def check_sources(self) -> None:
         """See whether the files that the entry was made of are still the same, as far as they are there.
@@ -814,14 +819,13 @@ class CachedClip(ClipSource):
         count = latent_frames(num_frames)
         names = ["input_latents"] + ["masked_latents"] * settings.masked_video
         names += ["reference_sequence_latents"] * (REFERENCE_SEQUENCE in settings.parts)
-        with _open_safetensors(self.path) as content:
-            loaded = {name: content.get_slice(name)[:, :count] for name in names}
-            references = content.get_slice("reference_latents")
-            loaded["reference_latents"] = references[int(reference * references.get_shape()[0])]
-            loaded["audio_features"] = content.get_slice("audio_features")[:num_frames]
+        with _open_tensors(self.path) as tensors:
+            loaded = {name: tensors(name)[:, :count] for name in names}
+            loaded["reference_latents"] = tensors("reference_latents")[int(reference * self.entry["references"])]
+            loaded["audio_features"] = tensors("audio_features")[:num_frames]
             if settings.masked_video:
-                loaded["mouth_mask_latents"] = content.get_tensor("mouth_mask_latents").expand(-1, -1, count, -1, -1)
-        return loaded
+                loaded["mouth_mask_latents"] = tensors("mouth_mask_latents")[:].expand(-1, -1, count, -1, -1)
+        return {name: tensor.clone() for name, tensor in loaded.items()}
 
     def load(self, facts: ClipFacts, settings: ClipSettings, num_frames: int, reference: float) -> dict[str, Any]:
         loaded = self._read(settings, num_frames, reference)

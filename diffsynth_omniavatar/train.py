@@ -22,19 +22,21 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from . import checkpoint, host
 from .audio import AudioEncoder
-from .config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
+from .config import IMAGE_SIZES, LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
 from .dataset import OmniAvatarDataset
 from .nano.family import register_family
 from .pipeline import OmniAvatarPipeline
-from .sources import ClipSettings, Recipe, read_clips
+from .precompute import encoder_pipeline
+from .sources import ClipSettings, ClipSource, Recipe, read_clips
 from .timeline import MAX_TOKENS, latent_frames
 from .training.accelerator import OmniAccelerator
 from .training.callbacks import TrainingLogger, find_latest
+from .training.data_process import process_data
 from .training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
 from .training.settings import LoopSettings, steps_in_epochs
 from .training.validation import Validation, load_metrics, read_samples
@@ -42,6 +44,7 @@ from .training.validation import Validation, load_metrics, read_samples
 logger = logging.getLogger(__name__)
 
 MODE_CHANNELS = {"i2v": 33, "v2v": 49}
+TASKS = ("sft", "sft:data_process", "sft:train")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 UNUSED_HOST_FLAGS = {
@@ -127,7 +130,10 @@ def _add_recipe_flags(group: Any) -> None:
     add("--text_drop_prob", type=float, default=0.1)
     add("--audio_drop_prob", type=float, default=0.1)
     add("--prefix_drop_prob", type=float, default=0.1)
+    add("--min_frames", type=int, help="Shortest sample, 4n+1. Default: 4 more than the longest prefix.")
+    add("--fixed_length", action="store_true", help="Samples as long as their clip and the limits allow.")
     add("--max_tokens", type=int, default=MAX_TOKENS, help="Longest clip: frames * height * width / 1024.")
+    add("--image_sizes", choices=list(IMAGE_SIZES), help="Sizes among which clips choose; default: the checkpoint's.")
     add(
         "--batch_size",
         type=int,
@@ -220,12 +226,16 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for name in ("use_ref_sequence", "first_frame", "mouth_mask", "mouth_weight"):
         if getattr(args, name) and not is_v2v:
             faults.append(f"--{name} needs --omniavatar_mode v2v")
-    if args.task != "sft":
-        faults.append(f"--task {args.task} is not supported; write caches with `omniavatar precompute`")
+    if args.task not in TASKS:
+        faults.append(f"--task is {args.task}, wanted one of {', '.join(TASKS)}")
+    elif args.task != "sft" and host.GENERATION == "wan_video_new":
+        faults.append(f"--task {args.task} needs DiffSynth 2.x; write caches with `omniavatar precompute`")
     if args.trainable_models not in (None, "dit"):
         faults.append(
             f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA"
         )
+    if args.image_sizes is not None and args.height is not None:
+        faults.append("--image_sizes and --height --width exclude each other")
     if (args.height is None) != (args.width is None):
         faults.append("give both --height and --width, or neither")
     if (args.validation_data is None) != (args.validation_steps is None):
@@ -234,6 +244,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         faults.append("--validation_metrics needs --validation_data")
     if not args.dataset_base_path and not args.dataset_metadata_path:
         faults.append("name the data with --dataset_metadata_path and --dataset_base_path")
+    if args.task == "sft:data_process" and args.wav2vec2_path is None:
+        faults.append("--task sft:data_process needs --wav2vec2_path")
     if args.model_paths is None and args.model_id_with_origin_paths is None:
         faults.append("name the base model with --model_paths or --model_id_with_origin_paths")
     if faults:
@@ -325,7 +337,7 @@ def conventions_of(args: argparse.Namespace) -> Conventions:
         "leading_audio_rows": args.leading_audio_rows,
         "prefix_frames": args.prefix_frames,
         "max_tokens": args.max_tokens,
-        "image_sizes": None if args.height is None else ((args.height, args.width),),
+        "image_sizes": IMAGE_SIZES.get(args.image_sizes) if args.height is None else ((args.height, args.width),),
     }
     if args.first_frame == "masked" and args.prefix_frames is None:
         given["prefix_frames"] = ()
@@ -341,27 +353,42 @@ def conventions_of(args: argparse.Namespace) -> Conventions:
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
-def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAvatarDataset:
-    """The samples that the flags name. In a distributed run every process must call it."""
-    recipe = Recipe(
+def named_clips(args: argparse.Namespace) -> list[ClipSource]:
+    """The clips that the flags name."""
+    return read_clips(args.dataset_metadata_path or args.dataset_base_path, args.dataset_base_path)
+
+
+def recipe_of(args: argparse.Namespace, conventions: Conventions) -> Recipe:
+    """The random choices that the flags ask for."""
+    return Recipe(
         prefix_frames=conventions.prefix_frames,
         text_drop_prob=args.text_drop_prob,
         audio_drop_prob=args.audio_drop_prob,
         prefix_drop_prob=args.prefix_drop_prob,
         max_tokens=args.max_tokens,
         num_frames=args.num_frames,
+        min_frames=args.min_frames,
+        dynamic_length=not args.fixed_length,
     )
-    settings = ClipSettings(
+
+
+def clip_settings(args: argparse.Namespace, conventions: Conventions) -> ClipSettings:
+    """What the model takes of a clip."""
+    return ClipSettings(
         in_dim=channels_of(args),
         conventions=conventions,
         height=args.height,
         width=args.width,
         mouth_mask=None if args.mouth_mask is None else Path(args.mouth_mask),
     )
+
+
+def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAvatarDataset:
+    """The samples that the flags name. In a distributed run every process must call it."""
     return OmniAvatarDataset(
-        read_clips(args.dataset_metadata_path or args.dataset_base_path, args.dataset_base_path),
-        settings=settings,
-        recipe=recipe,
+        named_clips(args),
+        settings=clip_settings(args, conventions),
+        recipe=recipe_of(args, conventions),
         batch_size=args.batch_size,
         repeat=args.dataset_repeat,
         strict=args.strict_data,
@@ -485,11 +512,40 @@ def _logger_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
+def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None:
+    """`--task sft:data_process`: write a cache to the output path."""
+    accelerator = Accelerator()
+    settings = clip_settings(args, conventions)
+    pipe = encoder_pipeline(
+        settings,
+        model_configs=_base_configs(args, accelerator.device),
+        tokenizer_config=None if args.tokenizer_path is None else host.ModelConfig(path=args.tokenizer_path),
+        wav2vec2=args.wav2vec2_path,
+        device=str(accelerator.device),
+        dtype=DTYPES[args.dtype],
+    )
+    report = process_data(
+        pipe,
+        named_clips(args),
+        settings=settings,
+        recipe=recipe_of(args, conventions),
+        accelerator=accelerator,
+        args=args,
+    )
+    if accelerator.is_main_process:
+        for name, reason in report.faults:
+            logger.warning("left out: %s: %s", name, reason)
+        print(f"{args.output_path}: {report.encoded} clips encoded, {len(report.faults)} faults")
+
+
 def train(args: argparse.Namespace) -> None:
     """Run what the flags say."""
     processes = PartialState().num_processes
     register_family()
     conventions = conventions_of(args)
+    if args.task == "sft:data_process":
+        run_data_process(args, conventions)
+        return
     dataset = build_dataset(args, conventions)
     settings = _loop_settings(args, len(dataset), processes)
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]

@@ -15,6 +15,8 @@ from synthetic_clips import noise, write_table, write_texture
 from diffsynth_omniavatar import checkpoint, host, train
 from diffsynth_omniavatar.clip import probe_video
 from diffsynth_omniavatar.nano import family
+from diffsynth_omniavatar.precompute import encoder_pipeline, precompute
+from diffsynth_omniavatar.sources import read_clips
 
 RECORDED = Path(__file__).parent / "recorded_losses.json"
 LOSS_TOLERANCE = 1e-3
@@ -114,6 +116,42 @@ def test_training_from_the_base_starts_without_effect_of_sound(folder, tmp_path)
     assert loaded.tensors["audio_cond_projs.0.bias"].abs().max() > 0
 
 
+@pytest.mark.skipif(host.GENERATION == "wan_video_new", reason="DiffSynth 2.x's own tasks")
+@pytest.mark.parametrize("mode", ["i2v", "v2v-reference"])
+def test_the_hosts_two_tasks_train_as_a_cache_does(folder, tmp_path, mode):
+    models, more = folder / "family", ["--max_steps", "3", "--audio_drop_prob", "0.5", *MODES[mode]]
+    (folder / "broken.mp4").write_bytes((folder / "1.mp4").read_bytes()[:-4000])  # its last frames are gone
+    write_table(
+        folder / "three.csv",
+        [{"video": f"{name}.mp4", "prompt": f"speaker {name}"} for name in (0, "broken", 1)],
+    )
+    encoders = json.dumps([str(models / family.FILES[name]) for name in ("text_encoder", "vae")])
+    only_dit = ["--model_paths", json.dumps([str(models / family.FILES["dit"])])]
+    processing = ["--task", "sft:data_process", "--dataset_metadata_path", str(folder / "three.csv")]
+    arguments = flags(folder, tmp_path / "processed", *more, *processing, "--model_paths", encoders)
+    assert train.main(arguments) == 0
+    assert {path.suffix for path in (tmp_path / "processed" / "0").iterdir()} == {".pth"}
+
+    clips = read_clips(folder / "three.csv")
+    args = train.parse_arguments(arguments)
+    conventions = train.conventions_of(args)
+    settings = train.clip_settings(args, conventions)
+    pipe = encoder_pipeline(
+        settings,
+        model_configs=[host.ModelConfig(path=path) for path in json.loads(encoders)],
+        tokenizer_config=host.ModelConfig(path=str(models / family.FILES["tokenizer"])),
+        wav2vec2=models / family.FILES["wav2vec2"],
+        device="cpu",
+        dtype=torch.float32,
+    )
+    report = precompute(pipe, clips, tmp_path / "cache", settings=settings, recipe=train.recipe_of(args, conventions))
+    assert [name for name, _ in report.faults] == ["broken.mp4"]
+    for task, cache in (("sft:train", "processed"), ("sft", "cache")):
+        data = ["--dataset_base_path", str(tmp_path / cache), "--dataset_metadata_path", str(tmp_path / cache)]
+        assert train.main(flags(folder, tmp_path / task, *more, *only_dit, *data, "--task", task)) == 0
+    assert losses_of(tmp_path / "sft:train") == losses_of(tmp_path / "sft")
+
+
 def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -176,6 +214,7 @@ def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_
         (["--trainable_models", "vae"], "only dit"),
         (["--validation_steps", "3"], "--validation_data and --validation_steps go together"),
         (["--prefix_frames", "1,6"], r"prefix_frames has \[6\]"),
+        (["--task", "dpo"], "--task is dpo, wanted one of sft, sft:data_process, sft:train"),
         (["--no_such_flag"], "Unknown flags: --no_such_flag"),
         (["--warmup_step", "3"], "Unknown flags: --warmup_step 3"),
         (["--omniavatar_mode", "v2v", "--prefix_frames", ""], "--prefix_frames must name at least 1"),

@@ -186,7 +186,7 @@ class OmniAccelerator(Accelerator):
             self._resume(self.settings.resume, model)
         return prepared
 
-    def _shard(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *others: Any) -> tuple[Any, ...]:
+    def _shard(self, model: Any, optimizer: torch.optim.Optimizer, *others: Any) -> tuple[Any, ...]:
         """Let accelerate shard what trains, and what of the same network does not, over the processes."""
         plugin = self.state.fsdp_plugin
         plugin.cpu_ram_efficient_loading = False  # every process has loaded the weights

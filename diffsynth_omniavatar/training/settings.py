@@ -29,7 +29,7 @@ class LoopSettings:
     gradient_accumulation_steps: int = 1
     """Samples of each process in an optimizer step."""
     fp32_master_weights: bool = False
-    """AdamW keeps the trained weights, and its state, in float32; the model computes with them rounded to its format."""
+    """AdamW keeps the trained weights and its state in float32; the model computes with them rounded to its format."""
     resume: Path | None = None
     """Checkpoint folder to go on from. Rates and schedules are then those given now, not those of the checkpoint."""
 
