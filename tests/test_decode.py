@@ -105,6 +105,15 @@ def test_gradient_is_that_of_the_hosts_decode(vae: SmallVAE, segment_frames: int
     assert_equal(got.total, total)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory and streams need a CUDA device")
+@pytest.mark.parametrize("segment_frames", [1, 2])
+def test_offloaded_frames_come_back_as_they_were(segment_frames: int) -> None:
+    vae, x0 = random_vae().cuda(), latents(5).cuda()
+    windows = [Window(name="a", start=3, stop=17, loss=lambda frames: frames.square().mean())]
+    here, away = (decode_with_losses(vae, x0, windows, memory, segment_frames) for memory in ("segments", "offload"))
+    assert_equal(away.gradient, here.gradient)
+
+
 def test_low_precision_rounds_as_the_hosts_decode() -> None:
     """Operations and their order are the host's: a gradient that rounding moves by a tenth is still the same."""
     low, x0, windows = random_vae().bfloat16(), latents(3), [window(0, 9)]

@@ -397,52 +397,70 @@ def _reach(layers: Sequence[_Layer]) -> list[int]:
 
 
 class _Store:
-    """Kept frames at the starts of segments, in pinned main memory or where they are."""
+    """Kept frames at the starts of segments, where they are."""
 
-    def __init__(self, offload: bool) -> None:
-        self.stream = torch.cuda.Stream() if offload else None
+    def __init__(self) -> None:
         self.places: dict[int, list[Tensor | None]] = {}
+
+    def put(self, latent: int, kept: Sequence[Tensor | None]) -> None:
+        self.places[latent] = list(kept)
+
+    def end_of_puts(self) -> None:
+        """To be called after the last `put`."""
+
+    def load(self, latent: int) -> None:
+        """Begin to bring back what was put, so that `take` need not wait."""
+
+    def take(self, latent: int) -> list[Tensor | None]:
+        return self.places.pop(latent)
+
+
+class _PinnedStore(_Store):
+    """In pinned main memory; copies run in a stream of their own, beside the computation.
+
+    The device's memory stays bounded although the CPU queues work far ahead: tensors that are being copied are held
+    until the computing stream waits for the copy, so that they are free in the order of that stream. (`record_stream`
+    would free them only when the CPU sees that the copy is done.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = torch.cuda.Stream()
+        self.leaving: tuple[Sequence[Tensor | None], torch.cuda.Event] | None = None
         self.loading: dict[int, tuple[list[Tensor | None], torch.cuda.Event]] = {}
 
     def put(self, latent: int, kept: Sequence[Tensor | None]) -> None:
-        if self.stream is None:
-            self.places[latent] = list(kept)
-            return
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            self.places[latent] = [None if part is None else self._pinned(part) for part in kept]
-        for part in kept:
-            if part is not None:
-                part.record_stream(self.stream)
+        self.end_of_puts()
+        pinned = [None if part is None else torch.empty_like(part, device="cpu", pin_memory=True) for part in kept]
+        self.leaving = list(kept), self._copy(kept, pinned)
+        self.places[latent] = pinned
+
+    def end_of_puts(self) -> None:
+        if self.leaving is not None:
+            torch.cuda.current_stream().wait_event(self.leaving[1])
+            self.leaving = None
 
     def load(self, latent: int) -> None:
-        """Begin to bring back what was put; the copy runs beside the work that is queued after this."""
-        if self.stream is None or latent not in self.places:
-            return
+        pinned = self.places.pop(latent)
         device = self.stream.device
-        stored = self.places.pop(latent)
-        # Allocated in the computing stream, so that its memory is reused there.
-        kept = [None if part is None else torch.empty_like(part, device=device) for part in stored]
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            for to, part in zip(kept, stored, strict=True):
-                if to is not None and part is not None:
-                    to.copy_(part, non_blocking=True)
-                    to.record_stream(self.stream)
-            self.loading[latent] = kept, self.stream.record_event()
+        kept = [None if part is None else torch.empty_like(part, device=device) for part in pinned]
+        self.loading[latent] = kept, self._copy(pinned, kept)
 
     def take(self, latent: int) -> list[Tensor | None]:
-        if self.stream is None:
-            return self.places.pop(latent)
-        self.load(latent)
+        if latent not in self.loading:
+            self.load(latent)
         kept, loaded = self.loading.pop(latent)
         torch.cuda.current_stream().wait_event(loaded)
         return kept
 
-    @staticmethod
-    def _pinned(part: Tensor) -> Tensor:
-        pinned = torch.empty_like(part, device="cpu", pin_memory=True)
-        return pinned.copy_(part, non_blocking=True)
+    def _copy(self, parts: Sequence[Tensor | None], to: Sequence[Tensor | None]) -> torch.cuda.Event:
+        """Queue a copy behind all computation that is queued already; the event is its end."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for source, target in zip(parts, to, strict=True):
+                if source is not None and target is not None:
+                    target.copy_(source, non_blocking=True)
+            return self.stream.record_event()
 
 
 class _Segments:
@@ -452,7 +470,7 @@ class _Segments:
         self.decoder, self.inputs, self.wanted_from = decoder, inputs.detach(), wanted_from
         latents = range(inputs.shape[2])
         self.segments = [latents[start : start + length] for start in latents[::length]]
-        self.store = _Store(offload)
+        self.store = _PinnedStore() if offload else _Store()
 
     @torch.no_grad()
     def frames(self) -> Tensor:
@@ -464,6 +482,7 @@ class _Segments:
                 out = self._step(self.inputs[:, :, latent : latent + 1], latent, state)
                 if latent >= self.wanted_from:
                     frames.append(out)
+        self.store.end_of_puts()
         return torch.cat(frames, dim=2)
 
     def backward(self, gradient: Tensor) -> Tensor:
