@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Train the small model that this package ships, all of it, from nothing: VAE, wav2vec2, OmniAvatar I2V and V2V. The people are
+# drawn and their speech is synthesised. One GPU of 80 GB, about 40 minutes; parts that are there are kept.
+#   bash examples/train_nano.sh
+#   OUTPUT=runs/nano I2V_STEPS=12000 V2V_STEPS=4000 bash examples/train_nano.sh
+set -euo pipefail
+output=${OUTPUT:-runs/nano}
+clips=${CLIPS:-3000}
+i2v_steps=${I2V_STEPS:-12000}
+v2v_steps=${V2V_STEPS:-4000}
+device=${DEVICE:-cuda}
+config=${ACCELERATE_CONFIG:-examples/accelerate/1gpu.yaml}
+model=$output/model
+
+[ -e "$output/vae/vae.safetensors" ] || \
+    python -m diffsynth_omniavatar.nano.train_vae "$output/vae" --device "$device" --clips "$clips" ${VAE_FLAGS:-}
+[ -e "$output/wav2vec2/speech.json" ] || \
+    python -m diffsynth_omniavatar.nano.train_speech "$output/wav2vec2" --device "$device" ${SPEECH_FLAGS:-}
+[ -e "$model/tokenizer" ] || \
+    python -m diffsynth_omniavatar.nano.assemble start "$model" --vae "$output/vae" --wav2vec2 "$output/wav2vec2"
+[ -e "$output/clips/metadata.csv" ] || \
+    python -m diffsynth_omniavatar.nano.speaker "$output/clips" --clips "$clips" --frames 49 --split train
+
+# A sample is 33 frames from any place of a clip's 49, and its reference one of 8 of the clip's frames.
+shape=(--height 128 --width 128 --num_frames 33)
+for mode in i2v v2v; do
+    flags=(--omniavatar_mode "$mode")
+    [ "$mode" = i2v ] || flags+=(--first_frame known)
+    python -m diffsynth_omniavatar precompute "$output/clips/metadata.csv" "$output/cache_$mode" --models_folder "$model" \
+        --device "$device" --dtype float32 --audio_dtype float32 "${flags[@]}" "${shape[@]}"
+done
+
+train() { # mode, steps, further flags
+    local mode=$1 steps=$2
+    shift 2
+    accelerate launch --config_file "$config" -m diffsynth_omniavatar.train --omniavatar_mode "$mode" \
+        --dataset_base_path "$output" --dataset_metadata_path "$output/cache_$mode" --dataset_num_workers "${WORKERS:-12}" \
+        "${shape[@]}" --wav2vec2_path "$model/wav2vec2" --dtype float32 \
+        --batch_size "${BATCH_SIZE:-48}" --warmup_steps "${WARMUP_STEPS:-200}" --lr_schedule cosine --max_grad_norm 1.0 --log_steps 50 \
+        --leading_audio_rows 0 --prefix_frames 1,5,9,13 --max_tokens 576 \
+        --text_drop_prob 0.1 --audio_drop_prob 0.1 --prefix_drop_prob 0.1 \
+        --max_steps "$steps" --output_path "$output/$mode" --save_steps 1000 --checkpoints_total_limit 2 \
+        --enable_csv_log --resume latest "$@"
+}
+
+# I2V: all weights, as they start from nothing. V2V: a LoRA, the audio modules and the patch embedding, on the I2V model.
+train i2v "$i2v_steps" --model_paths "[\"$model/diffusion_pytorch_model.safetensors\"]" \
+    --trainable_models dit --learning_rate 3e-4
+train v2v "$v2v_steps" --model_paths "[]" --omniavatar_checkpoint "$output/i2v/step-$i2v_steps" \
+    --first_frame known --lora_rank 16 --learning_rate 3e-4
+
+python -m diffsynth_omniavatar.nano.assemble ship "$model" "$output/weights" \
+    --i2v "$output/i2v/step-$i2v_steps" --v2v "$output/v2v/step-$v2v_steps"
