@@ -177,5 +177,6 @@ def nano_pipeline(
     """
     if mode not in ("i2v", "v2v"):
         raise ValueError(f"mode {mode!r}: wanted 'i2v' or 'v2v'.")
-    on_top = {} if mode == "i2v" else {"dit": NANO_I2V, "omniavatar": NANO_V2V}
-    return load_pipeline("nano", device=device, dtype=dtype, **on_top)
+    if mode == "i2v":
+        return load_pipeline("nano", device=device, dtype=dtype)
+    return load_pipeline("nano", dit=NANO_I2V, omniavatar=NANO_V2V, device=device, dtype=dtype)

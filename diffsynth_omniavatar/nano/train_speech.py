@@ -142,6 +142,11 @@ def save(wav2vec2: Wav2Vec2Model, folder: Path) -> None:
     write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
 
 
+def _on_device(speech: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tensor, Tensor]:
+    waveforms, phonemes = speech
+    return torch.from_numpy(waveforms).to(device), torch.from_numpy(phonemes).to(device)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -160,10 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     begun = time.monotonic()
-    train_set, held_out = (
-        [torch.from_numpy(part).to(given.device) for part in draw_speech(range(clips), CLIP_FRAMES, split)]
-        for clips, split in ((given.clips, "train"), (given.evaluation_clips, "evaluation"))
-    )
+    train_set = _on_device(draw_speech(range(given.clips), CLIP_FRAMES, "train"), given.device)
+    held_out = _on_device(draw_speech(range(given.evaluation_clips), CLIP_FRAMES, "evaluation"), given.device)
     print(f"{given.clips} clips drawn in {time.monotonic() - begun:.0f} s", flush=True)
     reader, _ = train(
         *train_set, steps=given.steps, batch=given.batch, learning_rate=given.learning_rate, seed=given.seed

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train the small model that this package ships, all of it, from nothing: VAE, wav2vec2, OmniAvatar I2V and V2V. The people are
 # drawn and their speech is synthesised. One GPU of 80 GB, about 40 minutes; parts that are there are kept.
-#   bash examples/train_nano.sh
-#   OUTPUT=runs/nano I2V_STEPS=12000 V2V_STEPS=4000 bash examples/train_nano.sh
+#   bash examples/nano_train.sh
+#   OUTPUT=runs/nano I2V_STEPS=12000 V2V_STEPS=4000 bash examples/nano_train.sh
 set -euo pipefail
 output=${OUTPUT:-runs/nano}
 clips=${CLIPS:-3000}
