@@ -3,8 +3,10 @@
     python -m diffsynth_omniavatar.nano.train_vae runs/vae --minutes 7 --device cuda
 
 Single frames come first, then clips of 5, 9 and 17 frames through the host's own causal path, four frames at a time.
+The network starts out treating each frame alone: else it learns to draw later frames from the first one, and drifts.
 The loss is L1, heavier at the mouth, with a little KL. How far the schedule is depends on the time that has passed, so
-that a run ends when it should on any machine; an interrupted one goes on when it is started again.
+that a run ends when it should on any machine; an interrupted one goes on when it is started again. On CUDA a step of
+each length is captured and replayed, in bfloat16: it has more small kernels than a processor can start in time.
 
 Written to OUT: vae.safetensors (the mean of the last steps' weights, float16), vae.json (figures on clips that training
 has not seen), vae.png (frames above their reconstructions) and state.pt.
@@ -35,13 +37,15 @@ from .measure import measure_mouth
 from .speaker import FACE, MOUTH, OPENING, SIZE
 
 CLIP_FRAMES = 33
-STAGES = ((0.30, 1), (0.65, 5), (0.90, 9), (1.00, 17))
+STAGES = ((0.15, 1), (0.35, 5), (0.55, 9), (1.00, 17))
 """Part of the run up to which a step sees clips of so many frames."""
 MOUTH_WEIGHT = 4.0
 KL_WEIGHT = 1e-5
 WARMUP_STEPS = 100
 MEAN_DECAY = 0.999
 SAVE_SECONDS = 60.0
+CAPTURE_WARMUP = 3
+"""Steps before one is captured, on the same video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +54,8 @@ class VAETraining:
 
     minutes: float = 7.0
     """Of training, without drawing the clips and evaluating."""
-    learning_rate: float = 3e-4
-    frames_per_step: int = 160
+    learning_rate: float = 4e-4
+    frames_per_step: int = 96
     """Frames of all clips of a step together."""
     max_steps: int | None = None
     """Stop here at the latest; the schedule then follows the steps instead of the time."""
@@ -94,7 +98,27 @@ def fresh_vae(seed: int) -> SmallVAE:
     vae = SmallVAE(**NANO.vae)
     with torch.no_grad():
         vae.model.conv1.bias[16:] = -4.0
+        treat_frames_alone(vae.model)
     return vae
+
+
+@torch.no_grad()
+def treat_frames_alone(network: host.VideoVAE_) -> None:
+    """Let every convolution start with its own frame alone, and those between frame rates with means and copies."""
+    for name, layer in network.named_modules():
+        if not isinstance(layer, torch.nn.Conv3d) or layer.kernel_size[0] == 1:
+            continue
+        if not name.endswith("time_conv"):
+            layer.weight[:, :, -1] *= layer.kernel_size[0] ** 0.5  # the variance of all taps
+            layer.weight[:, :, :-1] = 0
+            continue
+        same = torch.eye(layer.in_channels).view(layer.in_channels, layer.in_channels, 1, 1)
+        layer.weight.zero_()
+        layer.bias.zero_()
+        if layer.stride[0] == 2:  # two frames become one
+            layer.weight[:, :, -1] = layer.weight[:, :, -2] = same / 2
+        else:  # one frame becomes two: their channels stand one after the other
+            layer.weight[:, :, -1] = same.repeat(2, 1, 1, 1)
 
 
 def to_video(frames: Tensor) -> Tensor:
@@ -106,14 +130,14 @@ class RunningMean:
     """Mean of the weights over the last steps, exponentially weighted, in float32."""
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self.weights = network.state_dict()
+        self.tensors = {name: tensor.clone() for name, tensor in self.weights.items()}
 
     @torch.no_grad()
-    def update(self, network: torch.nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Take in the weights after `step`; the first steps weigh less, as they are far from what follows."""
         decay = min(MEAN_DECAY, (1 + step) / (10 + step))
-        means = list(self.tensors.values())
-        torch._foreach_lerp_(means, [t.detach() for t in network.state_dict().values()], 1 - decay)
+        torch._foreach_lerp_(list(self.tensors.values()), list(self.weights.values()), 1 - decay)
 
 
 def clip_frames(progress: float) -> int:
@@ -157,10 +181,17 @@ class VAETrainer:
         self.network = self.vae.model
         self.model = Autoencoder(self.network)
         self.mean = RunningMean(self.network)
-        fused = frames.device.type == "cuda"
+        self.on_cuda = frames.device.type == "cuda"
+        self.learning_rate = torch.tensor(settings.learning_rate, device=frames.device)  # a captured step reads it
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=fused
+            self.network.parameters(),
+            self.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=self.on_cuda,
+            capturable=self.on_cuda,
         )
+        self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.weights = mouth_weights(frames.shape[2], frames.device)
         self.step, self.seconds = 0, 0.0
@@ -181,6 +212,8 @@ class VAETrainer:
         self.network.load_state_dict(state["network"])
         self.mean.tensors = state["mean"]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
         self.generator.set_state(state["generator"].cpu())
         self.step, self.seconds = state["step"], state["seconds"]
         print(f"goes on after step {self.step}, {self.seconds:.0f} s")
@@ -217,18 +250,48 @@ class VAETrainer:
 
     def _train_step(self) -> Tensor:
         settings, progress = self.settings, self.progress
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_factor(self.step, progress)
-        video = sample_clips(self.frames, clip_frames(progress), settings.frames_per_step, self.generator)
-        reconstruction, kl = self.model(video)
-        error = ((reconstruction - video).abs() * self.weights).mean()
+        self.learning_rate.fill_(settings.learning_rate * learning_rate_factor(self.step, progress))
+        length = clip_frames(progress)
+        video = sample_clips(self.frames, length, settings.frames_per_step, self.generator)
+        if not self.on_cuda:
+            error = self._update(video)
+        elif length in self.captured:
+            graph, static_video, static_error = self.captured[length]
+            static_video.copy_(video)
+            graph.replay()
+            error = static_error.clone()
+        else:
+            error = self._update_and_capture(video, length)
+        self.step += 1
+        self.mean.update(self.step)
+        return error
+
+    def _update(self, video: Tensor) -> Tensor:
+        """A step on a video; the error before it."""
+        self.optimizer.zero_grad()
+        # Weights change between uses, so their bfloat16 copies must not be kept.
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=self.on_cuda, cache_enabled=False):
+            reconstruction, kl = self.model(video)
+            error = ((reconstruction.float() - video).abs() * self.weights).mean()
         (error + KL_WEIGHT * kl).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        self.mean.update(self.network, self.step)
         return error.detach()
+
+    def _update_and_capture(self, video: Tensor, length: int) -> Tensor:
+        """Steps on a video until the libraries have settled, then record one for all videos of this shape."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(CAPTURE_WARMUP):
+                error = self._update(video)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimizer.zero_grad()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            static_error = self._update(video)
+        self.captured = {length: (graph, video, static_error)}  # the stages never go back: memory of the last is freed
+        return error
 
 
 # -------------------------------------------------------------------------------------------------------- what it wrote
