@@ -175,6 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_command(commands, ".dataset", "check", "List all faults of training data.")
     _add_command(commands, ".precompute", "precompute", "Encode training data once, into a cache.")
+    _add_command(commands, ".evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
     commands.add_parser("train", help="Train; the same as `python -m diffsynth_omniavatar.train`.")
 
     demo = _add_command(

@@ -1,0 +1,201 @@
+"""Several clips of the small model at once: what `generate` makes one by one, made together, in memory.
+
+A GPU is busy with a batch of 32 for hardly longer than with one clip of this model. Each clip gets what `generate`
+would give it, so that one made here equals one made there; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..clip import to_bytes, to_unit_range
+from ..conditioning import ConditionUnit, MaskedVideoUnit, PrefixUnit
+from ..generate import chunk_features
+from ..pipeline import OmniAvatarPipeline
+from ..timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, plan_chunks
+
+SEED_STEP = 1000
+"""Seeds between the clips of a batch; each chunk of a clip takes one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the model generates; see `OmniAvatarPipeline.__call__`."""
+
+    steps: int = 20
+    cfg_scale: float = 4.5
+    audio_cfg_scale: float | None = None
+    sigma_shift: float = 5.0
+    negative_prompt: str = ""
+    """The small model is trained with the empty prompt where it drops the text."""
+    seed: int = 0
+    """Chunk k of clip i starts from the noise of seed + SEED_STEP i + k."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Take:
+    """What a clip is made from."""
+
+    prompt: str
+    portrait: np.ndarray
+    """uint8 [H, W, 3]."""
+    waveform: np.ndarray
+    """float32 [n], mono at 16 kHz; of one length in a batch."""
+    video: np.ndarray | None = None
+    """V2V: uint8 [frames, H, W, 3]; behind its end it runs back."""
+
+
+@torch.no_grad()
+def generate_batch(
+    pipe: OmniAvatarPipeline, takes: Sequence[Take], sampling: Sampling, *, mute: bool = False
+) -> np.ndarray:
+    """Videos of the takes.
+
+    Args:
+        pipe: I2V or V2V (33 or 49 channels).
+        takes: of one size and length.
+        sampling: how.
+        mute: features of zero instead of the sounds'.
+
+    Returns:
+        uint8 [B, F, H, W, 3], F = rows of the sound + leading rows; frame j hears row j - leading rows.
+    """
+    pipe.scheduler.set_timesteps(sampling.steps, denoising_strength=1.0, shift=sampling.sigma_shift)
+    height, width = takes[0].portrait.shape[:2]
+    plan = plan_chunks(
+        len(takes[0].waveform),
+        length=chunk_length(height, width, pipe.conventions.max_tokens),
+        overlap=min(DEFAULT_OVERLAP, max(pipe.conventions.prefix_frames)),
+        leading_rows=pipe.conventions.leading_audio_rows,
+    )
+    features = torch.stack([pipe.encode_speech(torch.from_numpy(take.waveform), plan.padded_rows) for take in takes])
+    positive = torch.cat([pipe.encode_prompt(take.prompt) for take in takes])
+    texts = positive, pipe.encode_prompt(sampling.negative_prompt).expand_as(positive)
+    reference = encode_videos(pipe, pixels([take.portrait[None] for take in takes]))
+    carried: Tensor | None = None
+    parts = []
+    for chunk in plan.chunks:
+        audio = torch.stack([chunk_features(rows, chunk) for rows in features]).to(reference)
+        noise = _noise(pipe, sampling, len(takes), chunk, plan, reference)
+        inputs = _condition(pipe, takes, chunk, reference, carried, noise)
+        inputs["omni_audio"] = audio * 0 if mute else audio
+        frames = _denoise(pipe, sampling, noise, texts, inputs)
+        carried = frames[:, :, plan.length - plan.overlap :]
+        kept = frames[:, :, chunk.kept.start : chunk.kept.stop]
+        parts.append(to_bytes(kept).permute(0, 2, 3, 4, 1).cpu())
+    return torch.cat(parts, dim=1).numpy()
+
+
+def pixels(videos: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [F, H, W, 3] each -> float [B, 3, F, H, W] in [-1, 1]."""
+    return to_unit_range(torch.from_numpy(np.stack(videos))).permute(0, 4, 1, 2, 3)
+
+
+def encode_videos(pipe: OmniAvatarPipeline, video: Tensor) -> Tensor:
+    """Latents [B, 16, T, h, w] of videos [B, 3, F, H, W], all at once: they are small."""
+    return pipe.vae.single_encode(video.to(pipe.torch_dtype), pipe.device).to(pipe.torch_dtype)
+
+
+def _noise(
+    pipe: OmniAvatarPipeline, sampling: Sampling, count: int, chunk: Chunk, plan: ChunkPlan, reference: Tensor
+) -> Tensor:
+    shape = (1, reference.shape[1], plan.latent_length, *reference.shape[3:])
+    seeds = [sampling.seed + SEED_STEP * clip + chunk.index for clip in range(count)]
+    return torch.cat([pipe.generate_noise(shape, seed=seed, rand_device="cpu") for seed in seeds])
+
+
+def _condition(
+    pipe: OmniAvatarPipeline,
+    takes: Sequence[Take],
+    chunk: Chunk,
+    reference: Tensor,
+    carried: Tensor | None,
+    noise: Tensor,
+) -> dict[str, Any]:
+    """What the units make of the known frames, for all takes."""
+    masked: dict[str, Any] = {}
+    height, width = takes[0].portrait.shape[:2]
+    if pipe.dit.config.has_masked_video:
+        source = pixels([_frames(take, chunk.frames) for take in takes])
+        if carried is not None and pipe.conventions.first_frame == "known":
+            source[:, :, :1] = carried[:, :, :1].to(source)
+        masked = MaskedVideoUnit().process(
+            pipe, source, None, None, None, None, len(chunk.frames), height, width, tiled=False
+        )
+    if carried is not None:
+        prefix = {"omni_prefix_latents": encode_videos(pipe, carried)}
+    else:
+        prefix = PrefixUnit().process(pipe, None, None, None, reference, masked.get("omni_masked_latents"), None)
+    known = prefix.get("omni_prefix_latents")
+    made = ConditionUnit().process(
+        pipe, noise, reference, known, masked.get("omni_mouth_mask_latents"), masked.get("omni_masked_latents"), None
+    )
+    return {**made, "omni_prefix_latents": known}
+
+
+def _frames(take: Take, places: range) -> np.ndarray:
+    assert take.video is not None
+    count = len(take.video)
+    turn = np.array(places) % max(1, 2 * count - 2)
+    return take.video[np.minimum(turn, 2 * count - 2 - turn)]
+
+
+def _denoise(
+    pipe: OmniAvatarPipeline,
+    sampling: Sampling,
+    latents: Tensor,
+    texts: tuple[Tensor, Tensor],
+    inputs: dict[str, Any],
+) -> Tensor:
+    """Frames [B, 3, F, H, W] in [-1, 1] from noise [B, 16, T, h, w].
+
+    With s and a the guidance by text and by sound, the flow is n + s (o - n) + a (p - o): p of weight a, o of s - a,
+    n of 1 - s; those of weight zero are left out, and the others computed as one batch.
+    """
+    text_scale, audio_scale = sampling.cfg_scale, sampling.audio_cfg_scale
+    if audio_scale is None or text_scale == 1.0:
+        audio_scale = text_scale
+    positive, negative = texts
+    audio, silence = inputs["omni_audio"], torch.zeros_like(inputs["omni_audio"])
+    passes = [
+        (weight, context, sound)
+        for weight, context, sound in (
+            (audio_scale, positive, audio),
+            (text_scale - audio_scale, positive, silence),
+            (1 - text_scale, negative, silence),
+        )
+        if weight != 0
+    ]
+    count = len(passes)
+    known = inputs["omni_prefix_latents"]
+    common = {
+        "context": torch.cat([context for _, context, _ in passes]),
+        "omni_audio": torch.cat([sound for _, _, sound in passes]),
+        "omni_y": inputs["omni_y"].repeat(count, 1, 1, 1, 1),
+        "omni_prefix_latents": None if known is None else known.repeat(count, 1, 1, 1, 1),
+    }
+    for timestep in pipe.scheduler.timesteps:
+        now = timestep[None].to(dtype=pipe.torch_dtype, device=pipe.device)
+        flows = pipe.model_fn(dit=pipe.dit, latents=latents.repeat(count, 1, 1, 1, 1), timestep=now, **common)
+        flow = sum(weight * part for (weight, _, _), part in zip(passes, flows.chunk(count), strict=True))
+        latents = pipe.scheduler.step(flow, timestep, latents)
+    if known is not None:
+        latents = torch.cat([known, latents[:, :, known.shape[2] :]], dim=2)
+    return pipe.vae.single_decode(latents, pipe.device)
+
+
+def generate_takes(
+    pipe: OmniAvatarPipeline, takes: Sequence[Take], sampling: Sampling, *, batch: int, mute: bool = False
+) -> list[np.ndarray]:
+    """Videos uint8 [F, H, W, 3] of takes of one length, `batch` at a time."""
+    videos: list[np.ndarray] = []
+    for start in range(0, len(takes), batch):
+        seeded = replace(sampling, seed=sampling.seed + SEED_STEP * start)
+        videos += list(generate_batch(pipe, takes[start : start + batch], seeded, mute=mute))
+    return videos
