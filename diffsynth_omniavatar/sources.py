@@ -196,6 +196,8 @@ class ClipSettings:
     width: int | None = None
     mouth_mask: Path | None = None
     """V2V: image of the mask for clips that name none; None for the built-in one."""
+    sound: bool = False
+    """Samples bring the sound itself too, for the lip-sync loss, where its features are cached."""
     audio_dim: int | None = None
     """Width of the model's audio features; cached ones of another width are refused."""
     text_dim: int | None = None
@@ -484,7 +486,9 @@ class PreparedClip(ClipSource):
                 longest = faults.collect(lambda: recipe.longest(limit, *size)) or 0
             if deep:
                 self._inspect_values(cached, faults)
-                clip.inspect_sound(live, longest, faults)
+                clip.inspect_sound({AUDIO} if settings.sound else live, longest, faults)
+            if settings.sound and AUDIO in cached and not (self.folder / "audio.wav").is_file():
+                faults.add("the lip-sync loss needs audio.wav")
             if size is None:
                 faults.stop()
         shapes = [tuple(tensor.shape[1:]) for part in (AUDIO, TEXT) for tensor in cached.get(part, ())]
@@ -611,6 +615,8 @@ class PreparedClip(ClipSource):
             loaded["reference_sequence_latents"] = cached[REFERENCE_SEQUENCE][0][:, :count].clone()
         if AUDIO in cached:
             loaded["audio_features"] = cached[AUDIO][0][:num_frames].clone()
+        if AUDIO in cached and settings.sound:
+            loaded["waveforms"] = self.live_clip().waveform(None, facts.longest)
         if TEXT in cached:
             loaded["context"] = cached[TEXT][0][0].clone()
             loaded["empty_context"] = cached[TEXT][1].clone() if len(cached[TEXT]) > 1 else None
@@ -823,6 +829,8 @@ class CachedClip(ClipSource):
             loaded = {name: tensors(name)[:, :count] for name in names}
             loaded["reference_latents"] = tensors("reference_latents")[int(reference * self.entry["references"])]
             loaded["audio_features"] = tensors("audio_features")[:num_frames]
+            if settings.sound:
+                loaded["waveforms"] = tensors("waveform")[:]
             if settings.masked_video:
                 loaded["mouth_mask_latents"] = tensors("mouth_mask_latents")[:].expand(-1, -1, count, -1, -1)
         return {name: tensor.clone() for name, tensor in loaded.items()}

@@ -29,12 +29,17 @@ from . import checkpoint, host
 from .audio import AudioEncoder
 from .config import IMAGE_SIZES, LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
 from .dataset import OmniAvatarDataset
+from .losses.decode import AUX_MEMORY, choose_memory
+from .losses.lpips import LpipsLoss, load_lpips
+from .losses.sync import SyncLoss, load_syncnet
+from .losses.trepa import TrepaLoss, load_videomae
 from .nano.family import register_family
 from .pipeline import OmniAvatarPipeline
 from .precompute import encoder_pipeline
 from .sources import ClipSettings, ClipSource, Recipe, read_clips
 from .timeline import MAX_TOKENS, latent_frames
 from .training.accelerator import OmniAccelerator
+from .training.auxiliary import AuxiliaryLosses
 from .training.callbacks import TrainingLogger, find_latest
 from .training.data_process import process_data
 from .training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
@@ -64,6 +69,26 @@ UNUSED_HOST_FLAGS = {
 """Flags of the host that have no meaning here -> what to do instead."""
 
 
+ALL_LOSSES = ("sync", "lpips", "trepa")
+AUXILIARY_FLAGS = {
+    "syncnet_path": ("sync",),
+    "sync_loss_form": ("sync",),
+    "sync_stride": ("sync",),
+    "aux_sync_weight": ("sync",),
+    "vgg_path": ("lpips",),
+    "lpips_window": ("lpips",),
+    "aux_lpips_weight": ("lpips",),
+    "videomae_path": ("trepa",),
+    "trepa_stride": ("trepa",),
+    "aux_trepa_weight": ("trepa",),
+    "aux_dtype": ("sync", "trepa"),
+    "aux_recon_weight": ALL_LOSSES,
+    "aux_num_frames": ALL_LOSSES,
+    "aux_memory": ALL_LOSSES,
+}
+"""Flags of the losses on decoded frames -> the losses of which one must be on."""
+
+
 class FlagError(ValueError):
     """Flags or configuration that cannot be; the message says what to change."""
 
@@ -88,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(lora_rank=128, lora_target_modules=",".join(LORA_TARGETS), num_frames=None)
     _add_model_flags(parser.add_argument_group("OmniAvatar: model"))
     _add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
+    _add_auxiliary_flags(parser.add_argument_group("OmniAvatar: losses on decoded frames"))
     _add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
     return parser
 
@@ -140,6 +166,27 @@ def _add_recipe_flags(group: Any) -> None:
         default=1,
         help="Clips of one size and length in a step; the host draws one timestep for all.",
     )
+
+
+def _add_auxiliary_flags(group: Any) -> None:
+    add, default = group.add_argument, AuxiliaryLosses
+    add("--use_sync_loss", action="store_true", help="StableSyncNet: lips and sound fit together.")
+    add("--use_lpips_loss", action="store_true", help="LPIPS (VGG) of the lower half of the frames.")
+    add("--use_trepa_loss", action="store_true", help="VideoMAE v2: the video moves like the clip.")
+    add("--syncnet_path", help="LatentSync's stable_syncnet.pt.")
+    add("--vgg_path", help="torchvision's vgg16-397923af.pth; without it, it is downloaded.")
+    add("--videomae_path", help="VideoMAE v2's vit_g_hybrid_pt_1200e_ssv2_ft.pth.")
+    add("--aux_recon_weight", type=float, default=default.recon_weight, help="Of the flow loss beside the others.")
+    add("--aux_sync_weight", type=float, default=default.sync_weight)
+    add("--aux_lpips_weight", type=float, default=default.lpips_weight)
+    add("--aux_trepa_weight", type=float, default=default.trepa_weight)
+    add("--aux_num_frames", type=int, help="Decode only so many successive frames, drawn anew in each step.")
+    add("--sync_loss_form", choices=["cosine", "logits"], default="cosine")
+    add("--sync_stride", type=int, default=16, help="Frames from a window of 16 to the next.")
+    add("--trepa_stride", type=int, default=16, help="Frames from a window of 16 to the next.")
+    add("--lpips_window", type=int, default=4, help="Frames that VGG sees at a time; only memory depends on it.")
+    add("--aux_dtype", choices=[*DTYPES, "float16"], default="bfloat16", help="Of StableSyncNet and VideoMAE.")
+    add("--aux_memory", choices=AUX_MEMORY, default="auto", help="Where the decoder's backward keeps what it needs.")
 
 
 def _add_loop_flags(group: Any) -> None:
@@ -244,6 +291,19 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         faults.append("--validation_metrics needs --validation_data")
     if not args.dataset_base_path and not args.dataset_metadata_path:
         faults.append("name the data with --dataset_metadata_path and --dataset_base_path")
+    for loss, path in (("sync", "syncnet_path"), ("trepa", "videomae_path")):
+        if getattr(args, f"use_{loss}_loss") and getattr(args, path) is None:
+            faults.append(f"--use_{loss}_loss needs --{path}")
+    unused = [
+        f"--{flag}"
+        for flag, losses in AUXILIARY_FLAGS.items()
+        if getattr(args, flag) != parser.get_default(flag)
+        and not any(getattr(args, f"use_{one}_loss") for one in losses)
+    ]
+    if unused:
+        faults.append(
+            f"{', '.join(unused)}: the loss is not on; add --use_sync_loss, --use_lpips_loss, --use_trepa_loss"
+        )
     if args.task == "sft:data_process" and args.wav2vec2_path is None:
         faults.append("--task sft:data_process needs --wav2vec2_path")
     if args.model_paths is None and args.model_id_with_origin_paths is None:
@@ -380,6 +440,7 @@ def clip_settings(args: argparse.Namespace, conventions: Conventions) -> ClipSet
         height=args.height,
         width=args.width,
         mouth_mask=None if args.mouth_mask is None else Path(args.mouth_mask),
+        sound=args.use_sync_loss,
     )
 
 
@@ -395,16 +456,56 @@ def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAva
     )
 
 
-def check_networks(dataset: OmniAvatarDataset, pipe: OmniAvatarPipeline) -> None:
-    """Raise FlagError if the samples need a network that was not loaded."""
+def check_networks(dataset: OmniAvatarDataset, pipe: OmniAvatarPipeline, auxiliary: AuxiliaryLosses | None) -> None:
+    """Raise FlagError if the samples or the losses need a network that was not loaded."""
+    needed = dataset.needed_networks()
+    if auxiliary is not None:
+        needed["vae"] = "the losses on decoded frames"
     flags = {"speech_encoder": "--wav2vec2_path", "text_encoder": "--model_paths", "vae": "--model_paths"}
     missing = [
         f"{name} for {purpose} (add it with {flags[name]}, or put it into a cache)"
-        for name, purpose in dataset.needed_networks().items()
+        for name, purpose in needed.items()
         if getattr(pipe, name, None) is None
     ]
     if missing:
         raise FlagError(f"training needs {'; '.join(missing)}.")
+
+
+# ------------------------------------------------------------------------------------------------------------ auxiliary
+
+
+def load_auxiliary(args: argparse.Namespace, device: torch.device) -> AuxiliaryLosses | None:
+    """The losses on decoded frames that the flags ask for, with their networks on the device."""
+    if not (args.use_sync_loss or args.use_lpips_loss or args.use_trepa_loss):
+        return None
+    dtype = getattr(torch, args.aux_dtype)
+    sync = trepa = lpips = None
+    if args.use_sync_loss:
+        sync = SyncLoss(load_syncnet(args.syncnet_path, device, dtype), args.sync_loss_form, args.sync_stride)
+    if args.use_lpips_loss:
+        lpips = LpipsLoss(load_lpips(args.vgg_path, device), args.lpips_window)
+    if args.use_trepa_loss:
+        trepa = TrepaLoss(load_videomae(args.videomae_path, device, dtype), args.trepa_stride)
+    return AuxiliaryLosses(
+        sync=sync,
+        lpips=lpips,
+        trepa=trepa,
+        recon_weight=args.aux_recon_weight,
+        sync_weight=args.aux_sync_weight,
+        lpips_weight=args.aux_lpips_weight,
+        trepa_weight=args.aux_trepa_weight,
+        num_frames=args.aux_num_frames,
+        memory=choose_memory(args.aux_memory, device),
+    )
+
+
+def check_lengths(dataset: OmniAvatarDataset, auxiliary: AuxiliaryLosses | None) -> None:
+    """Raise FlagError if samples can be shorter than a window of the losses."""
+    if auxiliary is not None and dataset.recipe.shortest < auxiliary.shortest:
+        raise FlagError(
+            f"samples can have {dataset.recipe.shortest} frames, but {' and '.join(auxiliary.names)} look at "
+            f"{auxiliary.shortest} at once: --min_frames 17"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- validation
@@ -460,6 +561,7 @@ def plan_of(
         ("samples", len(dataset)),
         ("size", size),
         ("frames", frames),
+        ("losses", ", ".join(["flow", *(module.auxiliary.names if module.auxiliary is not None else [])])),
         ("transformer tokens", tokens),
         ("processes", processes),
         ("batch", f"{args.batch_size} x accumulation {settings.gradient_accumulation_steps} x {processes} process(es)"),
@@ -552,8 +654,11 @@ def train(args: argparse.Namespace) -> None:
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
     pipe, config = load_training_pipeline(args, conventions, accelerator.device)
     pipe.device = accelerator.device
-    check_networks(dataset, pipe)
-    module = OmniAvatarTrainingModule(pipe, config, _step_settings(args))
+    auxiliary = load_auxiliary(args, accelerator.device)
+    check_lengths(dataset, auxiliary)
+    check_networks(dataset, pipe, auxiliary)
+    module = OmniAvatarTrainingModule(pipe, config, _step_settings(args), auxiliary)
+    module.on_parts = accelerator.report_parts
     if accelerator.is_main_process:
         print_plan(plan_of(args, dataset, module, settings, processes))
     if args.dry_run:

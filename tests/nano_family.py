@@ -12,8 +12,8 @@ from diffsynth_omniavatar.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from diffsynth_omniavatar.loading import load_pipeline
 from diffsynth_omniavatar.nano.family import TINY, write_random_checkpoint, write_random_family
 
-CONVENTIONS = Conventions(leading_audio_rows=0, prefix_frames=(1, 5), image_sizes=((128, 128),), max_tokens=144)
-"""Chunks of 9 frames, to be quick."""
+CONVENTIONS = Conventions(leading_audio_rows=0, prefix_frames=(1,), image_sizes=((128, 128),), max_tokens=144)
+"""Chunks of 9 frames that overlap by one, to be quick."""
 
 
 def write_nano_like_family(folder: Path) -> Path:

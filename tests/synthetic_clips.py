@@ -67,3 +67,13 @@ def frame_count(video, sample) -> dict[str, float]:
 def sound_name(video, sample) -> dict[str, float]:
     """Another one: how many letters the sound's name has."""
     return {"letters": len(sample.sound.stem)}
+
+
+def portrait(size: int) -> Image.Image:
+    """A drawn face of size x size pixels."""
+    return Image.fromarray(draw_clip(0, 1, split="train").frames[0]).resize((size, size))
+
+
+def speech(seconds: float) -> np.ndarray:
+    """Made-up speech, float32 [n] at 16 kHz; it begins without a pause."""
+    return draw_clip(0, 75, split="train").waveform[16000 : 16000 + round(16000 * seconds)]

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from diffsynth_omniavatar import cli, demo, doctor, files, loading
+from diffsynth_omniavatar import cli, doctor, files, loading
 from diffsynth_omniavatar.checkpoint import CheckpointError, load_checkpoint
 from diffsynth_omniavatar.clip import load_sound, probe_video, read_frames
 from diffsynth_omniavatar.config import Conventions
@@ -48,8 +48,8 @@ def inputs(tmp_path_factory):
     """A folder with a small family of 9 frames of 64x64 a chunk, a portrait, and half a second of sound."""
     folder = tmp_path_factory.mktemp("cli")
     write_random_family(folder / "model", conventions=Conventions(image_sizes=((64, 64),), max_tokens=36))
-    demo.draw_portrait(96).save(folder / "face.png")
-    soundfile.write(folder / "speech.wav", demo.speak(0.5), 16000)
+    portrait(96).save(folder / "face.png")
+    soundfile.write(folder / "speech.wav", speech(0.5), 16000)
     return folder
 
 
@@ -291,23 +291,3 @@ def test_doctor_works_on_an_unsupported_host(capsys, monkeypatch, version):
     report = capsys.readouterr().out
     assert f"DiffSynth-Studio {version or 'is not installed'}" in report
     assert "fix  `pip install 'diffsynth>=2.1,<2.2'`" in report
-
-
-def test_demo_makes_its_video(tmp_path, capsys, monkeypatch):
-    speak = demo.speak
-    monkeypatch.setattr(demo, "speak", lambda: speak(0.3))
-    monkeypatch.setattr(demo, "STEPS", 1)
-    old = tmp_path / "demo" / "model" / "vae.safetensors"
-    old.parent.mkdir(parents=True)
-    old.write_bytes(b"of an earlier run that was stopped")
-    assert run("demo", "--out", tmp_path / "demo") == 0
-    assert "weights are random" in capsys.readouterr().out
-    info = probe_video(tmp_path / "demo" / "video.mp4")
-    assert info.has_sound and info.frames == 16  # 0.3 s of silence and 0.3 s of sound, and one frame in front
-
-
-def test_demo_speech_has_syllables_and_pauses():
-    sound = demo.speak(1.0)
-    assert sound.dtype == np.float32 and len(sound) == 16000 and np.isfinite(sound).all()
-    loud = [float(np.abs(part).max()) > 0.1 for part in np.split(sound, 5)]
-    assert loud == [True, True, True, True, False]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffsynth_omniavatar import demo, files, host, loading
+from diffsynth_omniavatar import files, host, loading
+from synthetic_clips import portrait, speech
+
 from diffsynth_omniavatar.config import Conventions
 from diffsynth_omniavatar.nano.family import register_family, write_random_family
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
@@ -93,7 +95,7 @@ def test_offloaded_weights_give_the_same_clip(family, monkeypatch, limit):
         return {**files_of_family, "device": "cpu", "torch_dtype": torch.float32}
 
     def clip(pipe):
-        inputs = {"prompt": "a", "input_image": demo.draw_portrait(64), "input_audio": demo.speak(0.3)}
+        inputs = {"prompt": "a", "input_image": portrait(64), "input_audio": speech(0.3)}
         settings = {"num_frames": 9, "num_inference_steps": 2, "seed": 1, "audio_cfg_scale": 3.0}
         return pipe(**inputs, **settings, output_type="floatpoint", progress_bar_cmd=iter)
 

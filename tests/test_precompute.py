@@ -168,7 +168,7 @@ def test_references_are_spread_over_the_whole_clip(pipe: OmniAvatarPipeline, tmp
     write_levels(tmp_path / "a.mp4", 40)
     (clip,) = read_clips(write_table(tmp_path / "t.csv", [{"video": "a.mp4", "prompt": "x"}]))
     facts = scan_clips([clip], replace(SETTINGS, in_dim=65), RECIPE).facts[0]
-    raw = precompute_module._read_clip(clip, facts, replace(SETTINGS, in_dim=65), 4)
+    raw = precompute_module.read_raw_clip(clip, facts, replace(SETTINGS, in_dim=65), 4)
     assert shown(raw.target) == [*range(17)] and shown(raw.references) == [5, 15, 25, 35]
     assert shown(raw.reference_sequence) == [*range(23, 40)]
 
@@ -183,7 +183,7 @@ def test_entries_have_the_number_formats_asked_for(family_folder: Path, table: P
     assert next(iter(load_file(next((tmp_path / "text").iterdir())).values())).dtype == torch.bfloat16
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["settings"]["dtype"] == index["settings"]["audio_dtype"] == "bfloat16"
-    assert index["settings"]["audio_dim"] == family.AUDIO_DIM and index["settings"]["text_dim"] == family.TEXT_DIM
+    assert index["settings"]["audio_dim"] == family.DIT.audio_dim and index["settings"]["text_dim"] == family.DIT.text_dim
 
 
 def test_prepared_directories_are_encoded_from_their_videos(pipe: OmniAvatarPipeline, tmp_path: Path) -> None:
@@ -273,13 +273,13 @@ def test_training_refuses_a_cache_that_does_not_fit(cache: Path, tmp_path: Path)
         ({"conventions": Conventions(first_frame="masked")}, "first_frame is 'known', this run has 'masked'"),
         ({"mouth_mask": mask}, "mouth_mask is 'built-in'"),
         ({"height": 48}, "size is"),
-        ({"audio_dim": 10752}, f"audio_dim is {family.AUDIO_DIM}, this run has 10752"),
+        ({"audio_dim": 10752}, f"audio_dim is {family.DIT.audio_dim}, this run has 10752"),
         ({"text_dim": 4096}, "text_dim is 64"),
     ]
     for changes, words in wrong:
         with pytest.raises(StaleCacheError, match=words):
             OmniAvatarDataset(read_clips(cache), settings=replace(SETTINGS, **changes), recipe=RECIPE)
-    for changes in ({"in_dim": 33}, {"height": None, "width": None}, {"audio_dim": family.AUDIO_DIM}):
+    for changes in ({"in_dim": 33}, {"height": None, "width": None}, {"audio_dim": family.DIT.audio_dim}):
         OmniAvatarDataset(read_clips(cache), settings=replace(SETTINGS, **changes), recipe=RECIPE)
 
 

@@ -202,8 +202,8 @@ def test_a_batch_is_the_mean_of_its_members(folders, in_dim, monkeypatch):
         }
         tensors = {name: tensor[offset : offset + count] for name, tensor in pool.items()}
         silent = {
-            "silent_features": torch.ones(FRAMES, family.AUDIO_DIM),
-            "empty_context": torch.ones(1, 5, family.TEXT_DIM),
+            "silent_features": torch.ones(FRAMES, family.DIT.audio_dim),
+            "empty_context": torch.ones(1, 5, family.DIT.text_dim),
         }
         no = torch.zeros(count, dtype=torch.bool)
         return live_sample(sources=["x"] * count, drop_prefix=no, **fields, **draws, **tensors, **silent)
@@ -211,8 +211,8 @@ def test_a_batch_is_the_mean_of_its_members(folders, in_dim, monkeypatch):
     pool = {
         "input_latents": torch.randn(3, *LATENTS, generator=generator),
         "reference_latents": torch.randn(3, 16, 1, 4, 4, generator=generator),
-        "audio_features": torch.randn(3, FRAMES, family.AUDIO_DIM, generator=generator),
-        "context": torch.randn(3, 5, family.TEXT_DIM, generator=generator),
+        "audio_features": torch.randn(3, FRAMES, family.DIT.audio_dim, generator=generator),
+        "context": torch.randn(3, 5, family.DIT.text_dim, generator=generator),
     }
     if in_dim == 49:
         pool["masked_latents"] = torch.randn(3, *LATENTS, generator=generator)

@@ -603,6 +603,27 @@ def decode_with_losses(
     return DecodedLosses(values=values, total=total, gradient=gradient)
 
 
+@torch.no_grad()
+def decode_frames(vae: Any, latents: Tensor, start: int, stop: int) -> Tensor:
+    """The video frames start .. stop-1 of latents [B, 16, T, h, w], not clamped: [B, 3, stop - start, H, W].
+
+    They are those of the host's `vae.model.decode`; what comes after the last one is not decoded.
+
+    Raises:
+        ValueError: as `FrameDecoder`.
+    """
+    first, last = latent_of(start), latent_of(stop - 1)
+    decoder = FrameDecoder(vae)
+    with torch.autocast(latents.device.type, enabled=False):
+        inputs, state, frames = decoder.inputs(latents[:, :, : last + 1]), decoder.start(), []
+        for latent in range(last + 1):
+            out = decoder.step(inputs[:, :, latent : latent + 1], latent, state, first)
+            if latent >= first:
+                frames.append(out)
+    offset = frames_of(first).start
+    return torch.cat(frames, dim=2)[:, :, start - offset : stop - offset]
+
+
 def _check(x0: Tensor, windows: Sequence[Window], segment_frames: int) -> None:
     frames = video_frames(x0.shape[2])
     if not windows:

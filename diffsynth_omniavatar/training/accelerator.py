@@ -246,6 +246,12 @@ class OmniAccelerator(Accelerator):
         for name, value in values.items():
             self.window.setdefault(name, []).append(float(value))
 
+    def report_parts(self, parts: Mapping[str, Tensor]) -> None:
+        """`report` the losses that a sample's loss is made of; DivergedError names the first that is not finite."""
+        for name, value in parts.items():
+            self.check_finite(f"{name} loss", float(value))
+            self.report(**{name: float(value)})
+
     def check_finite(self, what: str, value: float) -> None:
         """Raise DivergedError, naming step and sample, if the value is not finite."""
         if not math.isfinite(value):

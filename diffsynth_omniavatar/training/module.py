@@ -19,6 +19,7 @@ from ..dataset import TrainingSample
 from ..losses.flow import flow_loss
 from ..pipeline import OmniAvatarPipeline
 from ..timeline import SAMPLES_PER_FRAME
+from .auxiliary import AuxiliaryLosses
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +109,20 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         pipe: with peft adapters (or none, to train all weights of the denoiser).
         config: of the checkpoints that are written: LoRA settings and conventions.
         settings: how a step computes.
+        auxiliary: losses on decoded frames; the pipeline's VAE then stays on the device.
     """
 
-    def __init__(self, pipe: OmniAvatarPipeline, config: CheckpointConfig, settings: StepSettings) -> None:
+    def __init__(
+        self,
+        pipe: OmniAvatarPipeline,
+        config: CheckpointConfig,
+        settings: StepSettings,
+        auxiliary: AuxiliaryLosses | None = None,
+    ) -> None:
         super().__init__()
+        self.auxiliary = auxiliary
+        self.on_parts: Callable[[Mapping[str, Tensor]], None] | None = None
+        """Called with the losses that the loss is made of, where there are auxiliary ones."""
         self.pipe = pipe
         self.config = config
         self.settings = settings
@@ -135,7 +146,12 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         shared, positive, _ = self.prepare(data)
         if self.memory is not None:
             self.memory.end_of("encoding")
-        loss = flow_loss(self.pipe, {**shared, **positive})
+        model_inputs = {**shared, **positive}
+        loss = flow_loss(self.pipe, model_inputs)
+        if self.auxiliary is not None:
+            loss, parts = self.auxiliary(self.pipe.vae, model_inputs, loss)
+            if self.on_parts is not None:
+                self.on_parts(parts)
         if self.memory is not None:
             self.memory.end_of("forward")
         return loss
@@ -216,7 +232,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         if not self.settings.offload_frozen:
             yield
             return
-        encoders = [getattr(self.pipe, name) for name in ENCODERS if getattr(self.pipe, name, None) is not None]
+        names = [name for name in ENCODERS if name != "vae" or self.auxiliary is None]
+        encoders = [getattr(self.pipe, name) for name in names if getattr(self.pipe, name, None) is not None]
         for encoder in encoders:
             encoder.to(self.pipe.device)
         try:
