@@ -19,12 +19,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from random_models import random_vae
 from torch import Tensor, nn
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.losses import decode
 from diffsynth_omniavatar.losses.decode import DecodedLosses, Window, decode_with_losses
-from diffsynth_omniavatar.nano.family import _randomise
 from diffsynth_omniavatar.timeline import video_frames
 
 STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
@@ -136,12 +136,6 @@ def windows_of(variant: Variant, targets: Tensor, perceptual: PerceptualLoss) ->
 
     starts = range(variant.first, last, variant.window)
     return [window(start, min(start + variant.window, last)) for start in starts]
-
-
-def random_vae() -> Any:
-    vae = host.WanVideoVAE()
-    vae.load_state_dict(_randomise(vae, torch.Generator().manual_seed(0)))
-    return vae.requires_grad_(False)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.audio import AudioEncoder
 from diffsynth_omniavatar.config import PRESETS, Conventions, OmniAvatarConfig
 from diffsynth_omniavatar.dit import OmniAvatarDiT
-from diffsynth_omniavatar.nano.family import write_tokenizer
+from diffsynth_omniavatar.nano.family import _randomise, write_tokenizer
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
 
 
@@ -35,6 +35,13 @@ def random_dit(config: OmniAvatarConfig, device: str = "cuda", dtype: torch.dtyp
         dit = OmniAvatarDiT(config)
     dit.freqs = tuple(table.to(torch.complex128) for table in dit.freqs)
     return dit.eval().requires_grad_(False)
+
+
+def random_vae() -> host.WanVideoVAE:
+    """The frozen VAE of Wan with random weights under which what it decodes has a sensible size; float32, main memory."""
+    vae = host.WanVideoVAE()
+    vae.load_state_dict(_randomise(vae, torch.Generator().manual_seed(0)))
+    return vae.requires_grad_(False)
 
 
 def random_pipeline(config: OmniAvatarConfig = PRESETS["14B"], device: str = "cuda") -> OmniAvatarPipeline:

@@ -14,21 +14,27 @@ import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from random_models import random_dit
+from random_models import made_on, random_dit, random_vae
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
 from diffsynth_omniavatar.dataset import TrainingSample
+from diffsynth_omniavatar.losses.decode import AUX_MEMORY, choose_memory
+from diffsynth_omniavatar.losses.frozen import freeze
+from diffsynth_omniavatar.losses.lpips import LpipsLoss
+from diffsynth_omniavatar.losses.sync import StableSyncNet, SyncLoss
+from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.timeline import latent_frames
+from diffsynth_omniavatar.timeline import SAMPLES_PER_FRAME, latent_frames
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
+from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_checkpoints
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
 from diffsynth_omniavatar.training.settings import LoopSettings
@@ -70,7 +76,27 @@ class RandomSamples(torch.utils.data.Dataset[TrainingSample]):
             ),
             audio_features=torch.randn(1, self.num_frames, self.config.audio_dim),
             context=torch.randn(1, 512, self.config.text_dim, dtype=torch.bfloat16),
+            waveforms=[0.1 * torch.randn(self.num_frames * SAMPLES_PER_FRAME)],
         )
+
+
+def random_auxiliary(names: Sequence[str], memory: str) -> AuxiliaryLosses | None:
+    """The losses of these names, with networks of the official sizes and random weights."""
+    if not names:
+        return None
+    with made_on("cuda", torch.bfloat16):
+        sync = SyncLoss(StableSyncNet()) if "sync" in names else None
+        trepa = TrepaLoss(VideoMAE(checkpointing=True)) if "trepa" in names else None
+    for judge in (sync, trepa):
+        if judge is not None:
+            freeze(judge.network, "cuda", torch.bfloat16)
+    vgg = None
+    if "lpips" in names:
+        import lpips
+
+        vgg = LpipsLoss(lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False), window=4)
+        freeze(vgg.network, "cuda", torch.float32)
+    return AuxiliaryLosses(sync=sync, lpips=vgg, trepa=trepa, memory=choose_memory(memory, torch.device("cuda")))
 
 
 class MeasuringLogger(TrainingLogger):
@@ -102,7 +128,12 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     add_lora(pipe.dit, lora)
     OmniAvatarPipeline.adopt(pipe, Conventions())
     options = StepSettings(use_gradient_checkpointing=True, use_gradient_checkpointing_offload=args.offload)
-    module = OmniAvatarTrainingModule(pipe, CheckpointConfig(in_dim=config.in_dim, lora=lora, model=config), options)
+    auxiliary = random_auxiliary(args.aux, args.aux_memory)
+    if auxiliary is not None:
+        pipe.vae = random_vae().to("cuda", torch.bfloat16)
+    checkpoint_config = CheckpointConfig(in_dim=config.in_dim, lora=lora, model=config)
+    module = OmniAvatarTrainingModule(pipe, checkpoint_config, options, auxiliary)
+    module.on_parts = accelerator.report_parts
     dataset = RandomSamples(config, args.height, args.width, args.num_frames)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -125,6 +156,7 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
         "peak_gib_with_start": max(logger.start_gib, round(torch.cuda.max_memory_allocated() / 2**30, 1)),
         "losses": [step["loss"] for step in logger.steps],
         "offload": args.offload,
+        "aux": {name: round(logger.steps[-1][name], 4) for name in args.aux},
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "diffsynth": host.VERSION,
@@ -158,6 +190,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--num_frames", type=int, default=81)
     parser.add_argument("--offload", action="store_true", help="checkpoints in main memory")
+    parser.add_argument("--aux", nargs="*", choices=["sync", "lpips", "trepa"], default=[], help="losses on frames")
+    parser.add_argument("--aux_memory", choices=AUX_MEMORY, default="auto")
     parser.add_argument("--save_and_resume", action="store_true", help="go on from a checkpoint, and compare losses")
     args = parser.parse_args()
     PartialState()
