@@ -38,7 +38,7 @@ def random_dit(config: OmniAvatarConfig, device: str = "cuda", dtype: torch.dtyp
 
 
 def random_vae() -> host.WanVideoVAE:
-    """The frozen VAE of Wan with random weights under which what it decodes has a sensible size; float32, main memory."""
+    """The frozen VAE of Wan, random weights under which what it decodes has a sensible size; float32, main memory."""
     vae = host.WanVideoVAE()
     vae.load_state_dict(_randomise(vae, torch.Generator().manual_seed(0)))
     return vae.requires_grad_(False)

@@ -178,10 +178,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(commands, ".evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
     commands.add_parser("train", help="Train; the same as `python -m diffsynth_omniavatar.train`.")
 
-    demo = _add_command(
-        commands, _run_demo, "demo", "Make a 3-second video with a tiny model of random weights, on the CPU."
+    _add_command(
+        commands,
+        ".demo",
+        "demo",
+        "Generate, fine-tune on a new person and generate again, with a small model, on the CPU.",
     )
-    demo.add_argument("--out", default="demo", help="folder for the model, the inputs and the video (default: demo)")
     return parser
 
 
@@ -409,10 +411,3 @@ def _run_doctor(args: argparse.Namespace) -> int:
     from .doctor import examine
 
     return FAILED if examine(args.model, args.models_folder, args.omniavatar) else 0
-
-
-def _run_demo(args: argparse.Namespace) -> int:
-    from .demo import run_demo
-
-    run_demo(args.out)
-    return 0

@@ -32,7 +32,7 @@ from torch import Tensor
 from .clip import Sound, VideoWriter, read_frames
 from .conditioning import ConditionUnit, load_mouth_mask
 from .files import NANO_FOLDER, NANO_I2V, NANO_V2V
-from .generate import generate
+from .generate import GeneratedVideo, generate
 from .loading import load_pipeline
 from .nano.batch import Sampling, Take, encode_videos, generate_takes, pixels
 from .nano.measure import measure_mouth, measure_sway
@@ -243,6 +243,22 @@ def write_video(path: Path, frames: np.ndarray, waveform: np.ndarray, delay: flo
         writer.write(torch.from_numpy(frames))
 
 
+def generate_file(
+    pipe: OmniAvatarPipeline, clip: SpeakerClip, out: Path, sampling: Sampling, *, show_progress: bool = False
+) -> GeneratedVideo:
+    """What `generate` makes of a clip's own first frame, prompt and sound, with no silence put in front."""
+    return generate(
+        pipe,
+        prompt=clip.prompt,
+        image=Image.fromarray(clip.frames[0]),
+        audio=Sound(clip.waveform[None], SAMPLE_RATE),
+        out=out,
+        silence=0.0,
+        show_progress=show_progress,
+        **asdict(sampling),
+    )
+
+
 def take_of(clip: SpeakerClip, **changes: Any) -> Take:
     """A clip's own first frame, prompt and sound; `changes` are fields of `Take`."""
     return replace(Take(prompt=clip.prompt, portrait=clip.frames[0], waveform=clip.waveform), **changes)
@@ -424,28 +440,13 @@ def figures_speed(stage: Stage) -> Iterator[Figure]:
     clip = draw_clip(LONG_SEED - 1, 3 * FRAME_RATE, split="evaluation")
     pipe = load_family(stage.family, "i2v", "cpu")
     pipe.conventions = replace(pipe.conventions, leading_audio_rows=stage.leading)
-    settings = stage.sampling
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        made = generate(
-            pipe,
-            prompt=clip.prompt,
-            image=Image.fromarray(clip.frames[0]),
-            audio=Sound(clip.waveform[None], SAMPLE_RATE),
-            out=stage.out / "generate.mp4",
-            negative_prompt=settings.negative_prompt,
-            silence=0.0,
-            steps=settings.steps,
-            cfg_scale=settings.cfg_scale,
-            audio_cfg_scale=settings.audio_cfg_scale,
-            sigma_shift=settings.sigma_shift,
-            seed=settings.seed,
-            show_progress=False,
-        )
+        made = generate_file(pipe, clip, stage.out / "generate.mp4", stage.sampling)
     finally:
         torch.set_num_threads(threads)
-    note = f"{os.cpu_count()} cores in all; {settings.steps} steps"
+    note = f"{os.cpu_count()} cores in all; {stage.sampling.steps} steps"
     yield _below("3 s on two cores: seconds", [made.seconds], 60, note=note)
     mouth = measure_mouth(read_frames(made.path).numpy()[stage.leading :])
     yield _at_least("openness r of that file", [correlation(mouth[0], clip.openness)], 0.9)
@@ -466,14 +467,15 @@ GROUPS: Mapping[str, Callable[[Stage], Iterator[Figure]]] = {
 # ------------------------------------------------------------------------------------------------------------------ run
 
 
-def load_family(folder: Path, mode: str, device: str | None) -> OmniAvatarPipeline:
-    """The I2V or V2V model of a folder like the shipped one; float32.
+def load_family(folder: Path, mode: str, device: str | None, tuned: Path | None = None) -> OmniAvatarPipeline:
+    """The "i2v" or "v2v" model of a folder like the shipped one, float32; or I2V with a LoRA checkpoint `tuned` on it.
 
     Raises:
         FileNotFoundError: it is not there.
     """
     i2v, v2v = (folder / path.relative_to(NANO_FOLDER) for path in (NANO_I2V, NANO_V2V))
-    parts: dict[str, Any] = {} if mode == "i2v" else {"dit": i2v, "omniavatar": v2v}
+    on_top = v2v if mode == "v2v" else tuned
+    parts: dict[str, Any] = {} if on_top is None else {"dit": i2v, "omniavatar": on_top}
     with redirect_stdout(io.StringIO()):  # the host prints each model that it knows
         return load_pipeline("nano", folder, device=device, dtype="float32", **parts)
 

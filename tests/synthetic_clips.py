@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from PIL import Image
 
 from diffsynth_omniavatar.clip import Sound, VideoWriter
+from diffsynth_omniavatar.nano.speaker import draw_clip
 
 LEVEL_STEP = 6
 """Grey levels between frames; lossless coding of a flat picture changes less than half of that."""

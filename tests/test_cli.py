@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from synthetic_clips import portrait, speech
 
 from diffsynth_omniavatar import cli, doctor, files, loading
 from diffsynth_omniavatar.checkpoint import CheckpointError, load_checkpoint

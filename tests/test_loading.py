@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from diffsynth_omniavatar import files, host, loading
 from synthetic_clips import portrait, speech
 
+from diffsynth_omniavatar import files, host, loading
 from diffsynth_omniavatar.config import Conventions
 from diffsynth_omniavatar.nano.family import register_family, write_random_family
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline

@@ -113,8 +113,8 @@ def treat_frames_alone(network: host.VideoVAE_) -> None:
             layer.weight[:, :, :-1] = 0
             continue
         same = torch.eye(layer.in_channels).view(layer.in_channels, layer.in_channels, 1, 1)
-        layer.weight.zero_()
-        layer.bias.zero_()
+        for parameter in layer.parameters():
+            parameter.zero_()
         if layer.stride[0] == 2:  # two frames become one
             layer.weight[:, :, -1] = layer.weight[:, :, -2] = same / 2
         else:  # one frame becomes two: their channels stand one after the other
