@@ -13,14 +13,14 @@ export UV_NO_PROGRESS := 1
 .PHONY: help demo test test-modern test-classic lint clean
 
 help:
-	@echo "make demo   a 3-second video with a tiny model of random weights, in demo/"
+	@echo "make demo   generate, fine-tune on a new person, generate again: demo/report.html, in 8 minutes"
 	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
 	@echo "make lint   ruff, mypy and the table of modules"
 	@echo "make clean  remove the environments and what was built"
 
 demo: .venv/installed
 	$(BIN)/omniavatar demo
-	@echo "For the commands above: source .venv/bin/activate"
+	@echo "For the commands on that page: source .venv/bin/activate"
 
 test: test-modern test-classic
 

@@ -130,7 +130,14 @@ class Demo:
             *("-m", "diffsynth_omniavatar.train", "--model_paths", "[]", "--omniavatar_checkpoint", str(self.base)),
             *("--dataset_metadata_path", str(self.work / "cache"), "--dataset_base_path", str(self.work / "cache")),
             *("--wav2vec2_path", str(self.family / "wav2vec2"), "--dtype", "float32", *shape),
-            *("--lora_rank", str(RANK), "--learning_rate", str(LEARNING_RATE), "--warmup_steps", "5"),
+            *(
+                "--lora_rank",
+                str(RANK),
+                "--learning_rate",
+                str(LEARNING_RATE),
+                "--warmup_steps",
+                str(min(5, self.train_steps)),
+            ),
             # As one epoch: a checkpoint is written at the end of each.
             *("--batch_size", str(BATCH), "--dataset_repeat", str(math.ceil(self.train_steps * BATCH / TRAIN_CLIPS))),
             *("--max_tokens", str(self.conventions.max_tokens), "--max_steps", str(self.train_steps)),
@@ -154,7 +161,8 @@ class Demo:
             *("--omniavatar", str(find_latest(self.work / "run"))),
             *("--prompt", NEWCOMER.describe(False), "--negative_prompt", settings.negative_prompt),
             *("--image", str(self.out / "newcomer.png"), "--audio", str(self.out / "newcomer.wav")),
-            *("--steps", str(settings.steps), "--cfg_scale", str(settings.cfg_scale), "--silence", "0"),
+            *("--steps", str(settings.steps), "--cfg_scale", str(settings.cfg_scale)),
+            *("--seed", str(settings.seed), "--silence", "0"),
             *("--out", str(self.out / "again.mp4")),
         ]
 
@@ -270,7 +278,7 @@ def _run(command: Sequence[str]) -> None:
         raise ChildProcessError(f"`{shlex.join(command)}` ended with code {done.returncode}; its output says why.")
 
 
-# ------------------------------------------------------------------------------------------------------------------ page
+# ----------------------------------------------------------------------------------------------------------------- page
 
 _STYLE = """
 body { max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
@@ -355,7 +363,7 @@ are not trained on, with the same noise before and after.</p>
 """
 
 
-# ---------------------------------------------------------------------------------------------------------- command line
+# --------------------------------------------------------------------------------------------------------- command line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
