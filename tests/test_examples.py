@@ -13,7 +13,7 @@ import pytest
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from diffsynth_omniavatar import cli, train
+from diffsynth_omniavatar import cli, host, train
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -102,13 +102,20 @@ def test_a_cache_is_made_for_the_training_that_reads_it(mode: str, tmp_path: Pat
 @pytest.mark.parametrize("file", sorted(path.name for path in (EXAMPLES / "accelerate").glob("*.yaml")))
 def test_launch_files(file: str) -> None:
     config = load_config_from_file(str(EXAMPLES / "accelerate" / file))
-    gpus, machines = {"1gpu": (1, 1), "2gpus": (2, 1), "8gpus": (8, 1), "2nodes": (16, 2)}[file.removesuffix(".yaml")]
+    size, _, kind = file.removesuffix(".yaml").partition("_")
+    gpus, machines = {"1gpu": (1, 1), "2gpus": (2, 1), "8gpus": (8, 1), "2nodes": (16, 2)}[size]
     assert (config.num_processes, config.num_machines) == (gpus, machines)
-    assert config.distributed_type.value == ("NO" if gpus == 1 else "MULTI_GPU") and config.mixed_precision == "no"
-    assert not config.use_cpu and not config.deepspeed_config and not config.fsdp_config
+    wanted = "FSDP" if kind == "fsdp" else "NO" if gpus == 1 else "MULTI_GPU"
+    assert config.distributed_type.value == wanted and config.mixed_precision == "no"
+    assert not config.use_cpu and not config.deepspeed_config
+    assert bool(config.fsdp_config) == (kind == "fsdp")
+    if kind == "fsdp":
+        assert config.fsdp_config["fsdp_version"] == 2
+        block = sys.modules[host.WanModel.__module__].DiTBlock
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == block.__name__
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/data.md", "docs/losses.md"])
 def test_flags_in_the_documentation(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     checked = 0
     for words in documented_commands(ROOT / page):

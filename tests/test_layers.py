@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffsynth_omniavatar"
-WITHOUT_HOST = ("timeline", "config", "clip", "audio", "files", "versions")
+WITHOUT_HOST = ("timeline", "config", "clip", "audio", "files", "versions", "losses.decode", "losses.frozen")
+WITHOUT_HOST += ("losses.sync", "losses.lpips", "losses.trepa", "nano.speaker", "nano.measure")
 
 BLOCK_HOST = """
 import importlib, sys

@@ -183,7 +183,9 @@ def test_entries_have_the_number_formats_asked_for(family_folder: Path, table: P
     assert next(iter(load_file(next((tmp_path / "text").iterdir())).values())).dtype == torch.bfloat16
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["settings"]["dtype"] == index["settings"]["audio_dtype"] == "bfloat16"
-    assert index["settings"]["audio_dim"] == family.DIT.audio_dim and index["settings"]["text_dim"] == family.DIT.text_dim
+    assert (
+        index["settings"]["audio_dim"] == family.DIT.audio_dim and index["settings"]["text_dim"] == family.DIT.text_dim
+    )
 
 
 def test_prepared_directories_are_encoded_from_their_videos(pipe: OmniAvatarPipeline, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ segment before.
 The graph of a segment holds one tensor for each convolution. The VAE is frozen, so a convolution's backward needs its
 weights alone, and norm and activation before it are cheap to compute again.
 
-Memory of a latent frame at the size of the Wan VAE, 512x512 pixels, bf16: 1.1 GiB of kept frames, 2.2 GiB of graph.
+At the size of the Wan VAE, 512x512 pixels, bf16, a latent frame has 1.1 GiB of kept frames and 2.2 GiB of graph.
 """
 
 from __future__ import annotations
