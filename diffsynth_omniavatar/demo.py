@@ -238,7 +238,7 @@ def _draw(demo: Demo) -> tuple[SpeakerClip, SpeakerClip, list[SpeakerClip]]:
     ]
     write_clips(demo.work / "data", range(TRAIN_CLIPS), TRAIN_FRAMES, split="train", identity=NEWCOMER)
     Image.fromarray(newcomer.frames[0]).save(demo.out / "newcomer.png")
-    soundfile.write(demo.out / "newcomer.wav", newcomer.waveform, SAMPLE_RATE)
+    soundfile.write(demo.out / "newcomer.wav", newcomer.waveform, SAMPLE_RATE, subtype="FLOAT")
     return known, newcomer, held_out
 
 
