@@ -70,8 +70,8 @@ class _Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """About five numbers of the kind 1, 2 or 5 times a power of ten."""
-        rough = (self.high - self.low) / 5
+        """About six numbers of the kind 1, 2 or 5 times a power of ten."""
+        rough = (self.high - self.low) / 7
         power = 10 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
         return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
