@@ -257,6 +257,17 @@ def test_written_clips_are_read_back_in_step(tmp_path):
                 assert np.array_equal(truth[name], getattr(clip, name))
 
 
+def test_what_is_spoken_before_a_clip_is_cut_in_picture_and_sound(tmp_path):
+    whole = draw_clip(3, 60, split="train")
+    cut = speaker.cut_start(whole, 20)
+    assert np.array_equal(cut.frames, whole.frames[20:]) and np.array_equal(cut.openness, whole.openness[20:])
+    assert len(cut.waveform) == 640 * 40 and np.array_equal(cut.waveform, whole.waveform[20 * 640 :])
+    assert np.array_equal(speaker.render(cut.identity, cut.openness, cut.width, cut.motion), cut.frames)
+    table = speaker.write_clips(tmp_path, range(8), 9, split="train", lead=40)
+    starts = [np.load(path)["phonemes"][0] for path in sorted(table.parent.glob("*.npz"))]
+    assert any(starts)  # without a lead all begin with a pause, which is 0
+
+
 def test_the_command_line_writes_a_data_set(tmp_path, capsys):
     given = ["--clips", "1", "--frames", "5", "--seed", "9", "--split", "evaluation", "--workers", "1"]
     speaker.main([str(tmp_path), *given])

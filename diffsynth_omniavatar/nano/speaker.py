@@ -26,7 +26,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -827,6 +827,13 @@ def write_clip(clip: SpeakerClip, path: str | Path, crf: int = 10) -> None:
     np.savez(path.with_suffix(".npz"), openness=clip.openness, width=clip.width, phonemes=clip.phonemes)
 
 
+def cut_start(clip: SpeakerClip, frames: int) -> SpeakerClip:
+    """The clip without its first `frames` frames, so that it begins in mid-speech; `sentence` stays the whole one."""
+    curves = {name: getattr(clip, name)[frames:] for name in ("frames", "openness", "width", "phonemes")}
+    motion = Motion(**{name: value[frames:] for name, value in vars(clip.motion).items()})
+    return replace(clip, waveform=clip.waveform[frames * SAMPLES_PER_FRAME :], motion=motion, **curves)
+
+
 def write_clips(
     folder: str | Path,
     seeds: Sequence[int],
@@ -834,6 +841,7 @@ def write_clips(
     *,
     split: Split,
     identity: Identity | None = None,
+    lead: int = 0,
     workers: int = 1,
     crf: int = 10,
 ) -> Path:
@@ -842,6 +850,7 @@ def write_clips(
     Args:
         folder: made if it is not there; files of the same names are replaced.
         seeds, frames, split, identity: as for `draw_clip`; a given identity speaks in all clips.
+        lead: up to so many frames, drawn for each clip, are spoken before it begins, so that clips begin in mid-speech.
         workers: processes that draw. With more than one, a script must call this under `if __name__ == "__main__"`.
         crf: quality of x264.
 
@@ -850,7 +859,7 @@ def write_clips(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_write_seed, folder=folder, frames=frames, split=split, identity=identity, crf=crf)
+    work = partial(_write_seed, folder=folder, frames=frames, split=split, identity=identity, lead=lead, crf=crf)
     if workers == 1:
         rows = [work(seed) for seed in seeds]
     else:
@@ -867,9 +876,10 @@ def write_clips(
 
 
 def _write_seed(
-    seed: int, *, folder: Path, frames: int, split: Split, identity: Identity | None, crf: int
+    seed: int, *, folder: Path, frames: int, split: Split, identity: Identity | None, lead: int, crf: int
 ) -> tuple[str, str]:
-    clip = draw_clip(seed, frames, split=split, identity=identity)
+    before = int(np.random.default_rng([seed, frames]).integers(lead + 1))
+    clip = cut_start(draw_clip(seed, before + frames, split=split, identity=identity), before)
     name = f"{split}_{seed:06d}.mp4"
     write_clip(clip, folder / name, crf)
     return name, clip.prompt
@@ -884,10 +894,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=101)
     parser.add_argument("--seed", type=int, default=0, help="of the first clip; the others follow")
     parser.add_argument("--split", choices=("train", "evaluation"), default="train")
+    parser.add_argument("--lead", type=int, default=0, help="most frames that are spoken before a clip begins")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     seeds = range(given.seed, given.seed + given.clips)
-    print(write_clips(given.folder, seeds, given.frames, split=given.split, workers=given.workers))
+    print(write_clips(given.folder, seeds, given.frames, split=given.split, lead=given.lead, workers=given.workers))
 
 
 if __name__ == "__main__":

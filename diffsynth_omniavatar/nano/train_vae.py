@@ -60,6 +60,8 @@ class VAETraining:
     max_steps: int | None = None
     """Stop here at the latest; the schedule then follows the steps instead of the time."""
     seed: int = 0
+    start_from: Path | None = None
+    """A vae.safetensors to go on from, with a new schedule, instead of fresh weights."""
 
 
 class Autoencoder(torch.nn.Module):
@@ -178,6 +180,8 @@ class VAETrainer:
     def __init__(self, frames: Tensor, out: Path, settings: VAETraining) -> None:
         self.frames, self.out, self.settings = frames, out, settings
         self.vae = fresh_vae(settings.seed).to(frames.device)
+        if settings.start_from is not None:
+            self.vae.load_state_dict({name: value.float() for name, value in load_file(settings.start_from).items()})
         self.network = self.vae.model
         self.model = Autoencoder(self.network)
         self.mean = RunningMean(self.network)
@@ -407,6 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--learning_rate", type=float, default=default.learning_rate)
     add("--frames_per_step", type=int, default=default.frames_per_step)
     add("--seed", type=int, default=default.seed)
+    add("--start_from", type=Path, help="a vae.safetensors to go on from, with a new schedule")
     given = vars(parser.parse_args(arguments))
     out, clips, evaluation_clips, device = (given.pop(name) for name in ("out", "clips", "evaluation_clips", "device"))
     out.mkdir(parents=True, exist_ok=True)
