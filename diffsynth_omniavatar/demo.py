@@ -35,6 +35,7 @@ from .files import NANO_FOLDER, NANO_I2V
 from .nano.batch import Sampling
 from .nano.measure import measure_mouth
 from .nano.speaker import SIZE, Identity, SpeakerClip, draw_clip, write_clips
+from .nano.stand_in import write_nano_like_family
 from .pipeline import OmniAvatarPipeline
 from .plots import line_plot
 from .timeline import FRAME_RATE, SAMPLE_RATE
@@ -169,7 +170,7 @@ class Demo:
 
 def run_demo(
     out: str | Path = "demo",
-    family: str | Path = NANO_FOLDER,
+    family: str | Path | None = None,
     *,
     steps: int = STEPS,
     train_steps: int = TRAIN_STEPS,
@@ -178,7 +179,7 @@ def run_demo(
 
     Args:
         out: folder to write.
-        family: folder of the small model; the one of this package by default.
+        family: folder of the small model; None for the one of this package, or, while it has none, random weights.
         steps: denoising steps a chunk.
         train_steps: optimizer steps.
 
@@ -189,11 +190,15 @@ def run_demo(
         FileNotFoundError: weights are missing; ChildProcessError: encoding or training failed.
     """
     started = time.monotonic()
-    if not (Path(family) / NANO_I2V.relative_to(NANO_FOLDER)).is_file():
+    if family is None and not NANO_I2V.is_file():
+        _say("This version has no trained weights yet: the videos will be noise.")
+        family = write_nano_like_family(Path(out) / "random_weights")
+    family = Path(NANO_FOLDER if family is None else family)
+    if not (family / NANO_I2V.relative_to(NANO_FOLDER)).is_file():
         raise FileNotFoundError(
             f"{family} has no {NANO_I2V.relative_to(NANO_FOLDER)}: give --family a small model's folder."
         )
-    demo = Demo(out=Path(out), family=Path(family), sampling=Sampling(steps=steps), train_steps=train_steps)
+    demo = Demo(out=Path(out), family=family, sampling=Sampling(steps=steps), train_steps=train_steps)
     shutil.rmtree(demo.work, ignore_errors=True)
     demo.work.mkdir(parents=True)
     known, newcomer, held_out = _draw(demo)
@@ -370,7 +375,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar demo`."""
     add = parser.add_argument
     add("--out", default="demo", help="folder of the report (default: demo)")
-    add("--family", default=NANO_FOLDER, help="folder of a small model like the shipped one, which is the default")
+    add("--family", help="folder of a small model like the shipped one, which is the default")
     add("--steps", type=int, default=STEPS, help=f"denoising steps a chunk (default: {STEPS})")
     add("--train_steps", type=int, default=TRAIN_STEPS, help=f"optimizer steps (default: {TRAIN_STEPS})")
 

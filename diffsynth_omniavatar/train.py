@@ -37,7 +37,7 @@ from .nano.family import register_family
 from .pipeline import OmniAvatarPipeline
 from .precompute import encoder_pipeline
 from .sources import ClipSettings, ClipSource, Recipe, read_clips
-from .timeline import MAX_TOKENS, latent_frames
+from .timeline import latent_frames
 from .training.accelerator import OmniAccelerator
 from .training.auxiliary import AuxiliaryLosses
 from .training.callbacks import TrainingLogger, find_latest
@@ -158,7 +158,11 @@ def _add_recipe_flags(group: Any) -> None:
     add("--prefix_drop_prob", type=float, default=0.1)
     add("--min_frames", type=int, help="Shortest sample, 4n+1. Default: 4 more than the longest prefix.")
     add("--fixed_length", action="store_true", help="Samples as long as their clip and the limits allow.")
-    add("--max_tokens", type=int, default=MAX_TOKENS, help="Longest clip: frames * height * width / 1024.")
+    add(
+        "--max_tokens",
+        type=int,
+        help="Longest sample, frames * height * width / 1024; default: the checkpoint's, 30000.",
+    )
     add("--image_sizes", choices=list(IMAGE_SIZES), help="Sizes among which clips choose; default: the checkpoint's.")
     add(
         "--batch_size",
@@ -425,7 +429,7 @@ def recipe_of(args: argparse.Namespace, conventions: Conventions) -> Recipe:
         text_drop_prob=args.text_drop_prob,
         audio_drop_prob=args.audio_drop_prob,
         prefix_drop_prob=args.prefix_drop_prob,
-        max_tokens=args.max_tokens,
+        max_tokens=conventions.max_tokens,
         num_frames=args.num_frames,
         min_frames=args.min_frames,
         dynamic_length=not args.fixed_length,
@@ -553,7 +557,7 @@ def plan_of(
     number_size = next(module.pipe.dit.parameters()).element_size()
     bytes_of_training = trained * (number_size + 12 if settings.fp32_master_weights else 3 * number_size)
     frames = args.num_frames or "up to max_tokens"
-    tokens = args.max_tokens
+    tokens = module.config.conventions.max_tokens
     if height and args.num_frames:
         tokens = latent_frames(args.num_frames) * (height // 16) * (width // 16)
     return [

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from nano_family import write_nano_like_family
 
 from diffsynth_omniavatar import cli, demo
 from diffsynth_omniavatar.clip import probe_video
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker import SKIN, draw_clip
+from diffsynth_omniavatar.nano.stand_in import write_nano_like_family
 
 SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
 

@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from nano_family import write_nano_like_family
 from PIL import Image
 
 from diffsynth_omniavatar import evaluate
@@ -17,6 +16,7 @@ from diffsynth_omniavatar.generate import generate
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker import SIZE, draw_clip
+from diffsynth_omniavatar.nano.stand_in import write_nano_like_family
 from diffsynth_omniavatar.plots import line_plot
 
 
