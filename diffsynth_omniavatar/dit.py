@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .blocks import BlockRunner
 from .config import AUDIO_WINDOW, OmniAvatarConfig
 from .host import WanModel, sinusoidal_embedding_1d
 
@@ -56,6 +57,8 @@ class OmniAvatarDiT(WanModel):
     config: OmniAvatarConfig
     audio_proj: AudioPack
     audio_cond_projs: nn.ModuleList
+    runner: BlockRunner | None = None
+    """How the blocks are computed; None for the host's own way."""
 
     def __init__(self, config: OmniAvatarConfig) -> None:
         super().__init__(
@@ -135,17 +138,24 @@ class OmniAvatarDiT(WanModel):
         x = self.patch_embedding(torch.cat([x, y], dim=1))
         grid = tuple(x.shape[2:])
         tokens = x.flatten(2).transpose(1, 2).contiguous()
-        freqs = self._rotary_frequencies(grid, x.device)
-        run = _block_runner(use_gradient_checkpointing, use_gradient_checkpointing_offload)
+        recompute = use_gradient_checkpointing or use_gradient_checkpointing_offload
+        if self.runner is not None:
+            run = self.runner.prepare(self, tokens, context, t_mod, grid, recompute)
+        else:
+            run_host = _block_runner(use_gradient_checkpointing, use_gradient_checkpointing_offload)
+            freqs = self._rotary_frequencies(grid, x.device)
+
+            def run(index: int, tokens: Tensor) -> Tensor:
+                return run_host(self.blocks[index], tokens, context, t_mod, freqs)
 
         if tea_cache is not None and tea_cache.check(self, tokens, t_mod):
             tokens = tea_cache.update(tokens)
         else:
-            for index, block in enumerate(self.blocks):
+            for index in range(len(self.blocks)):
                 if index in self.config.audio_layers:
                     audio = self.audio_cond_projs[index - self.config.audio_layers.start](packed_audio)
                     tokens = _add_per_frame(tokens, audio)
-                tokens = run(block, tokens, context, t_mod, freqs)
+                tokens = run(index, tokens)
             if tea_cache is not None:
                 tea_cache.store(tokens)
         # A time axis of length one keeps the head's modulation apart for each sample on both hosts.

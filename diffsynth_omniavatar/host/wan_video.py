@@ -18,7 +18,7 @@ from diffsynth.diffusion.base_pipeline import PipelineUnit
 from diffsynth.diffusion.logger import CSVLogger, ModelLogger, TensorBoardLogger
 from diffsynth.diffusion.loss import FlowMatchSFTLoss
 from diffsynth.diffusion.training_module import DiffusionTrainingModule
-from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
+from diffsynth.models.wan_video_dit import WanModel, flash_attention, sinusoidal_embedding_1d
 from diffsynth.models.wan_video_text_encoder import HuggingfaceTokenizer, WanTextEncoder
 from diffsynth.models.wan_video_vae import VideoVAE_, WanVideoVAE
 from diffsynth.pipelines.wan_video import TeaCache, WanVideoPipeline
@@ -41,6 +41,7 @@ __all__ = [
     "WanVideoVAE",
     "add_model_entry",
     "declare_unit",
+    "flash_attention",
     "hub_config",
     "launch_data_process_task",
     "launch_training_task",

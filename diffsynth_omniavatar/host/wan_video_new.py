@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from diffsynth.configs.model_config import model_loader_configs
 from diffsynth.models.utils import convert_state_dict_keys_to_single_str
-from diffsynth.models.wan_video_dit import WanModel, sinusoidal_embedding_1d
+from diffsynth.models.wan_video_dit import WanModel, flash_attention, sinusoidal_embedding_1d
 from diffsynth.models.wan_video_text_encoder import WanTextEncoder
 from diffsynth.models.wan_video_vae import VideoVAE_, WanVideoVAE
 from diffsynth.pipelines.wan_video_new import ModelConfig, TeaCache, WanVideoPipeline
@@ -41,6 +41,7 @@ __all__ = [
     "WanVideoVAE",
     "add_model_entry",
     "declare_unit",
+    "flash_attention",
     "hub_config",
     "launch_data_process_task",
     "launch_training_task",

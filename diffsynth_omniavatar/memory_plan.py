@@ -1,0 +1,103 @@
+"""Which results of the transformer's blocks are kept for the backward pass, and which are computed again.
+
+A block always keeps its input. What else it may keep has a size in bytes and saves work; the plan takes what saves
+most per byte first, within a budget. Plain integers: nothing here knows of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+KEEPABLE = ("attention", "middle", "qkv", "ffn")
+"""Results that a block can keep: the self-attention's output and log-sum-exp; the tokens between the block's parts and
+the cross-attention's query; the projections q, k, v; the hidden layer of the feed-forward part."""
+
+Kept = frozenset[str]
+"""A subset of `KEEPABLE`."""
+
+BACKWARD_WIDTHS = 20
+"""What the backward pass of one block holds at its peak, in tensors [token, dim]: by count, 3 hidden layers of 2.7
+widths each, or q, k, v, their projections and gradients, the attention's float32 sums, and the gradient of the output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockShape:
+    """Sizes of one block's work."""
+
+    batch: int
+    tokens: int
+    dim: int
+    ffn_dim: int
+    heads: int
+    element_size: int
+    """Bytes of a number: 2 for bfloat16."""
+
+    @property
+    def input_bytes(self) -> int:
+        """A tensor [batch, token, dim]."""
+        return self.batch * self.tokens * self.dim * self.element_size
+
+    @property
+    def backward_bytes(self) -> int:
+        """What the backward pass of a block needs beside what is kept."""
+        return BACKWARD_WIDTHS * self.input_bytes
+
+    @property
+    def bytes_of(self) -> Mapping[str, int]:
+        """Size of each result that can be kept."""
+        log_sum_exp = 4 * self.batch * self.tokens * self.heads
+        return {
+            "attention": self.input_bytes + log_sum_exp,
+            "middle": 3 * self.input_bytes,
+            "qkv": 3 * self.input_bytes,
+            "ffn": self.input_bytes * self.ffn_dim // self.dim,
+        }
+
+    @property
+    def operations_of(self) -> Mapping[str, int]:
+        """Floating-point operations that keeping each of them saves."""
+        rows = self.batch * self.tokens
+        projection = 2 * rows * self.dim * self.dim
+        return {
+            "attention": 4 * rows * self.tokens * self.dim,
+            "middle": 3 * projection,
+            "qkv": 3 * projection,
+            "ffn": 2 * rows * self.dim * self.ffn_dim,
+        }
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """`KEEPABLE`, what saves most per byte first."""
+        sizes, operations = self.bytes_of, self.operations_of
+        return tuple(sorted(KEEPABLE, key=lambda name: -(operations[name] / sizes[name])))
+
+
+def plan_kept(shape: BlockShape, layers: int, budget: int) -> tuple[Kept, ...]:
+    """What each block keeps beside its input.
+
+    The whole never takes more than `budget` bytes, and a larger budget keeps all that a smaller one does. The last
+    blocks come first: their backward pass, which runs first, frees their memory early.
+    """
+    sizes = shape.bytes_of
+    kept: list[set[str]] = [set() for _ in range(layers)]
+    for name in shape.order:
+        for block in reversed(kept):
+            if sizes[name] > budget:
+                return tuple(map(frozenset, kept))
+            budget -= sizes[name]
+            block.add(name)
+    return tuple(map(frozenset, kept))
+
+
+def kept_bytes(shape: BlockShape, plan: tuple[Kept, ...]) -> int:
+    """What a plan takes beside the blocks' inputs."""
+    sizes = shape.bytes_of
+    return sum(sizes[name] for kept in plan for name in kept)
+
+
+def describe(plan: tuple[Kept, ...]) -> str:
+    """How many blocks keep what: "attention 40, ffn 12 of 40 blocks"."""
+    counts = {name: sum(name in kept for kept in plan) for name in KEEPABLE}
+    parts = [f"{name} {count}" for name, count in counts.items() if count]
+    return f"{', '.join(parts) or 'only their inputs'} of {len(plan)} blocks"

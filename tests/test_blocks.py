@@ -1,0 +1,236 @@
+"""The fast blocks compute what the host's blocks compute, whatever they keep for the backward pass."""
+
+import dataclasses
+import shutil
+from itertools import combinations
+
+import pytest
+import torch
+from golden_models import Goldens, relative_deviation
+from torch.utils.checkpoint import checkpoint
+
+from diffsynth_omniavatar import blocks
+from diffsynth_omniavatar.blocks import BlockCall, BlockRunner, Modulation, Rotary
+from diffsynth_omniavatar.config import LoRAConfig
+from diffsynth_omniavatar.memory_plan import KEEPABLE, BlockShape, describe, kept_bytes, plan_kept
+from diffsynth_omniavatar.training.module import add_lora, select_trainable
+
+OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
+GRADIENT_TOLERANCE = 5e-5
+BLOCK_TOLERANCE = 2e-6  # float32, other order of the same operations
+GRID = (3, 4, 4)
+ALL_SETS = [frozenset(names) for count in range(5) for names in combinations(KEEPABLE, count)]
+LENGTHS = ((3, 4), (2, 4), (4, 4), (5, 6))
+OPTIONS = [{}, {"use_gradient_checkpointing": True}]
+
+
+@pytest.fixture(scope="module")
+def golden(goldens):
+    return Goldens(goldens)
+
+
+def adapted(golden):
+    """The golden denoiser with LoRA of rank 4, both parts of it random."""
+    dit = golden.dit()
+    add_lora(dit, LoRAConfig(rank=4, alpha=8.0))
+    select_trainable(dit, full=False)
+    generator = torch.Generator().manual_seed(0)
+    for name, value in dit.named_parameters():
+        if "lora_" in name:
+            value.data = 0.1 * torch.randn(value.shape, generator=generator)
+    return dit
+
+
+class OneBlock:
+    """A block of the golden denoiser with LoRA, its inputs, and what the host makes of them."""
+
+    def __init__(self, golden):
+        dit = adapted(golden)
+        self.block = dit.blocks[1]
+        generator = torch.Generator().manual_seed(1)
+        dim, tokens = dit.config.dim, GRID[0] * GRID[1] * GRID[2]
+        self.x = torch.randn(2, tokens, dim, generator=generator).requires_grad_()
+        self.text = torch.randn(2, 7, dim, generator=generator)
+        self.t_mod = 0.3 * torch.randn(2, 6, dim, generator=generator)
+        self.grad = torch.randn(2, tokens, dim, generator=generator)
+        self.freqs = dit._rotary_frequencies(GRID, torch.device("cpu"))
+        self.rotary = blocks.rotary_tables(dit.freqs, GRID, torch.device("cpu"))
+        self.wanted = self.backward(self.block(self.x, self.text, self.t_mod, self.freqs))
+
+    def backward(self, result):
+        """The result and the gradients by the input and by the adapters."""
+        weights = blocks.block_weights(self.block).adapters
+        return result.detach(), *torch.autograd.grad(result, [self.x, *weights], self.grad)
+
+    def call(self, keep=frozenset(), pieces=blocks.EAGER):
+        modulation = Modulation(*(self.block.modulation + self.t_mod).chunk(6, dim=1))
+        weights = lambda: blocks.block_weights(self.block)  # noqa: E731
+        return BlockCall(weights, self.text, modulation, self.rotary, keep, pieces)
+
+    def deviation(self, results):
+        return max(relative_deviation(a, b) for a, b in zip(results, self.wanted, strict=True))
+
+
+@pytest.fixture(scope="module")
+def one(golden):
+    return OneBlock(golden)
+
+
+@pytest.mark.parametrize("keep", ALL_SETS, ids=lambda keep: "+".join(sorted(keep)) or "nothing")
+def test_a_block_equals_the_hosts_and_what_it_keeps_changes_no_bit(one, keep):
+    results = one.backward(blocks.run_block(one.call(keep), one.x))
+    assert one.deviation(results) < BLOCK_TOLERANCE
+    kept_all = one.backward(blocks.run_block(one.call(frozenset(KEEPABLE)), one.x))
+    assert all(torch.equal(a, b) for a, b in zip(results, kept_all, strict=True))
+
+
+def test_autograd_differentiates_the_pieces_too(one):
+    assert one.deviation(one.backward(one.call().plain(one.x))) < BLOCK_TOLERANCE
+    recomputed = one.backward(checkpoint(one.call().plain, one.x, use_reentrant=False))
+    assert one.deviation(recomputed) < BLOCK_TOLERANCE
+
+
+def test_a_block_keeps_its_input_and_what_it_is_told_to(one):
+    dim, hidden = one.block.dim, one.block.ffn_dim
+    rows = one.x.shape[0] * one.x.shape[1]
+    widths = {"attention": 1, "middle": 3, "qkv": 3, "ffn": hidden / dim}
+    for keep in ALL_SETS:
+        _, saved = one.call(keep).forward(one.x.detach())
+        kept = [value for value in vars(saved).values() if isinstance(value, torch.Tensor)]
+        numbers = sum(value.numel() for value in kept)
+        if saved.attention is not None:
+            assert not saved.attention._inputs
+            numbers += saved.attention.output.numel()
+        assert numbers == round(rows * dim * sum(widths[name] for name in keep))
+
+
+def test_attention_does_not_hold_its_inputs(one):
+    """Neither q, k nor v live on between the passes, although the kernel wants them for its gradient."""
+    heads, shape = one.block.num_heads, (1, 8, one.block.dim)
+    leaves = [torch.randn(shape).requires_grad_() for _ in range(3)]
+    grad = torch.randn(shape)
+    wanted = torch.autograd.grad(blocks.flash_attention(*leaves, num_heads=heads), leaves, grad)
+    inputs = [leaf.detach().clone() for leaf in leaves]
+    attention = blocks.Attention(*inputs, heads)
+    for value in inputs:
+        value.fill_(torch.nan)
+    found = attention.backward(grad, *(leaf.detach() for leaf in leaves))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_rotary_embedding_in_float32_is_near_the_one_in_float64(one):
+    heads = one.block.num_heads
+    x = torch.randn(2, one.x.shape[1], one.block.dim)
+    pairs = torch.view_as_complex(x.double().view(2, x.shape[1], heads, -1, 2))
+    exact = torch.view_as_real(pairs * one.freqs).flatten(2)
+    assert relative_deviation(blocks.rotate(x, *one.rotary).double(), exact) < 3e-7
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_piece_equals_the_piece(one):
+    w, m = one.call().weights(), one.call().modulation
+    found = torch.compile(blocks.pre_attention, fullgraph=True)(one.x.detach(), m, one.rotary, w)
+    wanted = blocks.pre_attention(one.x.detach(), m, one.rotary, w)
+    assert all(relative_deviation(a, b) < BLOCK_TOLERANCE for a, b in zip(found, wanted, strict=True))
+
+
+def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch):
+    """The compiler runs for the first length, and once more for all others; never for another block."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    pieces = blocks.compiled("aot_eager")
+    monkeypatch.setattr(blocks, "compiled", lambda: pieces)
+    dit = adapted(golden)
+    wanted = [gradients(golden, dit, *size) for size in LENGTHS]
+    dit.runner = BlockRunner(compile=True)
+    counts = []
+    for size, (output, by_name) in zip(LENGTHS, wanted, strict=True):
+        found, found_by_name = gradients(golden, dit, *size, use_gradient_checkpointing=True)
+        assert relative_deviation(found, output) < OUTPUT_TOLERANCE
+        for name, value in by_name.items():
+            assert relative_deviation(found_by_name[name], value) < GRADIENT_TOLERANCE, name
+        counts.append(graphs["unique_graphs"] - before)
+    pieces_of_a_step = 6
+    assert counts[0] <= pieces_of_a_step and counts[1] <= 2 * pieces_of_a_step
+    assert counts[1:] == counts[1:2] * 3
+
+
+def gradients(golden, dit, frames, columns, **flags):
+    """The denoiser's result and the gradients of its mean square by all that trains."""
+    generator = torch.Generator().manual_seed(frames)
+    x, y = (torch.randn(1, c, frames, 8, 2 * columns, generator=generator) for c in (16, 17))
+    text = torch.randn(1, 7, golden.dims["text_dim"], generator=generator)
+    audio = torch.randn(1, 4 * frames - 3, golden.meta["audio_dim"], generator=generator)
+    dit.zero_grad()
+    result = dit(x, torch.tensor([500.0]), text, y, audio, **flags)
+    result.square().mean().backward()
+    return result.detach(), {n: p.grad.clone() for n, p in dit.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("budget", [0.0, 1e-4, 4e-4, 1.0, None])
+@pytest.mark.parametrize("flags", OPTIONS)
+def test_lora_gradients_of_the_denoiser_equal_the_hosts(golden, budget, flags):
+    dit = adapted(golden)
+    wanted, wanted_gradients = gradients(golden, dit, 3, 4)
+    dit.runner = BlockRunner(activation_memory=budget)
+    found, found_gradients = gradients(golden, dit, 3, 4, **flags)
+    assert relative_deviation(found, wanted) < OUTPUT_TOLERANCE
+    assert found_gradients.keys() == wanted_gradients.keys()
+    for name, value in wanted_gradients.items():
+        assert relative_deviation(found_gradients[name], value) < GRADIENT_TOLERANCE, name
+
+
+@pytest.mark.parametrize("flags", OPTIONS)
+def test_outputs_and_all_gradients_equal_upstream(golden, flags):
+    """With all weights in training, against the goldens."""
+    tensors, facts = golden.tensors("dit_grad"), golden.json("dit_grad")
+    dit = golden.dit()
+    dit.runner = BlockRunner()
+    audio = golden.audio("dit_grad", "A/audio", golden.dims["A_t"])
+    inputs = (tensors["in.x"], torch.tensor([facts["timestep"]]), tensors["in.context"], tensors["in.y"], audio)
+    out = dit(*inputs, **flags)
+    out.square().mean().backward()
+    assert relative_deviation(out, tensors["out"]) < OUTPUT_TOLERANCE
+    norms = {name: parameter.grad.norm().item() for name, parameter in dit.named_parameters()}
+    for name, wanted in facts["grad_l2"].items():
+        assert norms[name] == pytest.approx(wanted, rel=GRADIENT_TOLERANCE), name
+    with torch.no_grad():
+        assert relative_deviation(dit(*inputs), tensors["out"]) < OUTPUT_TOLERANCE
+
+
+def test_layers_that_are_not_plain_are_refused(golden):
+    dit = adapted(golden)
+    dit.runner = BlockRunner()
+    dit.blocks[0].self_attn.q.merge()
+    with pytest.raises(ValueError, match=r"not with Linear.*--reference"):
+        gradients(golden, dit, 3, 4)
+
+
+SHAPES = [
+    BlockShape(batch=1, tokens=21504, dim=5120, ffn_dim=13824, heads=40, element_size=2),
+    BlockShape(batch=4, tokens=512, dim=1536, ffn_dim=8960, heads=12, element_size=2),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_plans_stay_within_their_budget_and_grow_with_it(shape):
+    everything = sum(shape.bytes_of.values()) * 40
+    before = plan_kept(shape, 40, 0)
+    assert kept_bytes(shape, before) == 0
+    for budget in range(0, everything + 1, everything // 97):
+        plan = plan_kept(shape, 40, budget)
+        assert kept_bytes(shape, plan) <= budget
+        assert all(small <= large for small, large in zip(before, plan, strict=True))
+        before = plan
+    assert plan_kept(shape, 40, everything) == (frozenset(KEEPABLE),) * 40
+
+
+def test_plans_keep_first_what_is_dearest_to_compute():
+    """At 14B and 81 frames of 512x512 a byte of attention saves eight times what a byte of a projection does."""
+    long, short = SHAPES
+    assert long.order[0] == "attention"
+    assert short.order[-1] == "attention"
+    size = long.bytes_of["attention"]
+    assert describe(plan_kept(long, 40, 3 * size + 1)) == "attention 3 of 40 blocks"
+    assert [bool(kept) for kept in plan_kept(long, 40, 3 * size)] == [False] * 37 + [True] * 3
+    assert dataclasses.replace(long, batch=2).bytes_of["attention"] == 2 * size
