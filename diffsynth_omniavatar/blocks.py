@@ -10,7 +10,8 @@ A block is cut into three pieces around its two attentions,
 
 each a function of tensors alone, so that one compiled function serves all blocks. Where only adapters (LoRA) and the
 input need gradients, the backward pass is written out here: it computes again what was not kept (`memory_plan`) and
-nothing else, not even the last projection, whose result no gradient needs. Otherwise autograd differentiates the pieces.
+nothing else, not even the last projection, whose result no gradient needs. Otherwise autograd differentiates the
+pieces.
 
 Elementwise work is done in float32 and rounded once, where the host rounds each step to the number format of the
 weights. The rotary embedding uses float32 tables; the host multiplies complex128. In float32 the two differ by at most
@@ -24,7 +25,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -37,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .host import flash_attention
 from .memory_plan import KEEPABLE, BlockShape, Kept, describe, kept_bytes, plan_kept
+from .streaming import MainMemory, StreamedWeights
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +93,8 @@ class BlockWeights(NamedTuple):
         return [tensor for p in self.projections if p.down is not None for tensor in (p.down, cast(Tensor, p.up))]
 
     @property
-    def frozen(self) -> Iterator[Tensor]:
-        """The other weights."""
+    def frozen(self) -> Iterator[Any]:
+        """The other weights, the host's parameters."""
         for projection in self.projections:
             yield projection.weight
             if projection.bias is not None:
@@ -100,11 +102,18 @@ class BlockWeights(NamedTuple):
         yield from (*self.own[4:], *self.cross[4:], self.norm3_weight, self.norm3_bias)
 
 
+def with_values(weights: Any, values: Mapping[int, Tensor]) -> Any:
+    """Weights whose tensors are exchanged for those of their `id`."""
+    if isinstance(weights, Tensor):
+        return values.get(id(weights), weights)
+    return type(weights)(*(with_values(part, values) for part in weights)) if isinstance(weights, tuple) else weights
+
+
 class UnsupportedLayerError(ValueError):
     """A layer that the fast blocks cannot compute; the message says which, and what to do."""
 
 
-def projection(layer: nn.Module) -> Projection:
+def projection(layer: Any) -> Projection:
     """The tensors of a plain linear layer, or of one with a single plain peft adapter.
 
     Raises:
@@ -140,8 +149,8 @@ def block_weights(block: Any) -> BlockWeights:
     """
 
     def attention(part: Any) -> AttentionWeights:
-        projections = (projection(getattr(part, name)) for name in "qkvo")
-        return AttentionWeights(*projections, part.norm_q.weight, part.norm_k.weight)
+        q, k, v, o = (projection(getattr(part, name)) for name in "qkvo")
+        return AttentionWeights(q, k, v, o, part.norm_q.weight, part.norm_k.weight)
 
     return BlockWeights(
         own=attention(block.self_attn),
@@ -464,7 +473,9 @@ EAGER = Pieces(*(globals()[name] for name in Pieces._fields))
 @functools.cache
 def compiled(backend: str = "inductor") -> Pieces:
     """The pieces compiled by torch.compile, when first called: once for the first length, once more for all others."""
-    return Pieces(*(_reporting(torch.compile(piece, fullgraph=True, backend=backend), piece.__name__) for piece in EAGER))
+    return Pieces(
+        *(_reporting(torch.compile(piece, fullgraph=True, backend=backend), piece.__name__) for piece in EAGER)
+    )
 
 
 def _reporting(piece: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -500,10 +511,11 @@ class BlockCall:
     """One block's work on one batch.
 
     Args:
-        weights: called whenever the block's weights are needed.
+        weights: called whenever the block computes.
         text, modulation, rotary: inputs beside the tokens.
         keep: what of `memory_plan.KEEPABLE` is kept for the backward pass.
         pieces: `EAGER` or `compiled()`.
+        inputs: where the block's input waits for the backward pass; None for the device.
     """
 
     weights: Callable[[], BlockWeights]
@@ -512,6 +524,7 @@ class BlockCall:
     rotary: Rotary
     keep: Kept
     pieces: Pieces
+    inputs: MainMemory | None = None
 
     def plain(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D], as autograd differentiates it."""
@@ -523,7 +536,11 @@ class BlockCall:
         return pieces.post_attention(between, attended, m, w)[-1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Saved]:
-        """The block's result and what of it is kept; without autograd."""
+        """The block's result and what of it is kept; without autograd.
+
+        Attention's results are detached as those of `Attention` are: to the compiler, a view of another tensor is
+        another kind of input.
+        """
         w, pieces, m, keep = self.weights(), self.pieces, self.modulation, self.keep
         saved = Saved()
         q, k, v, queries, keys = pieces.pre_attention(x, m, self.rotary, w)
@@ -534,10 +551,10 @@ class BlockCall:
             saved.attention = Attention(queries, keys, v, w.heads)
             attended = saved.attention.output
         else:
-            attended = flash_attention(queries, keys, v, num_heads=w.heads)
+            attended = flash_attention(queries, keys, v, num_heads=w.heads).detach()
         del queries, keys, v
         between, cross_q, queries, keys, values, _ = pieces.middle(x, attended, self.text, m, w)
-        attended = flash_attention(queries, keys, values, num_heads=w.heads)
+        attended = flash_attention(queries, keys, values, num_heads=w.heads).detach()
         del queries, keys, values
         crossed, hidden, result = pieces.post_attention(between, attended, m, w)
         if "middle" in keep:
@@ -552,12 +569,12 @@ class BlockCall:
         attention, inputs = saved.attention, None
         if attention is None:
             inputs = self._attention_inputs(x, saved, w)
-            attention = Attention(*inputs[2:], w.heads)
+            _, _, queries, keys, v = inputs
+            attention = Attention(queries, keys, v, w.heads)
         dx, d_attended, of_rest = self._behind_attention(grad, x, attention.output, saved, w)
-        q, k, *attended = inputs or self._attention_inputs(x, saved, w)
-        del inputs
-        d_inputs = attention.backward(d_attended, *attended)
-        del attention, attended
+        q, k, queries, keys, v = inputs or self._attention_inputs(x, saved, w)
+        d_inputs = attention.backward(d_attended, queries, keys, v)
+        del attention, inputs, queries, keys, v
         dx, of_qkv = self.pieces.pre_attention_backward(dx, *d_inputs, x, q, k, self.modulation, self.rotary, w)
         return dx, (*of_qkv, *of_rest)
 
@@ -599,28 +616,29 @@ class _Block(torch.autograd.Function):
     def forward(ctx: Any, call: BlockCall, x: Tensor, *_adapters: Tensor) -> Tensor:
         result, ctx.saved = call.forward(x)
         ctx.call = call
-        ctx.save_for_backward(x)
+        if call.inputs is None:
+            ctx.save_for_backward(x)
+        else:
+            ctx.waiting = call.inputs.put(x)
         return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (x,) = ctx.saved_tensors
-        saved, ctx.saved = ctx.saved, None
-        dx, of_adapters = ctx.call.backward(grad.contiguous(), x, saved)
+        call, saved, ctx.saved = ctx.call, ctx.saved, None
+        x = ctx.saved_tensors[0] if call.inputs is None else call.inputs.take(ctx.waiting)
+        dx, of_adapters = call.backward(grad.contiguous(), x, saved)
         return None, dx, *of_adapters
 
 
-def run_block(call: BlockCall, x: Tensor) -> Tensor:
-    """[B, S, D] -> [B, S, D]. Gradients go to x and the adapters; see `only_adapters_train`."""
-    return _Block.apply(call, x, *call.weights().adapters)
+def run_block(call: BlockCall, x: Tensor, adapters: Sequence[Tensor]) -> Tensor:
+    """[B, S, D] -> [B, S, D]. Gradients go to x and the adapters of the block's weights; see `only_adapters_train`."""
+    return _Block.apply(call, x, *adapters)
 
 
-def only_adapters_train(call: BlockCall) -> bool:
-    """Whether `run_block` gives all gradients that are wanted: none of the block's weights, text or modulation."""
-    w = call.weights()
-    others = [*w.frozen, call.text, *call.modulation]
-    return bool(w.adapters) and not any(tensor.requires_grad for tensor in others)
+def only_adapters_train(w: BlockWeights, *inputs: Tensor) -> bool:
+    """Whether `run_block` gives all gradients that are wanted: none of the other weights, text or modulation."""
+    return bool(w.adapters) and not any(tensor.requires_grad for tensor in (*w.frozen, *inputs))
 
 
 # --------------------------------------------------------------------------------------------------------------- runner
@@ -661,11 +679,15 @@ class BlockRunner:
             what the GPU has free in the first step of each size; None to keep all, or with gradient checkpointing
             none.
         reserve: bytes that "auto" leaves free for work outside the denoiser.
+        streamed: the blocks' frozen weights, if they wait in main memory; see `stream_weights`.
     """
 
     compile: bool = False
     activation_memory: float | Literal["auto"] | None = None
     reserve: int = 0
+    streamed: StreamedWeights | None = None
+    inputs: MainMemory | None = None
+    """Where the blocks' inputs wait, once a pass has asked for it."""
     rotaries: dict[Any, Rotary] = field(default_factory=dict, repr=False)
     plans: dict[BlockShape, tuple[Kept, ...]] = field(default_factory=dict, repr=False)
 
@@ -674,8 +696,19 @@ class BlockRunner:
     STATES = 3
     """Times the trained weights that gradients and AdamW's two moments take, which the first step does not have yet."""
 
+    def stream_weights(self, blocks: Sequence[Any], device: torch.device) -> None:
+        """Let the blocks' frozen weights wait in main memory; the parameters become empty."""
+        self.streamed = StreamedWeights([block_weights(block).frozen for block in blocks], device)
+
     def prepare(
-        self, dit: Any, tokens: Tensor, text: Tensor, t_mod: Tensor, grid: tuple[int, ...], recompute: bool
+        self,
+        dit: Any,
+        tokens: Tensor,
+        text: Tensor,
+        t_mod: Tensor,
+        grid: tuple[int, ...],
+        recompute: bool,
+        offload: bool = False,
     ) -> Callable[[int, Tensor], Tensor]:
         """What runs block i on tokens [B, S, D] in this pass.
 
@@ -686,31 +719,38 @@ class BlockRunner:
             t_mod: the timestep's modulation [B, 6, D].
             grid: latent frames, rows and columns of tokens.
             recompute: gradient checkpointing, where `activation_memory` does not say more.
+            offload: let the blocks' inputs wait in main memory.
         """
         key = (grid, tokens.device)
         if key not in self.rotaries:
             self.rotaries[key] = rotary_tables(dit.freqs, grid, tokens.device)
         rotary = self.rotaries[key]
         pieces = compiled() if self.compile else EAGER
-        nothing: Kept = frozenset()
+        if offload and self.inputs is None:
+            self.inputs = MainMemory(tokens.device)
         plan: tuple[Kept, ...] | None = None
 
         def run(index: int, x: Tensor) -> Tensor:
             nonlocal plan
             block = dit.blocks[index]
+            weights = block_weights(block)
             modulation = Modulation(*(block.modulation.to(t_mod) + t_mod).chunk(6, dim=1))
-            weights = functools.partial(block_weights, block)
-            call = BlockCall(weights, text, modulation, rotary, nothing, pieces)
+            source = functools.partial(self._weights, index, weights)
+            call = BlockCall(source, text, modulation, rotary, frozenset(), pieces)
             if not torch.is_grad_enabled():
                 return call.plain(x)
-            if not only_adapters_train(call):
+            if not only_adapters_train(weights, text, *modulation):
                 return checkpoint(call.plain, x, use_reentrant=False) if recompute else call.plain(x)
-            plan = plan or self.plan(dit, x, recompute)
-            return run_block(replace(call, keep=plan[index]), x)
+            plan = plan or self.plan(dit, x, recompute, offload)
+            call = replace(call, keep=plan[index], inputs=self.inputs if offload else None)
+            return run_block(call, x, weights.adapters)
 
         return run
 
-    def plan(self, dit: Any, tokens: Tensor, recompute: bool) -> tuple[Kept, ...]:
+    def _weights(self, index: int, weights: BlockWeights) -> BlockWeights:
+        return weights if self.streamed is None else with_values(weights, self.streamed.fetch(index))
+
+    def plan(self, dit: Any, tokens: Tensor, recompute: bool, offload: bool) -> tuple[Kept, ...]:
         """What each block keeps; the same in all steps of one size."""
         layers = len(dit.blocks)
         if self.activation_memory is None:
@@ -726,7 +766,7 @@ class BlockRunner:
         )
         if shape not in self.plans:
             if self.activation_memory == "auto":
-                budget = self._free_for_keeping(dit, shape, tokens.device)
+                budget = self._free_for_keeping(dit, shape, tokens.device, offload)
             else:
                 budget = int(self.activation_memory * GIB)
             self.plans[shape] = plan = plan_kept(shape, layers, budget)
@@ -736,10 +776,12 @@ class BlockRunner:
             )
         return self.plans[shape]
 
-    def _free_for_keeping(self, dit: Any, shape: BlockShape, device: torch.device) -> int:
+    def _free_for_keeping(self, dit: Any, shape: BlockShape, device: torch.device, offload: bool) -> int:
         if device.type != "cuda":
             raise ValueError(f"--activation_memory auto measures a CUDA device, this is {device.type}; give GiB.")
         trained = sum(value.numel() * value.element_size() for value in dit.parameters() if value.requires_grad)
         growing = trained if self.plans else self.STATES * trained
-        taken = len(dit.blocks) * shape.input_bytes + shape.backward_bytes + growing + self.reserve
+        inputs = (0 if offload else len(dit.blocks)) * shape.input_bytes
+        streamed = 0 if self.streamed is None else 2 * self.streamed.layer_bytes
+        taken = inputs + shape.backward_bytes + growing + streamed + self.reserve
         return max(0, int((1 - self.SPARE) * free_memory(device)) - taken)

@@ -140,7 +140,8 @@ class OmniAvatarDiT(WanModel):
         tokens = x.flatten(2).transpose(1, 2).contiguous()
         recompute = use_gradient_checkpointing or use_gradient_checkpointing_offload
         if self.runner is not None:
-            run = self.runner.prepare(self, tokens, context, t_mod, grid, recompute)
+            offload = use_gradient_checkpointing_offload
+            run = self.runner.prepare(self, tokens, context, t_mod, grid, recompute, offload)
         else:
             run_host = _block_runner(use_gradient_checkpointing, use_gradient_checkpointing_offload)
             freqs = self._rotary_frequencies(grid, x.device)

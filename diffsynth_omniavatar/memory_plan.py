@@ -17,8 +17,8 @@ Kept = frozenset[str]
 """A subset of `KEEPABLE`."""
 
 BACKWARD_WIDTHS = 20
-"""What the backward pass of one block holds at its peak, in tensors [token, dim]: by count, 3 hidden layers of 2.7
-widths each, or q, k, v, their projections and gradients, the attention's float32 sums, and the gradient of the output."""
+"""What the backward pass of one block holds at its peak, in tensors [token, dim]: by count, four hidden layers of 2.7
+widths each, or q, k, v, their projections and gradients and the attention's float32 sums, and the tokens beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)

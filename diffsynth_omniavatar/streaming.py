@@ -1,0 +1,184 @@
+"""Tensors that wait in main memory and come to the GPU beside its computation, one step before they are needed.
+
+On a CUDA device the copies run on a stream of their own, from and to pinned memory. On a CPU there is nothing to gain;
+the classes work there for the sake of tests.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT = 256
+"""Bytes at whose multiples tensors begin in a joint buffer, as cuBLAS likes them."""
+
+
+class _Copies:
+    """A stream for copies between the memories of host and device, beside the one that computes."""
+
+    AHEAD = 2
+    """Steps that the process may be ahead of the device: memory that a stream is to use later cannot be given out
+    anew before that is done, and the process would be ahead by whole passes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pinned = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if self.pinned else None
+        self._steps: deque[Any] = deque()
+
+    @contextmanager
+    def behind_computation(self) -> Iterator[None]:
+        """Within it, copies start when what the device was told so far is done."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            yield
+
+    def done(self) -> Any:
+        """An event: the copies up to here."""
+        return None if self.stream is None else self.stream.record_event()
+
+    def await_copies(self, event: Any) -> None:
+        """Let the computing stream wait for the event."""
+        if event is not None:
+            torch.cuda.current_stream(self.device).wait_event(event)
+
+    def step(self) -> None:
+        """Count a step of the process; wait for the device where it is too far ahead."""
+        if self.stream is None:
+            return
+        self._steps.append(self.stream.record_event())
+        if len(self._steps) > self.AHEAD:
+            self._steps.popleft().synchronize()
+
+
+class Waiting:
+    """A tensor in main memory, or on its way back."""
+
+    def __init__(self, host: Tensor) -> None:
+        self.host: Tensor | None = host
+        self.arriving: Tensor | None = None
+        self.event: Any = None
+
+
+class MainMemory:
+    """Takes tensors off the device between forward and backward pass; the last one put there is fetched first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._copies = _Copies(device)
+        self._spare: dict[Any, list[Tensor]] = defaultdict(list)
+        self._waiting: list[weakref.ref[Waiting]] = []
+
+    def put(self, tensor: Tensor) -> Waiting:
+        """Begin to copy a tensor, which the caller then drops."""
+        copies, spare = self._copies, self._spare[tensor.shape, tensor.dtype]
+        host = spare.pop() if spare else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=copies.pinned)
+        with copies.behind_computation():
+            host.copy_(tensor, non_blocking=True)
+        if copies.stream is not None:
+            tensor.record_stream(copies.stream)
+        copies.step()
+        waiting = Waiting(host)
+        self._waiting = [ref for ref in self._waiting if ref() is not None]  # of passes that had no backward
+        self._waiting.append(weakref.ref(waiting))
+        return waiting
+
+    def take(self, waiting: Waiting) -> Tensor:
+        """The tensor on the device, once; the one put before it is fetched meanwhile."""
+        self._fetch(waiting)
+        self._waiting = [ref for ref in self._waiting if ref() not in (None, waiting)]
+        self._copies.await_copies(waiting.event)
+        before = self._waiting[-1]() if self._waiting else None
+        if before is not None:
+            self._fetch(before)
+        self._copies.step()
+        tensor, waiting.arriving = waiting.arriving, None
+        assert tensor is not None, "taken twice"
+        if self._copies.stream is not None:
+            tensor.record_stream(torch.cuda.current_stream(self._copies.device))
+        return tensor
+
+    def _fetch(self, waiting: Waiting) -> None:
+        if waiting.host is None:
+            return
+        with self._copies.behind_computation():
+            waiting.arriving = waiting.host.to(self._copies.device, non_blocking=True, copy=True)
+            waiting.event = self._copies.done()
+        self._spare[waiting.host.shape, waiting.host.dtype].append(waiting.host)  # copies keep their order
+        waiting.host = None
+
+
+class StreamedWeights:
+    """Frozen weights of equal layers that run one after the other, forwards and then backwards.
+
+    The parameters become empty; `fetch` gives their values. On the device are those of two layers.
+
+    Args:
+        layers: the parameters of each layer, none of which trains.
+        device: where they are needed.
+    """
+
+    def __init__(self, layers: Sequence[Iterable[nn.Parameter]], device: torch.device) -> None:
+        self._copies = _Copies(device)
+        self._parameters = [list(layer) for layer in layers]
+        self._places: list[list[tuple[int, int, torch.Size, torch.dtype]]] = []
+        starts = [0]
+        for parameters in self._parameters:
+            places, end = [], 0
+            for parameter in parameters:
+                size = parameter.numel() * parameter.element_size()
+                places.append((end, end + size, parameter.shape, parameter.dtype))
+                end += -(-size // ALIGNMENT) * ALIGNMENT
+            self._places.append(places)
+            starts.append(starts[-1] + end)
+        everything = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=self._copies.pinned)
+        self._host = [everything[start:end] for start, end in pairwise(starts)]
+        for index, parameters in enumerate(self._parameters):
+            for parameter, view in zip(parameters, self._views(index, self._host[index]), strict=True):
+                view.copy_(parameter.data)
+                parameter.data = torch.empty(0, dtype=parameter.dtype, device=device)
+        self._buffers = [torch.empty(self.layer_bytes, dtype=torch.uint8, device=device) for _ in range(2)]
+        self._there: dict[int, tuple[int, Any]] = {}
+        """Layer -> its buffer, and the event of its arrival."""
+        self._last = -1
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of the largest layer."""
+        return max(len(values) for values in self._host)
+
+    def fetch(self, index: int) -> dict[int, Tensor]:
+        """The values of a layer's parameters, by the parameters' `id`, for computing until the next call; the
+        following layer is sent for.
+        """
+        backwards = index < self._last or (index == self._last and index > 0)
+        following = index - 1 if backwards else index + 1
+        wanted = [place for place in (index, following) if 0 <= place < len(self._host)]
+        self._there = {place: entry for place, entry in self._there.items() if place in wanted}
+        for place in wanted:
+            if place not in self._there:
+                self._send_for(place)
+        self._last = index
+        buffer, event = self._there[index]
+        self._copies.await_copies(event)
+        views = self._views(index, self._buffers[buffer])
+        return {id(p): view for p, view in zip(self._parameters[index], views, strict=True)}
+
+    def _send_for(self, index: int) -> None:
+        taken = {buffer for buffer, _ in self._there.values()}
+        free = next(buffer for buffer in range(2) if buffer not in taken)
+        with self._copies.behind_computation():  # which used the buffer until now
+            self._buffers[free][: len(self._host[index])].copy_(self._host[index], non_blocking=True)
+            self._there[index] = free, self._copies.done()
+
+    def _views(self, index: int, buffer: Tensor) -> list[Tensor]:
+        return [buffer[a:b].view(dtype).view(shape) for a, b, shape, dtype in self._places[index]]
