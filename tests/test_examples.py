@@ -14,6 +14,7 @@ from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from diffsynth_omniavatar import cli, host, train
+from diffsynth_omniavatar.timeline import MAX_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -94,9 +95,10 @@ def test_a_cache_is_made_for_the_training_that_reads_it(mode: str, tmp_path: Pat
     made = cli.parse(launch.training_script_args)
     trained = training_flags(launched(commands_of(f"train_{mode}_14b.sh", tmp_path)))
     assert trained.dataset_metadata_path == made.cache and checked.data == made.data and made.wav2vec2 is not None
-    for name in ("omniavatar_mode", "height", "width", "num_frames", "max_tokens", "use_ref_sequence", "mouth_mask"):
+    for name in ("omniavatar_mode", "height", "width", "num_frames", "use_ref_sequence", "mouth_mask"):
         assert getattr(trained, name) == getattr(made, name) == getattr(checked, name), name
     assert (trained.first_frame or "known") == made.first_frame
+    assert trained.max_tokens is None and made.max_tokens == MAX_TOKENS  # a released checkpoint's
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in (EXAMPLES / "accelerate").glob("*.yaml")))
@@ -105,9 +107,13 @@ def test_launch_files(file: str) -> None:
     size, _, kind = file.removesuffix(".yaml").partition("_")
     gpus, machines = {"1gpu": (1, 1), "2gpus": (2, 1), "8gpus": (8, 1), "2nodes": (16, 2)}[size]
     assert (config.num_processes, config.num_machines) == (gpus, machines)
-    wanted = "FSDP" if kind == "fsdp" else "NO" if gpus == 1 else "MULTI_GPU"
-    assert config.distributed_type.value == wanted and config.mixed_precision == "no"
-    assert not config.use_cpu and not config.deepspeed_config
+    plain = "NO" if gpus == 1 else "MULTI_GPU"
+    wanted = {"": plain, "fsdp": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}[kind]
+    is_zero = wanted == "DEEPSPEED"
+    assert config.distributed_type.value == wanted and config.mixed_precision == ("bf16" if is_zero else "no")
+    assert not config.use_cpu and bool(config.deepspeed_config) == is_zero
+    if is_zero:
+        assert config.deepspeed_config["zero_stage"] == int(kind[-1])
     assert bool(config.fsdp_config) == (kind == "fsdp")
     if kind == "fsdp":
         assert config.fsdp_config["fsdp_version"] == 2

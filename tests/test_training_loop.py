@@ -188,17 +188,41 @@ def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):
     assert same(again.state, whole.state) and again.module.trace == whole.module.trace[6:]
 
 
-def test_two_processes_equal_one_with_twice_the_accumulation_sharded_or_not(tmp_path):
+def run_in_two_processes(folder: Path, *arguments: str) -> None:
     script = Path(__file__).with_name("training_toy.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, tmp_path]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(script.parent.parent),
         "ACCELERATE_USE_CPU": "true",
     }
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr[-4000:]
 
+
+@pytest.mark.parametrize("way", ["zero2", "zero3"])
+def test_deepspeed_steps_as_other_processes_do_and_resumes_exactly(tmp_path, way):
+    pytest.importorskip("deepspeed")
+    run_in_two_processes(tmp_path, way)
+    plain, whole, resumed = (
+        load_file(tmp_path / name / "step-4" / "model.safetensors") for name in ("plain", way, f"{way}-resumed")
+    )
+    for name, value in plain.items():  # gradients are added in another order: rounding
+        torch.testing.assert_close(whole[name], value, rtol=1e-4, atol=1e-5)
+        assert torch.equal(resumed[name], whole[name])
+    for process in range(2):
+        traces = json.loads((tmp_path / f"{way}-traces-{process}.json").read_text())
+        assert traces["resumed"] == traces["whole"][4:]
+    runs = {name: Run(tmp_path / name, LoopSettings(max_steps=4)) for name in ("plain", way)}
+    assert runs[way].metric("lr") == runs["plain"].metric("lr")
+    assert runs[way].metric("grad_norm") == pytest.approx(runs["plain"].metric("grad_norm"), rel=1e-4)
+    assert len(runs[way].metric("validation")) == 5
+    with pytest.raises(ValueError, match="was written under DeepSpeed"):
+        Run(tmp_path / "other", LoopSettings(max_steps=5, resume=tmp_path / way / "step-4")).start()
+
+
+def test_two_processes_equal_one_with_twice_the_accumulation_sharded_or_not(tmp_path):
+    run_in_two_processes(tmp_path)
     one = Run(tmp_path / "one", LoopSettings(max_steps=4, gradient_accumulation_steps=2), noise=0.0).start()
     two = replace(one, folder=tmp_path / "quiet")
     assert same(two.state["trained"], one.state["trained"]) and same(two.state["optimizer"], one.state["optimizer"])

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate import PartialState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 
 from diffsynth_omniavatar import host
@@ -87,10 +88,18 @@ class ToyModule(host.DiffusionTrainingModule):
         return {"index": data["index"]} if return_inputs or not torch.is_grad_enabled() else self.loss(data)
 
 
-def shard_on_cpu(accelerator: OmniAccelerator) -> None:
-    """What `accelerate launch --use_fsdp --fsdp_version 2` configures, which accelerate itself offers on GPUs only."""
+def shard_on_cpu(accelerator: OmniAccelerator, way: str) -> None:
+    """What `accelerate launch` configures for FSDP2 and DeepSpeed, which accelerate itself offers on GPUs only."""
     shared = accelerator.state._shared_state
-    shared["distributed_type"] = DistributedType.FSDP
+    kind = DistributedType.DEEPSPEED if way.startswith("zero") else DistributedType.FSDP
+    shared["distributed_type"] = PartialState._shared_state["distributed_type"] = kind
+    if kind == DistributedType.DEEPSPEED:
+        plugin = DeepSpeedPlugin(zero_stage=int(way[-1]))
+        plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        shared["deepspeed_plugins"] = {"default": plugin}
+        plugin.select(_from_accelerator_state=True)
+        accelerator.deepspeed_engine_wrapped = None
+        return
     shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["Block"]
     )
@@ -106,7 +115,8 @@ class Run:
     noise: float = 1.0
     workers: int = 0
     save_steps: int | None = 1
-    sharded: bool = False
+    sharded: str | None = None
+    """"fsdp", "zero2" or "zero3"."""
     dtype: torch.dtype = torch.float32
     learning_rate: float = LEARNING_RATE
     options: dict[str, Any] = field(default_factory=dict)
@@ -117,8 +127,8 @@ class Run:
         if self.loss is not None:
             self.module.loss = self.loss.__get__(self.module)
         self.accelerator = OmniAccelerator(self.settings, cpu=True)
-        if self.sharded:
-            shard_on_cpu(self.accelerator)
+        if self.sharded is not None:
+            shard_on_cpu(self.accelerator, self.sharded)
         export = self.options.pop("export", self.export)
         self.logger = TrainingLogger(
             self.accelerator,
@@ -178,7 +188,7 @@ def two_process_runs(folder: Path) -> None:
     quiet = Run(folder / "quiet", LoopSettings(max_steps=4), noise=0.0).start()
     noisy = Run(folder / "noisy", LoopSettings(max_steps=4, gradient_accumulation_steps=2)).start()
     resumed = noisy.resumed(2, folder / "resumed")
-    sharded = replace(noisy, folder=folder / "sharded", sharded=True)
+    sharded = replace(noisy, folder=folder / "sharded", sharded="fsdp")
     sharded.options = {
         "validate": lambda step: ValidationResult(
             {"validation": sharded.module.pipe.dit(torch.ones(WIDTH))[0].item()}, []
@@ -191,5 +201,22 @@ def two_process_runs(folder: Path) -> None:
     (folder / f"traces-{noisy.accelerator.process_index}.json").write_text(json.dumps(traces))
 
 
+def zero_runs(folder: Path, way: str) -> None:
+    """A run without DeepSpeed; under it, with validation in between; the latter resumed from step 2."""
+    settings = LoopSettings(max_steps=4, gradient_accumulation_steps=2, max_grad_norm=0.3, warmup_steps=2)
+    Run(folder / "plain", settings).start()
+    run = Run(folder / way, settings, sharded=way)
+    run.options = {
+        "validate": lambda step: ValidationResult({"validation": run.module.pipe.dit(torch.ones(WIDTH))[0].item()}, []),
+        "validation_steps": 1,
+    }
+    again = run.start().resumed(2, folder / f"{way}-resumed", options={})
+    traces = {"whole": run.module.trace, "resumed": again.module.trace}
+    (folder / f"{way}-traces-{run.accelerator.process_index}.json").write_text(json.dumps(traces))
+
+
 if __name__ == "__main__":
-    two_process_runs(Path(sys.argv[1]))
+    if sys.argv[2:]:
+        zero_runs(Path(sys.argv[1]), sys.argv[2])
+    else:
+        two_process_runs(Path(sys.argv[1]))

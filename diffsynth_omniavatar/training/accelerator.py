@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
 from .settings import LoopSettings
+from .zero import EngineOptimizer, configure, gathered_weights, hide_frozen_networks
 
 STATE_FILE = "loop.pt"
 
@@ -145,19 +146,27 @@ class OmniAccelerator(Accelerator):
         kwargs: those of `accelerate.Accelerator`, without the ones about gradient accumulation.
 
     Raises:
-        ValueError: the launch configuration is for DeepSpeed or the old FSDP, or scales fp16 losses: not supported.
+        ValueError: the launch configuration is for the old FSDP, or scales fp16 losses: not supported.
     """
 
     def __init__(self, settings: LoopSettings, **kwargs: Any) -> None:
         plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
         super().__init__(gradient_accumulation_plugin=plugin, **kwargs)
-        supported = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+        supported = (
+            DistributedType.NO,
+            DistributedType.MULTI_GPU,
+            DistributedType.MULTI_CPU,
+            DistributedType.DEEPSPEED,
+        )
         if not (self.distributed_type in supported or self.is_fsdp2) or self.mixed_precision == "fp16":
             raise ValueError(
                 f"accelerate is configured for {self.distributed_type.value} with mixed precision "
-                f"{self.mixed_precision}; use one or several processes, or FSDP with fsdp_version 2, with no or bf16"
+                f"{self.mixed_precision}; use one or several processes, DeepSpeed, or FSDP with fsdp_version 2, and no "
+                "or bf16"
             )
         self.settings = settings
+        self.engine: EngineOptimizer | None = None
+        """Under DeepSpeed."""
         self.steps_done = 0
         self.metrics: dict[str, float] = {}
         """Means over the last optimizer step on this process: loss, lr, grad_norm, and what `report` was given."""
@@ -178,6 +187,8 @@ class OmniAccelerator(Accelerator):
             )
         if self.is_fsdp2:
             args = self._shard(*args)
+        elif self.distributed_type == DistributedType.DEEPSPEED:
+            args = self._start_engine(*args)
         prepared = tuple(self._exchange(obj) for obj in args)
         seed = stream_seed("process", self.settings.seed, self.process_index)
         seed_cpu_generators(seed)
@@ -197,9 +208,19 @@ class OmniAccelerator(Accelerator):
         model, prepared = super().prepare(model, optimizer)
         return model, prepared.optimizer, *others
 
+    def _start_engine(self, model: Any, optimizer: torch.optim.Optimizer, *others: Any) -> tuple[Any, ...]:
+        """Let accelerate make DeepSpeed's engine of model and optimizer."""
+        configure(self.state.deepspeed_plugin, self.settings)
+        hide_frozen_networks(model)
+        engine, _ = super().prepare(model, optimizer)
+        self.engine = EngineOptimizer(engine, self)
+        return engine, self.engine, *others
+
     def _exchange(self, obj: Any) -> Any:
         if isinstance(obj, torch.nn.Module):
-            return obj if self.is_fsdp2 else self.prepare_model(obj)
+            return obj if self.is_fsdp2 or self.engine is not None else self.prepare_model(obj)
+        if isinstance(obj, EngineOptimizer):
+            return obj
         if isinstance(obj, torch.optim.Optimizer):
             self.optimizer = LoopOptimizer(obj, self)
             return self.optimizer
@@ -221,7 +242,11 @@ class OmniAccelerator(Accelerator):
     @property
     def is_sharded(self) -> bool:
         """Whether every process has a part of each weight, so that all must compute at the same time."""
-        return self.is_fsdp2
+        return self.is_fsdp2 or self._zero_stage == 3
+
+    @property
+    def _zero_stage(self) -> int:
+        return 0 if self.engine is None else self.state.deepspeed_plugin.zero_stage
 
     def share(self, count: int) -> range:
         """Which of `count` things that use the model this process does: its share, or all if the model is sharded."""
@@ -269,6 +294,8 @@ class OmniAccelerator(Accelerator):
         value = float(loss.detach())
         self.check_finite("loss", value)
         self.report(loss=value)
+        if self.engine is not None and self.sync_gradients:
+            self.engine.before_backward()
         super().backward(loss, **kwargs)
 
     def finish_step(self, **values: float) -> None:
@@ -293,6 +320,8 @@ class OmniAccelerator(Accelerator):
             module: the training module; its parameters that require a gradient are the trained ones.
         """
         rng = gather_object([rng_state()])
+        if self.engine is not None:  # which writes the rest itself
+            return {"step": self.steps_done, "run": self._run(), "rng": rng} if self.is_main_process else {}
         names = [name for name, value in module.named_parameters() if value.requires_grad]
         trained = self.whole_tensors(dict(zip(names, self.optimizer.values, strict=True)))
         state = self.optimizer.optimizer.state_dict()["state"]
@@ -300,6 +329,16 @@ class OmniAccelerator(Accelerator):
         if not self.is_main_process:
             return {}
         return {"step": self.steps_done, "run": self._run(), "trained": trained, "optimizer": optimizer, "rng": rng}
+
+    def write_shards(self, folder: Path) -> None:
+        """Write what `loop_state` leaves out, each process its part. Every process must call it."""
+        if self.engine is not None:
+            self.engine.save(folder)
+
+    def whole_weights(self, module: torch.nn.Module, tensors: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """`whole_tensors` of what `tensors()` gives of the module's weights."""
+        with gathered_weights(module, self._zero_stage):
+            return self.whole_tensors(tensors())
 
     def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors whole, in main memory; {} except on the main process. Every process must call it."""
@@ -312,11 +351,23 @@ class OmniAccelerator(Accelerator):
 
     def _resume(self, checkpoint: Path, model: torch.nn.Module | None) -> None:
         state = load_state(checkpoint)
+        if ("trained" in state) == (self.engine is not None):
+            way = "without" if self.engine is not None else "under"
+            raise ValueError(f"{checkpoint} was written {way} DeepSpeed, and goes on {way} it only")
         if state["run"] != self._run():
             raise ValueError(
                 f"{checkpoint} belongs to a run with {state['run']}, this one has {self._run()}; "
                 "make them equal, or start a new run from its weights"
             )
+        if self.engine is not None:
+            self.engine.load(checkpoint)
+        else:
+            self._resume_trained(checkpoint, state, model)
+        self.steps_done = state["step"]
+        self.loader.position = self.steps_done * self.settings.gradient_accumulation_steps
+        set_rng_state(state["rng"][self.process_index])
+
+    def _resume_trained(self, checkpoint: Path, state: Mapping[str, Any], model: torch.nn.Module | None) -> None:
         trained, parameters = state["trained"], self.optimizer.parameters
         names = (
             [*trained] if model is None else [name for name, value in model.named_parameters() if value.requires_grad]
@@ -330,6 +381,3 @@ class OmniAccelerator(Accelerator):
                 parameter.copy_(placed_like(value, parameter))
         self.optimizer.round_parameters()
         self.optimizer.resumed_state = state["optimizer"]
-        self.steps_done = state["step"]
-        self.loader.position = self.steps_done * self.settings.gradient_accumulation_steps
-        set_rng_state(state["rng"][self.process_index])

@@ -50,18 +50,15 @@ def find_latest(output_path: str | Path) -> Path | None:
     return next(reversed(find_checkpoints(output_path)), None)
 
 
-def write_checkpoint(output_path: str | Path, step: int, write: Callable[[Path], None], keep: int | None) -> Path:
-    """Write the folder `step-<step>` as one, then remove all but the newest `keep` checkpoints.
+def begin_checkpoint(output_path: str | Path, step: int) -> Path:
+    """The folder in which the checkpoint of a step is being written."""
+    return Path(output_path, f".step-{step}.partial")
 
-    Args:
-        write: fills the folder that it is given.
-        keep: None keeps all.
-    """
-    folder = Path(output_path, f"step-{step}")
-    partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(parents=True)
-    write(partial)
-    partial.rename(folder)
+
+def finish_checkpoint(partial: Path, keep: int | None) -> Path:
+    """Call what was written `step-<step>`, then remove all but the newest `keep` checkpoints; None keeps all."""
+    output_path = partial.parent
+    folder = partial.rename(output_path / partial.name.removeprefix(".").removesuffix(".partial"))
     for old in find_checkpoints(output_path)[: -keep if keep is not None else 0]:
         shutil.rmtree(old.rename(old.with_name(f".{old.name}.removed")))
     return folder
@@ -250,16 +247,19 @@ class TrainingLogger(ModelLogger):
         self.save_due = False
         if self.num_steps == self.saved_step:
             return
-        state = self.accelerator.loop_state(self.module)
-        weights = self.accelerator.whole_tensors(self.trained_tensors())
-        if self.accelerator.is_main_process:
-
-            def write(folder: Path) -> None:
-                self.export(folder / WEIGHTS_FILE, weights)
-                torch.save(state, folder / STATE_FILE)
-
-            folder = write_checkpoint(self.output_path, self.num_steps, write, self.checkpoints_total_limit)
-            logger.info("saved %s", folder)
+        accelerator = self.accelerator
+        state = accelerator.loop_state(self.module)
+        weights = accelerator.whole_weights(self.module, self.trained_tensors)
+        partial = begin_checkpoint(self.output_path, self.num_steps)
+        if accelerator.is_main_process:
+            partial.mkdir(parents=True)
+            self.export(partial / WEIGHTS_FILE, weights)
+            torch.save(state, partial / STATE_FILE)
+        accelerator.wait_for_everyone()
+        accelerator.write_shards(partial)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            logger.info("saved %s", finish_checkpoint(partial, self.checkpoints_total_limit))
         self.saved_step = self.num_steps
         self.accelerator.wait_for_everyone()
 

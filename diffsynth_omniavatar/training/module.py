@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .. import checkpoint, conditioning, host
+from ..blocks import BlockRunner, block_weights
 from ..clip import to_unit_range
 from ..config import CheckpointConfig, LoRAConfig
 from ..dataset import TrainingSample
@@ -35,6 +36,16 @@ class StepSettings:
     """V2V: weight of the squared error inside the mouth mask, 1 outside; the mean stays a weighted mean."""
     use_gradient_checkpointing: bool = True
     use_gradient_checkpointing_offload: bool = False
+    """Let the blocks' inputs wait for the backward pass in main memory."""
+    activation_memory: float | Literal["auto"] | None = None
+    """GiB for results of the blocks that are kept for the backward pass beside the blocks' inputs, or "auto"; see
+    `blocks.BlockRunner`. Needs LoRA. None recomputes all or nothing, as gradient checkpointing says."""
+    compile: bool = False
+    """Compile the pieces of a block."""
+    stream_weights: bool = False
+    """Let the frozen weights of the blocks wait in main memory, and come one block ahead. Needs LoRA."""
+    reference: bool = False
+    """Use the host's own blocks, whatever the three settings above say."""
     offload_frozen: bool = False
     """Keep text encoder, VAE and wav2vec2 in main memory and bring each to the device for its work only."""
     max_timestep_boundary: float = 1.0
@@ -102,6 +113,33 @@ def select_trainable(dit: Any, *, full: bool) -> None:
         )
 
 
+AUXILIARY_RESERVE = 12 * 2**30
+"""Bytes that "auto" leaves for the losses on decoded frames: 6.2 GiB at 81 frames of 512x512, and room for more."""
+
+
+def choose_blocks(dit: Any, settings: StepSettings, *, device: torch.device, lora: bool, auxiliary: bool) -> None:
+    """Let the denoiser compute its blocks as the settings say.
+
+    Raises:
+        ValueError: the settings need LoRA, or cannot work with the model's layers.
+    """
+    keeps = settings.activation_memory is not None or settings.stream_weights
+    if settings.reference or not (keeps or settings.compile):
+        dit.runner = None
+        return
+    if keeps and not lora:
+        raise ValueError("--activation_memory and --stream_weights need LoRA: leave --trainable_models away, or them.")
+    for block in dit.blocks:
+        block_weights(block)
+    dit.runner = BlockRunner(
+        compile=settings.compile,
+        activation_memory=settings.activation_memory,
+        reserve=AUXILIARY_RESERVE if auxiliary else 0,
+    )
+    if settings.stream_weights:
+        dit.runner.stream_weights(dit.blocks, device)
+
+
 class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
     """The module that DiffSynth's training loop calls with each sample.
 
@@ -127,7 +165,10 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         self.config = config
         self.settings = settings
         self.switch_pipe_to_training_mode(pipe)
-        select_trainable(pipe.dit, full=config.lora is None)
+        lora = config.lora is not None
+        select_trainable(pipe.dit, full=not lora)
+        device = torch.device(pipe.device)
+        choose_blocks(pipe.dit, settings, device=device, lora=lora, auxiliary=auxiliary is not None)
         self.units = [conditioning.PromptUnit(), *conditioning.units()]
         self.memory = MemoryReport(pipe) if settings.vram_report else None
 
