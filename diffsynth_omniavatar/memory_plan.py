@@ -18,7 +18,7 @@ Kept = frozenset[str]
 
 BACKWARD_WIDTHS = 20
 """What the backward pass of one block holds at its peak, in tensors [token, dim]: by count, four hidden layers of 2.7
-widths each, or q, k, v, their projections and gradients and the attention's float32 sums, and the tokens beside them."""
+widths each, or q, k, v, their projections, gradients and the attention's float32 sums, and the tokens beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)

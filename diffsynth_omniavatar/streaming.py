@@ -181,4 +181,4 @@ class StreamedWeights:
             self._there[index] = free, self._copies.done()
 
     def _views(self, index: int, buffer: Tensor) -> list[Tensor]:
-        return [buffer[a:b].view(dtype).view(shape) for a, b, shape, dtype in self._places[index]]
+        return [buffer[a:b].view(dtype).view(shape).detach() for a, b, shape, dtype in self._places[index]]

@@ -101,6 +101,16 @@ def frame_counts(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(",") if number)
 
 
+def memory_amount(text: str) -> float | str:
+    """ "auto" -> "auto"; "16" -> 16.0."""
+    if text == "auto":
+        return text
+    gib = float(text)
+    if gib < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; give GiB, or auto")
+    return gib
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The host's flags and OmniAvatar's."""
     parser = host.wan_parser()
@@ -114,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model_flags(parser.add_argument_group("OmniAvatar: model"))
     _add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
     _add_auxiliary_flags(parser.add_argument_group("OmniAvatar: losses on decoded frames"))
+    _add_speed_flags(parser.add_argument_group("OmniAvatar: speed and memory"))
     _add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
     return parser
 
@@ -191,6 +202,24 @@ def _add_auxiliary_flags(group: Any) -> None:
     add("--lpips_window", type=int, default=4, help="Frames that VGG sees at a time; only memory depends on it.")
     add("--aux_dtype", choices=[*DTYPES, "float16"], default="bfloat16", help="Of StableSyncNet and VideoMAE.")
     add("--aux_memory", choices=AUX_MEMORY, default="auto", help="Where the decoder's backward keeps what it needs.")
+
+
+def _add_speed_flags(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--activation_memory",
+        type=memory_amount,
+        metavar="auto|GIB",
+        help="LoRA: keep results of the blocks for the backward pass instead of computing them again, dearest first: "
+        "so many GiB, or what the GPU has free. The result is the same.",
+    )
+    add("--compile", action="store_true", help="Compile the transformer's blocks; the first steps take a minute.")
+    add(
+        "--stream_weights",
+        action="store_true",
+        help="LoRA: the blocks' frozen weights wait in main memory and come to the GPU one block ahead.",
+    )
+    add("--reference", action="store_true", help="DiffSynth's own blocks, whatever these flags say: to compare.")
 
 
 def _add_loop_flags(group: Any) -> None:
@@ -656,7 +685,8 @@ def train(args: argparse.Namespace) -> None:
     settings = _loop_settings(args, len(dataset), processes)
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
-    pipe, config = load_training_pipeline(args, conventions, accelerator.device)
+    place = torch.device("cpu") if args.stream_weights and not args.reference else accelerator.device
+    pipe, config = load_training_pipeline(args, conventions, place)
     pipe.device = accelerator.device
     auxiliary = load_auxiliary(args, accelerator.device)
     check_lengths(dataset, auxiliary)

@@ -13,7 +13,7 @@ from diffsynth_omniavatar import blocks
 from diffsynth_omniavatar.blocks import BlockCall, BlockRunner, Modulation
 from diffsynth_omniavatar.config import LoRAConfig
 from diffsynth_omniavatar.memory_plan import KEEPABLE, BlockShape, describe, kept_bytes, plan_kept
-from diffsynth_omniavatar.training.module import add_lora, select_trainable
+from diffsynth_omniavatar.training.module import StepSettings, add_lora, choose_blocks, select_trainable
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5
@@ -257,3 +257,22 @@ def test_plans_keep_first_what_is_dearest_to_compute():
     assert describe(plan_kept(long, 40, 3 * size + 1)) == "attention 3 of 40 blocks"
     assert [bool(kept) for kept in plan_kept(long, 40, 3 * size)] == [False] * 37 + [True] * 3
     assert dataclasses.replace(long, batch=2).bytes_of["attention"] == 2 * size
+
+
+def test_settings_choose_the_blocks(golden):
+    dit, device = adapted(golden), torch.device("cpu")
+
+    def chosen(lora=True, **settings):
+        choose_blocks(dit, StepSettings(**settings), device=device, lora=lora, auxiliary=False)
+        return dit.runner
+
+    assert chosen() is None
+    assert chosen(compile=True, activation_memory=1.0, stream_weights=True, reference=True) is None
+    assert chosen(compile=True, lora=False).compile
+    assert chosen(activation_memory=2.0).activation_memory == 2.0
+    with pytest.raises(ValueError, match="need LoRA"):
+        chosen(lora=False, activation_memory="auto")
+    with pytest.raises(ValueError, match="measures a CUDA device"):
+        chosen(activation_memory="auto")
+        gradients(golden, dit, 3, 4)
+    assert chosen(stream_weights=True).streamed is not None
