@@ -12,7 +12,6 @@ import argparse
 import io
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import time
@@ -35,7 +34,7 @@ from .files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from .generate import GeneratedVideo, generate
 from .loading import load_pipeline
 from .nano.batch import Sampling, Take, encode_videos, generate_takes, pixels
-from .nano.measure import measure_mouth, measure_sway
+from .nano.measure import correlation, measure_mouth, measure_sway
 from .nano.speaker import SIZE, Identity, Motion, SpeakerClip, draw_clip, render
 from .pipeline import OmniAvatarPipeline
 from .plots import Series, line_plot
@@ -45,17 +44,6 @@ from .timeline import FRAME_RATE, SAMPLE_RATE
 
 LAGS = range(-5, 6)
 """Frames by which a mouth may be late (early below zero) in the search for the best fit."""
-
-
-def correlation(measured: np.ndarray, truth: np.ndarray) -> float:
-    """Pearson's r of two curves [F]. Frames without a mouth (NaN) count as the mean of the others; no movement as 0."""
-    seen = np.isfinite(measured)
-    if seen.sum() < 2:
-        return 0.0
-    curve = np.where(seen, measured, measured[seen].mean()).astype(np.float64)
-    one, other = curve - curve.mean(), truth - truth.mean(dtype=np.float64)
-    scale = math.sqrt((one @ one) * (other @ other))
-    return float(one @ other / scale) if scale > 1e-9 else 0.0
 
 
 def best_lag(measured: np.ndarray, truth: np.ndarray) -> int:

@@ -33,7 +33,7 @@ from ..clip import to_bytes, to_unit_range
 from ..files import SMALL_FAMILY as FILES
 from .draw import draw_frames
 from .family import NANO, SmallVAE, half
-from .measure import measure_mouth
+from .measure import correlation, measure_mouth
 from .speaker import FACE, MOUTH, OPENING, SIZE
 
 CLIP_FRAMES = 33
@@ -346,17 +346,11 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / error))
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's r of two rows of numbers, over the places where both are known; NaN if one of them does not vary."""
-    known = np.isfinite(one) & np.isfinite(other)
-    return float(np.corrcoef(one[known], other[known])[0, 1])
-
-
 def figures(vae: SmallVAE, clips: np.ndarray, reconstructed: np.ndarray) -> dict[str, float]:
     """How well the VAE shows clips uint8 [clip, F, H, W, 3]: PSNR, and r of the measured mouth, the mean over clips."""
     measured = [(measure_mouth(clip), measure_mouth(copy)) for clip, copy in zip(clips, reconstructed, strict=True)]
-    openness = [correlation(before[0], after[0]) for before, after in measured]
-    width = [correlation(before[1], after[1]) for before, after in measured]
+    openness = [correlation(after[0], before[0]) for before, after in measured]
+    width = [correlation(after[1], before[1]) for before, after in measured]
     single = clips[:, CLIP_FRAMES // 2 :][:, :1]
     return {
         "psnr": psnr(clips, reconstructed),
