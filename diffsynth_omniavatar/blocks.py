@@ -136,8 +136,9 @@ def projection(layer: Any) -> Projection:
             down, up = (part[names[0]].weight for part in (layer.lora_A, layer.lora_B))
             return Projection(weight, bias, down, up, float(layer.scaling[names[0]]))
     raise UnsupportedLayerError(
-        f"--compile and --activation_memory work with plain and LoRA layers, not with {type(layer).__name__}"
-        f" (weight: {type(getattr(layer, 'weight', None)).__name__}); add --reference to use DiffSynth's own blocks."
+        f"compiling the blocks and choosing what they keep work with plain and LoRA layers, not with "
+        f"{type(layer).__name__} (weight: {type(getattr(layer, 'weight', None)).__name__}); use DiffSynth's own blocks: "
+        "without --compile, --activation_memory, --stream_weights, or with --reference."
     )
 
 
@@ -480,12 +481,14 @@ def compiled(backend: str = "inductor") -> Pieces:
 
 def _reporting(piece: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The compiled piece, which logs the time whenever a call had to compile it."""
-    graphs = torch._dynamo.utils.counters["stats"]
+
+    def graphs() -> int:
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
     def call(*inputs: Any) -> Any:
-        before, start = graphs["unique_graphs"], time.perf_counter()
+        before, start = graphs(), time.perf_counter()
         result = piece(*inputs)
-        if graphs["unique_graphs"] != before:
+        if graphs() != before:
             logger.info("compiled %s in %.1f s", name, time.perf_counter() - start)
         return result
 
@@ -782,6 +785,5 @@ class BlockRunner:
         trained = sum(value.numel() * value.element_size() for value in dit.parameters() if value.requires_grad)
         growing = trained if self.plans else self.STATES * trained
         inputs = (0 if offload else len(dit.blocks)) * shape.input_bytes
-        streamed = 0 if self.streamed is None else 2 * self.streamed.layer_bytes
-        taken = inputs + shape.backward_bytes + growing + streamed + self.reserve
+        taken = inputs + shape.backward_bytes + growing + self.reserve
         return max(0, int((1 - self.SPARE) * free_memory(device)) - taken)

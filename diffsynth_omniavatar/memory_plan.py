@@ -16,9 +16,9 @@ the cross-attention's query; the projections q, k, v; the hidden layer of the fe
 Kept = frozenset[str]
 """A subset of `KEEPABLE`."""
 
-BACKWARD_WIDTHS = 20
-"""What the backward pass of one block holds at its peak, in tensors [token, dim]: by count, four hidden layers of 2.7
-widths each, or q, k, v, their projections, gradients and the attention's float32 sums, and the tokens beside them."""
+BACKWARD_WIDTHS = 24
+"""What the backward pass of one block holds at its peak, in tensors [token, dim], by count: four hidden layers of 2.7
+widths, q, k, v and their projections, and eight tensors of tokens and their gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
