@@ -136,8 +136,8 @@ def projection(layer: Any) -> Projection:
             down, up = (part[names[0]].weight for part in (layer.lora_A, layer.lora_B))
             return Projection(weight, bias, down, up, float(layer.scaling[names[0]]))
     raise UnsupportedLayerError(
-        f"compiling the blocks and choosing what they keep work with plain and LoRA layers, not with "
-        f"{type(layer).__name__} (weight: {type(getattr(layer, 'weight', None)).__name__}); use DiffSynth's own blocks: "
+        f"compiling the blocks and choosing what they keep work with plain and LoRA layers, not with a "
+        f"{type(layer).__name__} of {type(getattr(layer, 'weight', None)).__name__}; use DiffSynth's own blocks: "
         "without --compile, --activation_memory, --stream_weights, or with --reference."
     )
 
