@@ -130,7 +130,8 @@ class AudioEncoder(torch.nn.Module):
             )
         samples = F.pad(normalise(waveform.float()), (0, rows * SAMPLES_PER_FRAME - len(waveform)))
         features = torch.empty(rows, self.feature_dim, dtype=torch.float32, device=waveform.device)
-        with torch.autocast(self._device.type, enabled=False):
+        # transformers 4 draws from the global generator for its layer drop, even where nothing is dropped.
+        with torch.autocast(self._device.type, enabled=False), torch.random.fork_rng(devices=[]):
             speech = self._convolve(samples)
             for start, end, first, last in _windows(rows, ONE_PASS_SECONDS * FRAME_RATE, CONTEXT_SECONDS * FRAME_RATE):
                 window = self._transform(speech[..., start:end])

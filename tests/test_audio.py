@@ -171,6 +171,13 @@ def test_training_mode_has_no_effect() -> None:
     assert torch.equal(pipeline[0].encode(waveform), wanted)
 
 
+def test_other_draws_stay_where_they_are() -> None:
+    encoder = tiny_encoder()
+    before = torch.get_rng_state()
+    encoder.encode(sound(6400))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_nothing_requires_gradients() -> None:
     encoder = tiny_encoder()
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
