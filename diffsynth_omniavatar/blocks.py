@@ -751,7 +751,14 @@ class BlockRunner:
         return run
 
     def _weights(self, index: int, weights: BlockWeights) -> BlockWeights:
-        return weights if self.streamed is None else with_values(weights, self.streamed.fetch(index))
+        if self.streamed is not None:
+            return with_values(weights, self.streamed.fetch(index))
+        if not weights.own.q.weight.numel():
+            raise UnsupportedLayerError(
+                "a block's weights are elsewhere, for DiffSynth or DeepSpeed to bring when it calls the block; "
+                "use --stream_weights instead of its offloading, or --reference."
+            )
+        return weights
 
     def plan(self, dit: Any, tokens: Tensor, recompute: bool, offload: bool) -> tuple[Kept, ...]:
         """What each block keeps; the same in all steps of one size."""

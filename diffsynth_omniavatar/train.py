@@ -327,6 +327,12 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for loss, path in (("sync", "syncnet_path"), ("trepa", "videomae_path")):
         if getattr(args, f"use_{loss}_loss") and getattr(args, path) is None:
             faults.append(f"--use_{loss}_loss needs --{path}")
+    own_blocks = args.compile or args.stream_weights or args.activation_memory is not None
+    if own_blocks and not args.reference and getattr(args, "enable_model_cpu_offload", False):
+        faults.append(
+            "--enable_model_cpu_offload brings weights when DiffSynth's blocks run: --stream_weights instead of it, or "
+            "without --compile and --activation_memory"
+        )
     unused = [
         f"--{flag}"
         for flag, losses in AUXILIARY_FLAGS.items()

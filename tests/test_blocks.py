@@ -225,7 +225,16 @@ def test_layers_that_are_not_plain_are_refused(golden):
     dit = adapted(golden)
     dit.runner = BlockRunner()
     dit.blocks[0].self_attn.q.merge()
-    with pytest.raises(ValueError, match=r"not with Linear.*--reference"):
+    with pytest.raises(ValueError, match=r"not with a Linear.*--reference"):
+        gradients(golden, dit, 3, 4)
+
+
+def test_weights_that_somebody_else_offloads_are_refused(golden):
+    dit = adapted(golden)
+    dit.runner = BlockRunner()
+    for value in blocks.block_weights(dit.blocks[0]).frozen:
+        value.data = torch.empty(0)
+    with pytest.raises(ValueError, match="are elsewhere"):
         gradients(golden, dit, 3, 4)
 
 
