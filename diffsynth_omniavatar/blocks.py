@@ -30,7 +30,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
@@ -43,6 +42,8 @@ from .streaming import MainMemory, StreamedWeights
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
+COMPILATIONS = 64
+"""Of one piece, at most."""
 
 # -------------------------------------------------------------------------------------------------------------- weights
 
@@ -473,7 +474,13 @@ EAGER = Pieces(*(globals()[name] for name in Pieces._fields))
 
 @functools.cache
 def compiled(backend: str = "inductor") -> Pieces:
-    """The pieces compiled by torch.compile, when first called: once for the first length, once more for all others."""
+    """The pieces compiled by torch.compile, when first called: once for the first length, once more for all others.
+
+    A piece has a compilation for each choice of what is kept and for each kind of pass, besides; torch gives up at 8.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILATIONS)
     return Pieces(
         *(_reporting(torch.compile(piece, fullgraph=True, backend=backend), piece.__name__) for piece in EAGER)
     )
@@ -481,9 +488,10 @@ def compiled(backend: str = "inductor") -> Pieces:
 
 def _reporting(piece: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The compiled piece, which logs the time whenever a call had to compile it."""
+    from torch._dynamo.utils import counters  # takes a second to import
 
     def graphs() -> int:
-        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        return counters["stats"]["unique_graphs"]
 
     def call(*inputs: Any) -> Any:
         before, start = graphs(), time.perf_counter()
@@ -617,7 +625,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: BlockCall, x: Tensor, *_adapters: Tensor) -> Tensor:
-        result, ctx.saved = call.forward(x)
+        result, ctx.saved = call.forward(x.detach())  # as in a pass without gradients: one compilation for both
         ctx.call = call
         if call.inputs is None:
             ctx.save_for_backward(x)
@@ -630,7 +638,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         call, saved, ctx.saved = ctx.call, ctx.saved, None
         x = ctx.saved_tensors[0] if call.inputs is None else call.inputs.take(ctx.waiting)
-        dx, of_adapters = call.backward(grad.contiguous(), x, saved)
+        dx, of_adapters = call.backward(grad.contiguous(), x.detach(), saved)
         return None, dx, *of_adapters
 
 
