@@ -93,6 +93,11 @@ def to_unit_range(rgb: torch.Tensor) -> torch.Tensor:
     return rgb.float().div(255).mul(2).sub(1)
 
 
+def to_video(frames: torch.Tensor) -> torch.Tensor:
+    """Frames uint8 [B, F, H, W, 3] -> float32 [B, 3, F, H, W] in [-1, 1], as the VAE takes them."""
+    return to_unit_range(frames).permute(0, 4, 1, 2, 3)
+
+
 def to_bytes(rgb: torch.Tensor) -> torch.Tensor:
     """RGB in [-1, 1] of any shape and float type -> uint8 0..255, rounded; values outside are clipped."""
     return rgb.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

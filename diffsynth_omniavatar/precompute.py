@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from . import __version__, host
 from .audio import AudioEncoder
 from .checkpoint import write_atomically
-from .clip import iter_frames, to_unit_range
+from .clip import iter_frames, to_video
 from .conditioning import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit, encode_video
 from .config import PRESETS
 from .dataset import Scan, add_data_arguments, data_of, scan_clips
@@ -235,11 +235,6 @@ def read_raw_clip(clip: VideoClip, facts: ClipFacts, settings: ClipSettings, ref
     )
 
 
-def _pixels(frames: Tensor) -> Tensor:
-    """uint8 [B, F, H, W, 3] -> float [B, 3, F, H, W] in [-1, 1]."""
-    return to_unit_range(frames).permute(0, 4, 1, 2, 3)
-
-
 @torch.no_grad()
 def encode_clip(
     pipe: OmniAvatarPipeline,
@@ -252,11 +247,11 @@ def encode_clip(
     frames, height, width = raw.target.shape[:3]
     tiles: dict[str, Any] = {"tiled": options.tiled, "tile_size": (30, 52), "tile_stride": (15, 26)}
     size: dict[str, Any] = {"height": height, "width": width, **tiles}
-    pixels = _pixels(raw.target[None])
+    pixels = to_video(raw.target[None])
     tensors = {"input_latents": encode_video(pipe, pixels, **tiles)[0]}
     references = ReferenceUnit().process(
         pipe,
-        input_image=_pixels(raw.references[:, None]),
+        input_image=to_video(raw.references[:, None]),
         omni_reference_latents=None,
         omni_source_video=None,
         **size,
@@ -277,7 +272,7 @@ def encode_clip(
         tensors["mouth_mask_latents"] = masked["omni_mouth_mask_latents"][:, :, :1]
     sequence = ReferenceSequenceUnit().process(
         pipe,
-        omni_reference_video=None if raw.reference_sequence is None else _pixels(raw.reference_sequence[None]),
+        omni_reference_video=None if raw.reference_sequence is None else to_video(raw.reference_sequence[None]),
         omni_reference_sequence_latents=None,
         num_frames=frames,
         **size,

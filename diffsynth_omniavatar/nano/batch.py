@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clip import to_bytes, to_unit_range
+from ..clip import to_bytes, to_video
 from ..conditioning import ConditionUnit, MaskedVideoUnit, PrefixUnit
 from ..generate import chunk_features
 from ..pipeline import OmniAvatarPipeline
@@ -94,7 +94,7 @@ def generate_batch(
 
 def pixels(videos: Sequence[np.ndarray]) -> Tensor:
     """uint8 [F, H, W, 3] each -> float [B, 3, F, H, W] in [-1, 1]."""
-    return to_unit_range(torch.from_numpy(np.stack(videos))).permute(0, 4, 1, 2, 3)
+    return to_video(torch.from_numpy(np.stack(videos)))
 
 
 def encode_videos(pipe: OmniAvatarPipeline, video: Tensor) -> Tensor:

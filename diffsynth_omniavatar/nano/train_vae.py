@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .. import host
 from ..checkpoint import write_atomically
-from ..clip import to_bytes, to_unit_range
+from ..clip import to_bytes, to_video
 from ..files import SMALL_FAMILY as FILES
 from .draw import draw_frames
 from .family import NANO, SmallVAE, half
@@ -121,11 +121,6 @@ def treat_frames_alone(network: host.VideoVAE_) -> None:
             layer.weight[:, :, -1] = layer.weight[:, :, -2] = same / 2
         else:  # one frame becomes two: their channels stand one after the other
             layer.weight[:, :, -1] = same.repeat(2, 1, 1, 1)
-
-
-def to_video(frames: Tensor) -> Tensor:
-    """uint8 [B, F, H, W, 3] -> float32 [B, 3, F, H, W] in [-1, 1]."""
-    return to_unit_range(frames).permute(0, 4, 1, 2, 3)
 
 
 class RunningMean:

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
 from .settings import LoopSettings
-from .zero import EngineOptimizer, configure, gathered_weights, hide_frozen_networks
+from .zero import EngineOptimizer, configure, frozen_networks, gathered_weights, hide_frozen_networks
 
 STATE_FILE = "loop.pt"
 
@@ -202,9 +202,7 @@ class OmniAccelerator(Accelerator):
         plugin = self.state.fsdp_plugin
         plugin.cpu_ram_efficient_loading = False  # every process has loaded the weights
         if plugin.ignored_modules is None:  # encoders work outside the model's forward pass: each process has its own
-            plugin.ignored_modules = [
-                part for part in model.pipe.children() if not any(value.requires_grad for value in part.parameters())
-            ]
+            plugin.ignored_modules = [*frozen_networks(model).values()]
         model, prepared = super().prepare(model, optimizer)
         return model, prepared.optimizer, *others
 
@@ -274,8 +272,9 @@ class OmniAccelerator(Accelerator):
     def report_parts(self, parts: Mapping[str, Tensor]) -> None:
         """`report` the losses that a sample's loss is made of; DivergedError names the first that is not finite."""
         for name, value in parts.items():
-            self.check_finite(f"{name} loss", float(value))
-            self.report(**{name: float(value)})
+            number = float(value)  # waits for the GPU
+            self.check_finite(f"{name} loss", number)
+            self.report(**{name: number})
 
     def check_finite(self, what: str, value: float) -> None:
         """Raise DivergedError, naming step and sample, if the value is not finite."""

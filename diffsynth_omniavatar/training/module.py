@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import checkpoint, conditioning, host
 from ..blocks import BlockRunner, block_weights
-from ..clip import to_unit_range
+from ..clip import to_video
 from ..config import CheckpointConfig, LoRAConfig
 from ..dataset import TrainingSample
 from ..losses.flow import flow_loss
@@ -296,7 +296,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
 
 def _pixels(frames: Tensor | None) -> Tensor | None:
     """uint8 [B, F, H, W, 3] -> float [B, 3, F, H, W] in [-1, 1]."""
-    return None if frames is None else to_unit_range(frames).permute(0, 4, 1, 2, 3).contiguous()
+    return None if frames is None else to_video(frames).contiguous()
 
 
 def trainable_parameters(module: torch.nn.Module) -> int:

@@ -37,13 +37,20 @@ def configure(plugin: Any, settings: LoopSettings) -> None:
     config["gradient_clipping"] = settings.max_grad_norm if settings.max_grad_norm < float("inf") else 0.0
 
 
+def frozen_networks(model: Any) -> dict[str, torch.nn.Module]:
+    """The networks of the module's pipeline in which nothing trains, by name."""
+    return {
+        name: part
+        for name, part in model.pipe.named_children()
+        if not any(value.requires_grad for value in part.parameters())
+    }
+
+
 def hide_frozen_networks(model: Any) -> None:
     """Let the networks of the pipeline in which nothing trains be attributes of it but no submodules any more."""
-    pipe = model.pipe
-    for name, part in list(pipe.named_children()):
-        if not any(value.requires_grad for value in part.parameters()):
-            del pipe._modules[name]
-            pipe.__dict__[name] = part
+    for name, part in frozen_networks(model).items():
+        del model.pipe._modules[name]
+        model.pipe.__dict__[name] = part
 
 
 @contextmanager
