@@ -37,6 +37,11 @@ MODEL_FLAGS: Flags = {
     "device": (str, "cuda, cuda:1, cpu, ...; by default the GPU if there is one"),
     "dtype": (str, "bfloat16, float16 or float32; by default bfloat16 on a GPU and float32 on a CPU"),
     "vram_limit": (float, "GiB of GPU memory from which on weights wait in main memory; by default all go to the GPU"),
+    "compile": (
+        bool,
+        "compute the transformer's blocks faster: compiled, for about a minute when it starts (default: no)",
+    ),
+    "use_usp": (bool, "make each video by all GPUs; start with torchrun --nproc_per_node GPUS (default: no)"),
     "download_source": (str, "modelscope or huggingface, for the files that are downloaded"),
     "leading_audio_rows": (int, "0 or 1: frames before the sound, where the checkpoint does not say it"),
     "first_frame": (str, "V2V, known or masked: the first frame, where the checkpoint does not say it"),
@@ -176,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(commands, ".dataset", "check", "List all faults of training data.")
     _add_command(commands, ".precompute", "precompute", "Encode training data once, into a cache.")
     _add_command(commands, ".evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
+    _add_command(commands, ".plan", "plan", "Tell which flags train fastest on a GPU, in how much memory and time.")
     commands.add_parser("train", help="Train; the same as `python -m diffsynth_omniavatar.train`.")
 
     _add_command(
@@ -354,10 +360,11 @@ def _generate_one(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any], settings:
         if out.exists() and out.stat().st_mtime_ns != before:
             raise KeyboardInterrupt(f"{out} has the part that was done and can be played.") from None
         raise KeyboardInterrupt(f"not even the first chunk was done, so {out} was not written.") from None
-    print(
-        f"{made.path}: {made.frames} frames of {made.height}x{made.width} in {made.chunks} chunk(s), "
-        f"{made.steps} steps, {made.seconds:.1f} s"
-    )
+    if pipe.is_first_process:
+        print(
+            f"{made.path}: {made.frames} frames of {made.height}x{made.width} in {made.chunks} chunk(s), "
+            f"{made.steps} steps, {made.seconds:.1f} s"
+        )
 
 
 def _generate_many(args: argparse.Namespace) -> int:
@@ -373,11 +380,12 @@ def _generate_many(args: argparse.Namespace) -> int:
         try:
             _generate_one(pipe, inputs, _given(args, SETTING_FLAGS))
         except (ValueError, OSError) as error:
-            if args.debug:
+            if args.debug or getattr(args, "use_usp", False):  # the other processes would not know that it is left out
                 raise
             _say(f"error: {args.input_file}, line {number}: {error}")
             failed += 1
-    print(f"{total - failed} of {total} videos are in {args.out_folder}.")
+    if pipe.is_first_process:
+        print(f"{total - failed} of {total} videos are in {args.out_folder}.")
     return FAILED if failed else 0
 
 
