@@ -8,7 +8,7 @@ most per byte first, within a budget. Plain integers: nothing here knows of tens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .config import AUDIO_WINDOW, LoRAConfig, OmniAvatarConfig
@@ -46,6 +46,18 @@ class BlockShape:
     heads: int
     element_size: int
     """Bytes of a number: 2 for bfloat16."""
+
+    @classmethod
+    def of(cls, config: OmniAvatarConfig, *, batch: int, tokens: int, element_size: int) -> BlockShape:
+        """Those of a model."""
+        return cls(
+            batch=batch,
+            tokens=tokens,
+            dim=config.dim,
+            ffn_dim=config.ffn_dim,
+            heads=config.num_heads,
+            element_size=element_size,
+        )
 
     @property
     def input_bytes(self) -> int:
@@ -223,7 +235,7 @@ class StepMemory:
 
 
 def step_memory(weights: Weights, shape: BlockShape, way: Way, kept: int = 0) -> StepMemory:
-    """Memory of a step with cached inputs; the blocks keep their inputs and `kept` bytes, the rest is computed again."""
+    """Memory of a step with cached inputs: the blocks keep their inputs and `kept` bytes, the rest is computed anew."""
     streamed = STREAMED_LAYERS * weights.blocks // weights.layers
     return StepMemory(
         weights=(streamed if way.stream else weights.blocks) + weights.others + weights.trained,
@@ -253,3 +265,28 @@ def auto_budget(
     inputs = 0 if offload else layers * shape.input_bytes
     taken = inputs + shape.backward_bytes + (STATES if first else 1) * trained + reserve
     return max(0, int((1 - SPARE) * free) - taken)
+
+
+def option_changes(
+    config: OmniAvatarConfig, lora: LoRAConfig | None, shape: BlockShape, way: Way, kept: int = 0
+) -> dict[str, int]:
+    """What each flag of training, given or left out, would add to the peak of a step, in bytes."""
+    weights = count_weights(config, lora, element_size=shape.element_size)
+    own = replace(way, blocks="eager") if way.blocks == "host" else way
+    changed = {
+        _flip("--use_gradient_checkpointing_offload", way.offload): (replace(way, offload=not way.offload), kept)
+    }
+    if way.blocks != "host":
+        changed["with --reference"] = (Way(offload=way.offload), 0)
+    if lora is not None:
+        changed[_flip("--stream_weights", way.stream)] = (replace(own, stream=not way.stream), kept)
+        every = (frozenset(KEEPABLE),) * weights.layers
+        attention = (frozenset({"attention"}),) * weights.layers
+        for what, plan in (("0", ()), ("to keep attention", attention), ("to keep all", every)):
+            changed[f"with --activation_memory {what}"] = (own, kept_bytes(shape, plan))
+    now = step_memory(weights, shape, way, kept).peak
+    return {flag: step_memory(weights, shape, *other).peak - now for flag, other in changed.items()}
+
+
+def _flip(flag: str, given: bool) -> str:
+    return f"without {flag}" if given else f"with {flag}"

@@ -96,18 +96,10 @@ class Task:
     @property
     def shape(self) -> BlockShape:
         """A block's work."""
-        config = self.config
-        return BlockShape(
-            batch=self.batch,
-            tokens=self.size.tokens,
-            dim=config.dim,
-            ffn_dim=config.ffn_dim,
-            heads=config.num_heads,
-            element_size=2,
-        )
+        return BlockShape.of(self.config, batch=self.batch, tokens=self.size.tokens, element_size=2)
 
 
-# --------------------------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------------------------ the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +162,7 @@ def measured_table() -> Table:
     return Table.read(json.loads(resources.files(__package__).joinpath("measured.json").read_text(encoding="utf-8")))
 
 
-# ---------------------------------------------------------------------------------------------------------------- seconds
+# -------------------------------------------------------------------------------------------------------------- seconds
 
 
 class Operations(NamedTuple):
@@ -228,7 +220,7 @@ def seconds_of(task: Task, way: Way, kept: Mapping[str, int], table: Table) -> f
     return max(computing, copied / table.copy_rate)
 
 
-# --------------------------------------------------------------------------------------------------------------- prediction
+# ----------------------------------------------------------------------------------------------------------- prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +339,7 @@ def _scaled(size: Size, side: int) -> Size:
     return Size(height, width, size.frames)
 
 
-# --------------------------------------------------------------------------------------------------------------- the command
+# ---------------------------------------------------------------------------------------------------------- the command
 
 
 def parse_size(text: str) -> Size:
@@ -364,7 +356,7 @@ def parse_size(text: str) -> Size:
         if side < SIDE_STEP or side % SIDE_STEP:
             lower = max(SIDE_STEP, side // SIDE_STEP * SIDE_STEP)
             raise ValueError(
-                f"--size {text}: the {name} {side} is not a multiple of {SIDE_STEP}; take {lower} or {lower + SIDE_STEP}."
+                f"--size {text}: {name} {side} is no multiple of {SIDE_STEP}; take {lower} or {lower + SIDE_STEP}."
             )
     if size.frames < 5 or size.frames % 4 != 1:
         lower = max(5, (size.frames - 1) // 4 * 4 + 1)
@@ -415,8 +407,8 @@ def report(task: Task, gpu: float, table: Table) -> str:
             blocks = count_weights(task.config, task.lora).blocks / GIB
             lines.append(f"{blocks:.1f} GiB of weights wait in main memory.")
     lines.append(
-        f"Seconds are of an {table.gpu}, torch {table.torch}, {table.date}; peaks are what tensors take, of which a GPU "
-        f"needs {SPARE:.0%} more, and {CONTEXT} GiB for CUDA."
+        f"Seconds are of an {table.gpu}, torch {table.torch}, {table.date}. A GPU needs {SPARE:.0%} more than the peak "
+        f"and {CONTEXT} GiB for CUDA."
     )
     return "\n".join(lines)
 
@@ -434,6 +426,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`omniavatar plan`: the exit code is 1 if nothing fits."""
     gpu, table = parse_gpu(args.gpu), measured_table()
+    if args.batch_size < 1:
+        raise ValueError(f"--batch_size is {args.batch_size}, wanted at least 1.")
     task = Task(
         model=args.model,
         size=parse_size(args.size),

@@ -33,6 +33,7 @@ from .losses.decode import AUX_MEMORY, choose_memory
 from .losses.lpips import LpipsLoss, load_lpips
 from .losses.sync import SyncLoss, load_syncnet
 from .losses.trepa import TrepaLoss, load_videomae
+from .memory_plan import BlockShape
 from .nano.family import register_family
 from .pipeline import OmniAvatarPipeline
 from .precompute import encoder_pipeline
@@ -42,6 +43,7 @@ from .training.accelerator import OmniAccelerator
 from .training.auxiliary import AuxiliaryLosses
 from .training.callbacks import TrainingLogger, find_latest
 from .training.data_process import process_data
+from .training.memory_report import predicted_rows
 from .training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
 from .training.settings import LoopSettings, steps_in_epochs
 from .training.validation import Validation, load_metrics, read_samples
@@ -240,7 +242,7 @@ def _add_loop_flags(group: Any) -> None:
     add("--strict_data", action="store_true", help="Stop at an unreadable clip instead of passing over it.")
     add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
     add("--config", help="YAML or JSON file: flag name -> value; the command line has precedence.")
-    add("--vram_report", action="store_true", help="Print the peak memory of each stage after the third step (CUDA).")
+    add("--vram_report", action="store_true", help="Print the memory of each stage after the third step (CUDA).")
     add("--dry_run", action="store_true", help="Print the plan and end.")
     add("--debug", action="store_true", help="Show the whole traceback of an error.")
 
@@ -588,13 +590,20 @@ def plan_of(
     height, width = args.height, args.width
     size = f"{height}x{width}" if height else "of the clips, among the trained sizes"
     trained = trainable_parameters(module)
-    frozen = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    number_size = next(module.pipe.dit.parameters()).element_size()
-    bytes_of_training = trained * (number_size + 12 if settings.fp32_master_weights else 3 * number_size)
+    others = sum(value.nbytes for name, value in module.named_parameters() if not name.startswith("pipe.dit."))
     frames = args.num_frames or "up to max_tokens"
     tokens = module.config.conventions.max_tokens
     if height and args.num_frames:
         tokens = latent_frames(args.num_frames) * (height // 16) * (width // 16)
+    config = module.pipe.dit.config
+    memory = predicted_rows(
+        config,
+        module.config.lora,
+        module.settings,
+        BlockShape.of(config, batch=args.batch_size, tokens=tokens, element_size=DTYPES[args.dtype].itemsize),
+        module.pipe.dit.runner,
+        fp32_master_weights=settings.fp32_master_weights,
+    )
     return [
         ("mode", f"{args.omniavatar_mode}, {module.config.in_dim} channels"),
         ("samples", len(dataset)),
@@ -606,8 +615,8 @@ def plan_of(
         ("batch", f"{args.batch_size} x accumulation {settings.gradient_accumulation_steps} x {processes} process(es)"),
         ("optimizer steps", settings.max_steps),
         ("trainable parameters", f"{trained:,}"),
-        ("weights", f"{frozen / 2**30:.2f} GiB"),
-        ("gradients, AdamW", f"{bytes_of_training / 2**30:.2f} GiB"),
+        ("encoders", f"{others / 2**30:.2f} GiB"),
+        *memory,
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from ..clip import to_video
 from ..config import CheckpointConfig, LoRAConfig
 from ..dataset import TrainingSample
 from ..losses.flow import flow_loss
+from ..memory_plan import Way
 from ..pipeline import OmniAvatarPipeline
 from ..timeline import SAMPLES_PER_FRAME
 from .auxiliary import AuxiliaryLosses
-
-logger = logging.getLogger(__name__)
+from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
 
 ENCODERS = ("text_encoder", "vae", "speech_encoder")
 """Frozen networks that a cache makes superfluous."""
@@ -53,38 +52,19 @@ class StepSettings:
     tiled: bool = False
     """Encode videos in VAE tiles: less memory, shifted colours."""
     vram_report: bool = False
-    """Print the peak memory of each stage of the third step (CUDA)."""
+    """Print the memory of each stage of the third step, and what flags would change of it (CUDA)."""
 
-
-class MemoryReport:
-    """Peak memory of the stages of a training step on the CUDA device; prints itself once, after the third step.
-
-    Raises:
-        ValueError: the pipeline is not on a CUDA device.
-    """
-
-    STEP = 3
-
-    def __init__(self, pipe: OmniAvatarPipeline) -> None:
-        if not torch.cuda.is_available():
-            raise ValueError("--vram_report needs a CUDA device; leave it out.")
-        parts = {name: part for name, part in pipe.named_children() if any(True for _ in part.parameters())}
-        self.weights = {
-            name: sum(p.numel() * p.element_size() for p in part.parameters()) for name, part in parts.items()
-        }
-        self.peaks: dict[str, int] = {}
-        self.steps = -1
-
-    def end_of(self, stage: str) -> None:
-        """Note the peak since the last call."""
-        self.peaks[stage] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        self.steps += stage == "backward and optimizer"
-        if self.steps == self.STEP and stage == "backward and optimizer":
-            for name, size in self.weights.items():
-                logger.info("memory: weights of %-22s %7.2f GiB", name, size / 2**30)
-            for name, size in self.peaks.items():
-                logger.info("memory: peak of %-25s %7.2f GiB", name, size / 2**30)
+    @property
+    def way(self) -> Way:
+        """How the blocks are computed."""
+        own = self.compile or self.stream_weights or self.activation_memory is not None
+        if self.reference or not own:
+            return Way(offload=self.use_gradient_checkpointing_offload)
+        return Way(
+            blocks="compiled" if self.compile else "eager",
+            offload=self.use_gradient_checkpointing_offload,
+            stream=self.stream_weights,
+        )
 
 
 def add_lora(dit: Any, lora: LoRAConfig) -> None:
@@ -123,11 +103,10 @@ def choose_blocks(dit: Any, settings: StepSettings, *, device: torch.device, lor
     Raises:
         ValueError: the settings need LoRA, or cannot work with the model's layers.
     """
-    keeps = settings.activation_memory is not None or settings.stream_weights
-    if settings.reference or not (keeps or settings.compile):
+    if settings.way.blocks == "host":
         dit.runner = None
         return
-    if keeps and not lora:
+    if (settings.activation_memory is not None or settings.stream_weights) and not lora:
         raise ValueError("--activation_memory and --stream_weights need LoRA: leave --trainable_models away, or them.")
     for block in dit.blocks:
         block_weights(block)
@@ -170,7 +149,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         device = torch.device(pipe.device)
         choose_blocks(pipe.dit, settings, device=device, lora=lora, auxiliary=auxiliary is not None)
         self.units = [conditioning.PromptUnit(), *conditioning.units()]
-        self.memory = MemoryReport(pipe) if settings.vram_report else None
+        self.memory = MemoryReport(pipe, config.lora, settings) if settings.vram_report else None
 
     def switch_pipe_to_training_mode(self, pipe: OmniAvatarPipeline, *_: Any, **__: Any) -> None:
         """The part of the host's method that applies: its scheduler in training mode, everything frozen."""
@@ -183,10 +162,10 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         if callable(data):
             return data()
         if self.memory is not None:
-            self.memory.end_of("backward and optimizer")
+            self.memory.end_of(BACKWARD)
         shared, positive, _ = self.prepare(data)
         if self.memory is not None:
-            self.memory.end_of("encoding")
+            self.memory.end_of(ENCODING, shared["input_latents"])
         model_inputs = {**shared, **positive}
         loss = flow_loss(self.pipe, model_inputs)
         if self.auxiliary is not None:
@@ -194,7 +173,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
             if self.on_parts is not None:
                 self.on_parts(parts)
         if self.memory is not None:
-            self.memory.end_of("forward")
+            self.memory.end_of(FORWARD)
         return loss
 
     @torch.no_grad()
