@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .host import flash_attention
 from .memory_plan import KEEPABLE, BlockShape, Kept, describe, kept_bytes, plan_kept
+from .sequence_parallel import SequenceParallel
 from .streaming import MainMemory, StreamedWeights
 
 logger = logging.getLogger(__name__)
@@ -139,7 +141,7 @@ def projection(layer: Any) -> Projection:
     raise UnsupportedLayerError(
         f"compiling the blocks and choosing what they keep work with plain and LoRA layers, not with a "
         f"{type(layer).__name__} of {type(getattr(layer, 'weight', None)).__name__}; use DiffSynth's own blocks: "
-        "without --compile, --activation_memory, --stream_weights, or with --reference."
+        "without --compile, --use_usp, --activation_memory, --stream_weights, or with --reference."
     )
 
 
@@ -527,6 +529,7 @@ class BlockCall:
         keep: what of `memory_plan.KEEPABLE` is kept for the backward pass.
         pieces: `EAGER` or `compiled()`.
         inputs: where the block's input waits for the backward pass; None for the device.
+        attend: the self-attention of a pass without gradients.
     """
 
     weights: Callable[[], BlockWeights]
@@ -536,12 +539,13 @@ class BlockCall:
     keep: Kept
     pieces: Pieces
     inputs: MainMemory | None = None
+    attend: Callable[..., Tensor] = flash_attention
 
     def plain(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D], as autograd differentiates it."""
         w, pieces, m = self.weights(), self.pieces, self.modulation
         _, _, v, queries, keys = pieces.pre_attention(x, m, self.rotary, w)
-        attended = flash_attention(queries, keys, v, num_heads=w.heads)
+        attended = self.attend(queries, keys, v, num_heads=w.heads)
         between, _, queries, keys, values, _ = pieces.middle(x, attended, self.text, m, w)
         attended = flash_attention(queries, keys, values, num_heads=w.heads)
         return pieces.post_attention(between, attended, m, w)[-1]
@@ -691,12 +695,14 @@ class BlockRunner:
             none.
         reserve: bytes that "auto" leaves free for work outside the denoiser.
         streamed: the blocks' frozen weights, if they wait in main memory; see `stream_weights`.
+        parallel: the processes that make a video together; None for this one alone.
     """
 
     compile: bool = False
     activation_memory: float | Literal["auto"] | None = None
     reserve: int = 0
     streamed: StreamedWeights | None = None
+    parallel: SequenceParallel | None = None
     inputs: MainMemory | None = None
     """Where the blocks' inputs wait, once a pass has asked for it."""
     rotaries: dict[Any, Rotary] = field(default_factory=dict, repr=False)
@@ -725,17 +731,25 @@ class BlockRunner:
 
         Args:
             dit: the denoiser.
-            tokens: those of the first block.
+            tokens: those of the first block, with `parallel` this process's part of them.
             text: [B, L, D].
             t_mod: the timestep's modulation [B, 6, D].
             grid: latent frames, rows and columns of tokens.
             recompute: gradient checkpointing, where `activation_memory` does not say more.
             offload: let the blocks' inputs wait in main memory.
+
+        Raises:
+            ValueError: gradients are wanted of several processes that share a sequence.
         """
         key = (grid, tokens.device)
         if key not in self.rotaries:
             self.rotaries[key] = rotary_tables(dit.freqs, grid, tokens.device)
-        rotary = self.rotaries[key]
+        rotary, attend = self.rotaries[key], flash_attention
+        if self.parallel is not None:
+            if torch.is_grad_enabled():
+                raise ValueError("--use_usp is for generating, it gives no gradients: load the model without it.")
+            rotary = Rotary(*(self.parallel.share(table, dim=0) for table in rotary))
+            attend = functools.partial(self.parallel.attention, flash_attention, math.prod(grid))
         pieces = compiled() if self.compile else EAGER
         if offload and self.inputs is None:
             self.inputs = MainMemory(tokens.device)
@@ -747,7 +761,7 @@ class BlockRunner:
             weights = block_weights(block)
             modulation = Modulation(*(block.modulation.to(t_mod) + t_mod).chunk(6, dim=1))
             source = functools.partial(self._weights, index, weights)
-            call = BlockCall(source, text, modulation, rotary, frozenset(), pieces)
+            call = BlockCall(source, text, modulation, rotary, frozenset(), pieces, attend=attend)
             if not torch.is_grad_enabled():
                 return call.plain(x)
             if not only_adapters_train(weights, text, *modulation):

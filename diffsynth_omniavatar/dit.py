@@ -7,6 +7,7 @@ host, peft or accelerate know about Wan's blocks holds for these too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,11 @@ class OmniAvatarDiT(WanModel):
         x = self.patch_embedding(torch.cat([x, y], dim=1))
         grid = tuple(x.shape[2:])
         tokens = x.flatten(2).transpose(1, 2).contiguous()
+        parallel = None if self.runner is None else self.runner.parallel
+        frames = None
+        if parallel is not None:
+            tokens = parallel.share(tokens)
+            frames = parallel.share(_frames_of_tokens(grid, x.device), dim=0)
         recompute = use_gradient_checkpointing or use_gradient_checkpointing_offload
         if self.runner is not None:
             offload = use_gradient_checkpointing_offload
@@ -155,12 +161,15 @@ class OmniAvatarDiT(WanModel):
             for index in range(len(self.blocks)):
                 if index in self.config.audio_layers:
                     audio = self.audio_cond_projs[index - self.config.audio_layers.start](packed_audio)
-                    tokens = _add_per_frame(tokens, audio)
+                    tokens = _add_per_frame(tokens, audio, frames)
                 tokens = run(index, tokens)
             if tea_cache is not None:
                 tea_cache.store(tokens)
         # A time axis of length one keeps the head's modulation apart for each sample on both hosts.
-        return self.unpatchify(self.head(tokens, t.unsqueeze(1)), grid)
+        patches = self.head(tokens, t.unsqueeze(1))
+        if parallel is not None:
+            patches = parallel.join(patches, math.prod(grid))
+        return self.unpatchify(patches, grid)
 
     def _check_shapes(self, x: Tensor, y: Tensor, audio_emb: Tensor) -> None:
         faults = []
@@ -187,8 +196,15 @@ class OmniAvatarDiT(WanModel):
         return torch.cat(parts, dim=-1).flatten(0, 2).unsqueeze(1).to(device)
 
 
-def _add_per_frame(tokens: Tensor, values: Tensor) -> Tensor:
-    """Add values [B, T, D] to all tokens [B, T*h*w, D] of their latent frame."""
+def _frames_of_tokens(grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """The latent frame of each token, [T*h*w]."""
+    return torch.arange(grid[0], device=device).repeat_interleave(math.prod(grid[1:]))
+
+
+def _add_per_frame(tokens: Tensor, values: Tensor, frames: Tensor | None) -> Tensor:
+    """Add values [B, T, D] to the tokens of their latent frame: to all [B, T*h*w, D], or to those of `frames` [s]."""
+    if frames is not None:
+        return tokens + values[:, frames]
     return (tokens.unflatten(1, (values.shape[1], -1)) + values.unsqueeze(2)).flatten(1, 2)
 
 

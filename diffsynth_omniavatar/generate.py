@@ -78,7 +78,8 @@ def generate(
 ) -> GeneratedVideo:
     """Make a talking video as long as the sound and write it, with the sound, while it is made.
 
-    Memory does not grow with the length. An interrupt leaves a playable file of the chunks that are done.
+    Memory does not grow with the length. An interrupt leaves a playable file of the chunks that are done. Of several
+    processes that make it together (`use_usp`), the first writes it.
 
     Args:
         pipe: from `from_pretrained`.
@@ -132,8 +133,10 @@ def generate(
     delay = plan.leading_rows / FRAME_RATE
     carried: Tensor | None = None
     with (
-        _progress(len(plan.chunks), steps, show_progress) as progress,
-        VideoWriter(out, *size, sound=sound, sound_delay=delay, crf=crf) as writer,
+        _progress(len(plan.chunks), steps, show_progress and pipe.is_first_process) as progress,
+        VideoWriter(out, *size, sound=sound, sound_delay=delay, crf=crf)
+        if pipe.is_first_process
+        else contextlib.nullcontext() as writer,
     ):
         for chunk in plan.chunks:
             frames = pipe(
@@ -160,7 +163,8 @@ def generate(
                 negative_prompt_embeds=negative_prompt_embeds,
             ).float()
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
-            writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
+            if writer is not None:
+                writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
     seconds = time.monotonic() - started
     return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
 

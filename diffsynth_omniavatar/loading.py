@@ -111,6 +111,8 @@ def load_pipeline(
     lora: Literal["fused", "adapters"] = "fused",
     in_dim: int | None = None,
     vram_limit: float | None = None,
+    compile: bool = False,
+    use_usp: bool = False,
     download_source: str | None = None,
     leading_audio_rows: int | None = None,
     first_frame: Literal["known", "masked"] | None = None,
@@ -127,6 +129,8 @@ def load_pipeline(
         in_dim: grow to so many input channels (33, 49, 65), the new ones zero.
         vram_limit: GiB of GPU memory from which on weights wait in main memory; None keeps all on the device.
         download_source: see `pipeline_arguments`.
+        compile: compute the denoiser's blocks in few compiled steps, in place of the host's own.
+        use_usp: make a video by all processes that torchrun has started, each with a GPU and a part of the tokens.
         leading_audio_rows, first_frame: `config.Conventions` with which the checkpoint was trained, where its
             config.json does not say so; None follows the checkpoint.
 
@@ -142,6 +146,11 @@ def load_pipeline(
         "omniavatar": omniavatar,
         "wav2vec2": wav2vec2,
     }
+    if vram_limit is not None and (compile or use_usp):
+        raise ValueError(
+            f"{'--compile' if compile else '--use_usp'} needs the weights on the GPU, --vram_limit {vram_limit:g} "
+            "keeps them in main memory: leave one out."
+        )
     device = choose_device(device)
     arguments = {
         **pipeline_arguments(
@@ -151,6 +160,8 @@ def load_pipeline(
         "torch_dtype": choose_dtype(dtype, device),
         "omniavatar_lora": lora,
         "omniavatar_channels": in_dim,
+        "omniavatar_compile": compile,
+        "use_usp": use_usp,
     }
     if vram_limit is None:
         pipe = OmniAvatarPipeline.from_pretrained(**arguments)

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from . import checkpoint, conditioning, host
 from .audio import AudioEncoder
+from .blocks import BlockRunner, block_weights
 from .clip import Sound, load_image, load_sound, match_size, speech_waveform
 from .config import LATENT_CHANNELS, Conventions
 from .dit import OmniAvatarDiT, model_fn_omniavatar
 from .nano.family import register_family
+from .sequence_parallel import SequenceParallel
 from .timeline import audio_rows, chunk_length, clip_length
 
 logger = logging.getLogger(__name__)
@@ -62,9 +64,14 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         Besides the host's arguments:
             omniavatar_lora: "fused" adds the checkpoint's LoRA to the weights; "adapters" keeps it as peft adapters.
             omniavatar_channels: grow the model to so many input channels (33, 49, 65), the new ones zero.
+            omniavatar_compile: compute the denoiser's blocks by `blocks`, compiled.
+
+        With the host's `use_usp=True`, all processes that torchrun has started make a video together, each with a part
+        of the tokens, by `sequence_parallel`; they must get the same arguments.
 
         Raises:
-            CheckpointError: a checkpoint does not fit; ValueError: something is missing beside it.
+            CheckpointError: a checkpoint does not fit; ValueError: something is missing beside it, or an argument does
+                not go with how the weights are kept.
         """
         return _load(_host_from_pretrained(), args, kwargs)
 
@@ -85,6 +92,16 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         pipe.post_units = [*pipe.post_units, conditioning.PrefixPostUnit()]
         pipe.model_fn = model_fn_omniavatar
         return pipe
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process writes files: the only one, or the first of those that make a video together."""
+        parallel = self._parallel
+        return parallel is None or parallel.rank == 0
+
+    @property
+    def _parallel(self) -> SequenceParallel | None:
+        return None if self.dit.runner is None else self.dit.runner.parallel
 
     @torch.no_grad()
     def __call__(
@@ -145,6 +162,8 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         wrong = [name for name in UNSUPPORTED_ARGUMENTS if host_arguments.get(name)]
         if wrong:
             raise ValueError(f"OmniAvatar does not work with {', '.join(wrong)}; leave it out.")
+        if self._parallel is not None and host_arguments.get("seed") is None:
+            raise ValueError("Several processes make one video (use_usp) from the same noise: give seed=.")
         is_v2v = self.dit.config.has_masked_video
         image = None if input_image is None else load_image(input_image)
         height, width = self._choose_size(image, input_video if is_v2v else None, height, width)
@@ -352,17 +371,18 @@ def _conventions(configs: Iterable[Any]) -> Conventions:
 def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     lora = kwargs.pop("omniavatar_lora", "fused")
     channels = kwargs.pop("omniavatar_channels", None)
+    compile_blocks = kwargs.pop("omniavatar_compile", False)
     bound = inspect.signature(original).bind(*args, **kwargs)
     bound.apply_defaults()
     own = _sort_configs(bound.arguments["model_configs"])
     if own.lora_checkpoint is None and own.conventions is None and own.wav2vec2 is None and channels is None:
         pipe = original(*args, **kwargs)
         if isinstance(pipe.dit, OmniAvatarDiT):
+            _choose_blocks(pipe.dit, compile_blocks, None)
             return OmniAvatarPipeline.adopt(pipe, _conventions(own.host_configs))
         return pipe
-    if bound.arguments.get("use_usp"):
-        raise ValueError("OmniAvatar does not run with use_usp=True yet; leave it out.")
-    bound.arguments["model_configs"] = own.host_configs
+    parallel = SequenceParallel.start(bound.arguments["device"]) if bound.arguments["use_usp"] else None
+    bound.arguments.update(model_configs=own.host_configs, use_usp=False)
     pipe = original(*bound.args, **bound.kwargs)
     if own.lora_checkpoint is not None:
         _apply_lora_checkpoint(pipe, own.lora_checkpoint, lora, channels)
@@ -376,7 +396,19 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     encoder = None
     if own.wav2vec2 is not None:
         encoder = AudioEncoder.from_pretrained(own.wav2vec2).to(pipe.device)
+    _choose_blocks(pipe.dit, compile_blocks, parallel)
     return OmniAvatarPipeline.adopt(pipe, own.conventions or _conventions(own.host_configs), encoder)
+
+
+def _choose_blocks(dit: OmniAvatarDiT, compile_blocks: bool, parallel: SequenceParallel | None) -> None:
+    """Let the denoiser compute its blocks by `blocks`, where one of the two asks for it."""
+    if not compile_blocks and parallel is None:
+        return
+    for block in dit.blocks:
+        block_weights(block)
+    if parallel is not None:
+        parallel.check(dit.config.num_heads)
+    dit.runner = BlockRunner(compile=compile_blocks, parallel=parallel)
 
 
 def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, channels: int | None) -> None:

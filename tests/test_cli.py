@@ -144,6 +144,11 @@ def test_mistakes_take_one_line(tmp_path, inputs, capsys):
         ),
         (["generate", *generate_flags(inputs, tmp_path / "a.avi")], "ends in .mp4"),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8"], "no GPU memory to limit"),
+        (
+            ["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8", "--compile"],
+            "--compile needs the weights on the GPU, --vram_limit 8",
+        ),
+        (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--use_usp"], "start with `torchrun"),
         (["generate", "--input_file", "x.txt", "--prompt", "a"], "--input_file stands in place of --prompt"),
         (["generate", "--input_file", tmp_path / "x.txt"], "No such file"),
         (["convert", inputs / "face.png", tmp_path / "x", "--to", "omniavatar"], "no file of tensors"),

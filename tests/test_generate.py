@@ -30,6 +30,7 @@ class FakePipe:
         self.conventions = conventions or Conventions()
         self.dit = SimpleNamespace(config=SimpleNamespace(has_masked_video=False, has_reference_sequence=False))
         self.calls, self.prompts = [], []
+        self.is_first_process = True
 
     def check_resize_height_width(self, height, width):
         return height, width

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar import files, host, loading
+from diffsynth_omniavatar import blocks, files, host, loading
 from diffsynth_omniavatar.config import Conventions
 from diffsynth_omniavatar.nano.family import register_family, write_random_family
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
@@ -83,6 +83,12 @@ def test_upstream_folder_loads_like_the_family(tmp_path, family):
     assert pipe.conventions.max_tokens == 36
 
 
+def clip(pipe):
+    inputs = {"prompt": "a", "input_image": portrait(64), "input_audio": speech(0.3)}
+    settings = {"num_frames": 9, "num_inference_steps": 2, "seed": 1, "audio_cfg_scale": 3.0}
+    return pipe(**inputs, **settings, output_type="floatpoint", progress_bar_cmd=iter)
+
+
 @pytest.mark.parametrize("limit", [0.0, 1000.0])
 def test_offloaded_weights_give_the_same_clip(family, monkeypatch, limit):
     for backend in (torch.cuda, torch.cpu):  # what the hosts ask of a GPU, answered for the CPU
@@ -93,15 +99,21 @@ def test_offloaded_weights_give_the_same_clip(family, monkeypatch, limit):
         files_of_family = loading.pipeline_arguments(files.model_files(folder=family))
         return {**files_of_family, "device": "cpu", "torch_dtype": torch.float32}
 
-    def clip(pipe):
-        inputs = {"prompt": "a", "input_image": portrait(64), "input_audio": speech(0.3)}
-        settings = {"num_frames": 9, "num_inference_steps": 2, "seed": 1, "audio_cfg_scale": 3.0}
-        return pipe(**inputs, **settings, output_type="floatpoint", progress_bar_cmd=iter)
-
     offloaded = host.load_within(limit, OmniAvatarPipeline.from_pretrained, arguments())
     assert offloaded.vram_management_enabled
     deviation = (clip(offloaded) - clip(OmniAvatarPipeline.from_pretrained(**arguments()))).abs().max()
     assert deviation < BLEND_TOLERANCE
+
+
+def test_compiled_blocks_give_the_same_clip(family, monkeypatch):
+    pieces = blocks.compiled("aot_eager")
+    monkeypatch.setattr(blocks, "compiled", lambda: pieces)
+    clips = []
+    for compile_blocks in (False, True):
+        pipe = loading.load_pipeline(folder=family, device="cpu", compile=compile_blocks)
+        assert (pipe.dit.runner is not None) == compile_blocks
+        clips.append(clip(pipe))
+    assert 0 < (clips[0] - clips[1]).abs().max() < BLEND_TOLERANCE
 
 
 def test_wrong_devices_and_formats_are_refused(monkeypatch):

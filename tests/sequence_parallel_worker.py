@@ -1,0 +1,72 @@
+"""Run by torchrun in several processes: final latents of some clips. `sequence_parallel_worker.py I2V V2V OUT`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from synthetic_clips import portrait, speech
+
+from diffsynth_omniavatar.nano import family
+from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+
+SIZE = 64
+FRAMES = 13  # 64 tokens, which three processes cannot share equally; they share the family's three heads
+CLIPS = {
+    "two passes": {},
+    "three passes": {"audio_cfg_scale": 3.0},
+    "one pass": {"cfg_scale": 1.0},
+    "TeaCache": {"tea_cache_l1_thresh": 1e9, "tea_cache_model_id": "Wan2.1-T2V-1.3B"},
+    "prefix": {"prefix_video": 5},
+}
+
+
+def load(folder, use_usp):
+    return OmniAvatarPipeline.from_pretrained(
+        torch_dtype=torch.float32, device="cpu", use_usp=use_usp, **family.family_configs(folder)
+    )
+
+
+def final_latents(i2v, v2v, use_usp):
+    """The latents that are decoded, of each of `CLIPS` and of a dubbed one; and two samples in one batch."""
+    results = {}
+    pipe = load(i2v, use_usp)
+    for name, settings in CLIPS.items():
+        results[name] = clip(pipe, input_image=portrait(64), **settings)
+    results["batch"] = batch(pipe.dit)
+    generator = torch.Generator().manual_seed(3)
+    video = torch.randint(0, 255, (FRAMES, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    results["V2V"] = clip(load(v2v, use_usp), input_video=video)
+    return results
+
+
+def clip(pipe, prefix_video=None, **settings):
+    decoded, decode = [], pipe.vae.decode
+
+    def keep(latents, **options):
+        decoded.append(latents)
+        return decode(latents, **options)
+
+    pipe.vae.decode = keep
+    if prefix_video is not None:
+        prefix_video = torch.rand(3, prefix_video, SIZE, SIZE, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    pipe(prompt="a man", input_audio=speech(0.6), prefix_video=prefix_video, height=SIZE, width=SIZE, num_frames=FRAMES,
+         num_inference_steps=3, seed=5, output_type="floatpoint", progress_bar_cmd=iter, **settings)  # fmt: skip
+    pipe.vae.decode = decode
+    return decoded[0].contiguous()
+
+
+@torch.no_grad()
+def batch(dit):
+    generator = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(2, channels, 4, 8, 8, generator=generator) for channels in (16, 17))
+    text = torch.randn(2, 7, dit.config.text_dim, generator=generator)
+    audio = torch.randn(2, FRAMES, dit.config.audio_dim, generator=generator)
+    return dit(x, torch.tensor([700.0, 200.0]), text, y, audio)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    i2v, v2v, out = map(Path, sys.argv[1:])
+    latents = final_latents(i2v, v2v, use_usp=True)
+    save_file(latents, f"{out}.{torch.distributed.get_rank()}.safetensors")

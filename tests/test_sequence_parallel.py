@@ -1,0 +1,104 @@
+"""Several processes make the video that one makes; here three on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from golden_models import relative_deviation
+from safetensors.torch import load_file
+from sequence_parallel_worker import CLIPS, final_latents
+from synthetic_clips import portrait, speech
+
+from diffsynth_omniavatar import cli
+from diffsynth_omniavatar.blocks import BlockRunner
+from diffsynth_omniavatar.clip import read_frames
+from diffsynth_omniavatar.config import Conventions
+from diffsynth_omniavatar.loading import load_pipeline
+from diffsynth_omniavatar.nano.family import write_random_family
+from diffsynth_omniavatar.sequence_parallel import SequenceParallel
+
+ROOT = Path(__file__).resolve().parent.parent
+TOLERANCE = 1e-5  # float32, against the host's blocks: another order of the same operations
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    conventions = Conventions(image_sizes=((64, 64),), max_tokens=36)
+    return [write_random_family(folder / str(in_dim), in_dim, conventions=conventions) for in_dim in (33, 49)]
+
+
+def launch(*arguments, processes=3):
+    """torchrun; gives what came to stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        + [str(argument) for argument in arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_three_processes_compute_the_latents_of_one(families, tmp_path):
+    launch(Path(__file__).with_name("sequence_parallel_worker.py"), *families, tmp_path / "many")
+    first, second, third = (load_file(tmp_path / f"many.{rank}.safetensors") for rank in range(3))
+    wanted = final_latents(*families, use_usp=False)
+    assert set(first) == {*CLIPS, "batch", "V2V"}
+    for name, latents in wanted.items():
+        assert torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]), name
+        assert relative_deviation(first[name], latents) < TOLERANCE, name
+
+
+def test_the_first_process_writes_the_video(families, tmp_path):
+    portrait(96).save(tmp_path / "face.png")
+    soundfile.write(tmp_path / "speech.wav", speech(0.5), 16000)
+    flags = ["generate", "--models_folder", families[0], "--prompt", "a", "--image", tmp_path / "face.png"]
+    flags += ["--audio", tmp_path / "speech.wav", "--steps", "2", "--overlap", "5", "--device", "cpu", "--crf", "0"]
+    said = launch("-m", "diffsynth_omniavatar", *flags, "--use_usp", "--out", tmp_path / "many.mp4")
+    assert said.count("many.mp4: ") == 1
+    assert cli.main([str(flag) for flag in (*flags, "--out", tmp_path / "one.mp4")]) == 0
+    one, many = (read_frames(tmp_path / f"{name}.mp4").int() for name in ("one", "many"))
+    assert one.shape == many.shape and len(one) > 9  # more than a chunk
+    assert (one - many).abs().max() <= 2  # levels of 255: rounding
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 6, 7])
+def test_shares_make_up_the_whole(tokens):
+    whole = torch.arange(1.0, tokens + 1).view(1, tokens, 1)
+    parts = [SequenceParallel(rank, 3).share(whole) for rank in range(3)]
+    assert len({part.shape for part in parts}) == 1
+    joined = torch.cat(parts, dim=1)
+    assert torch.equal(joined[:, :tokens], whole) and not joined[:, tokens:].any()
+
+
+def test_what_cannot_run_in_parallel_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="start with `torchrun"):
+        SequenceParallel.start("cpu")
+    with pytest.raises(ValueError, match="3 processes cannot share the model's 40 heads"):
+        SequenceParallel(0, 3).check(40)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="leave --device cuda:1 out"):
+        SequenceParallel.start("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="there are 1 GPUs; lower --nproc_per_node"):
+        SequenceParallel.start("cuda")
+
+
+def test_processes_that_share_a_sequence_need_a_seed_and_give_no_gradients(families):
+    pipe = load_pipeline(folder=families[0], device="cpu")
+    pipe.dit.runner = BlockRunner(parallel=SequenceParallel(1, 2))
+    assert not pipe.is_first_process
+    with pytest.raises(ValueError, match="from the same noise: give seed="):
+        pipe("a", input_image=portrait(64), input_audio=speech(0.4))
+    x, y, audio = torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 17, 1, 2, 2), torch.zeros(1, 1, pipe.dit.config.audio_dim)
+    with pytest.raises(ValueError, match="gives no gradients"):
+        pipe.dit(x, torch.tensor([1.0]), torch.zeros(1, 1, pipe.dit.config.text_dim), y, audio)
