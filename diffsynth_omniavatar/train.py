@@ -51,6 +51,8 @@ from .training.validation import Validation, load_metrics, read_samples
 logger = logging.getLogger(__name__)
 
 MODE_CHANNELS = {"i2v": 33, "v2v": 49}
+DENOISER_FILES = "diffusion_pytorch_model"
+"""How the files of Wan's transformer begin."""
 TASKS = ("sft", "sft:data_process", "sft:train")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -347,6 +349,14 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         )
     if args.task == "sft:data_process" and args.wav2vec2_path is None:
         faults.append("--task sft:data_process needs --wav2vec2_path")
+    for flag in ("fp8_models", "offload_models"):
+        for named in (getattr(args, flag, None) or "").split(","):
+            if DENOISER_FILES in named:
+                faults.append(
+                    f"--{flag} {named}: DiffSynth wraps the denoiser's layers for it, and LoRA does not go on those; "
+                    f"--quant_options '{named}:torchao_fp8_w8a16' keeps the weights in 8 bits, --stream_weights in "
+                    "main memory"
+                )
     if args.model_paths is None and args.model_id_with_origin_paths is None:
         faults.append("name the base model with --model_paths or --model_id_with_origin_paths")
     if faults:
@@ -617,6 +627,7 @@ def plan_of(
         ("trainable parameters", f"{trained:,}"),
         ("encoders", f"{others / 2**30:.2f} GiB"),
         *memory,
+        *([("quantised", "not counted")] if hasattr(module.pipe.dit, "quantize_config") else []),
     ]
 
 

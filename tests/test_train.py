@@ -88,6 +88,32 @@ def test_losses_do_not_depend_on_how_the_blocks_are_computed(folder, tmp_path):
     assert losses_of(tmp_path) == pytest.approx(recorded, rel=LOSS_TOLERANCE)
 
 
+@pytest.mark.skipif(host.GENERATION == "wan_video_new", reason="DiffSynth 2.x quantises")
+@pytest.mark.parametrize("method", ["torchao_fp8_w8a16", "torchao_int8_w8a16"])
+def test_lora_trains_on_a_base_that_the_host_quantised(folder, tmp_path, method):
+    """The losses are those of bf16 within what 8 bits round; the checkpoint has the same tensors."""
+    pytest.importorskip("torchao")
+    dit = folder / "family" / family.FILES["dit"]
+    common = ["--max_steps", "10", "--dtype", "bfloat16", "--use_gradient_checkpointing"]
+    for name, more in (("bf16", []), ("quantised", ["--quant_options", f"{dit}:{method}"])):
+        assert train.main(flags(folder, tmp_path / name, *common, *more)) == 0
+    plain, quantised = losses_of(tmp_path / "bf16"), losses_of(tmp_path / "quantised")
+    assert quantised == pytest.approx(plain, rel=0.05) and quantised != plain
+    tensors, wanted = (load_file(tmp_path / name / "step-10/model.safetensors") for name in ("quantised", "bf16"))
+    assert {key: (t.shape, t.dtype) for key, t in tensors.items()} == {k: (t.shape, t.dtype) for k, t in wanted.items()}
+
+
+def test_what_wraps_the_denoisers_layers_is_refused(folder, tmp_path):
+    dit = str(folder / "family" / family.FILES["dit"])
+    if host.GENERATION == "wan_video_new":
+        with pytest.raises(train.FlagError, match=r"needs DiffSynth 2\.x"):
+            train.parse_arguments(flags(folder, tmp_path, "--fp8_models", dit))
+        return
+    for flag in ("--fp8_models", "--offload_models"):
+        with pytest.raises(train.FlagError, match=f"{flag} .*--quant_options '.*:torchao_fp8_w8a16'"):
+            train.parse_arguments(flags(folder, tmp_path, flag, dit))
+
+
 def test_a_resumed_run_equals_the_uninterrupted_one(folder, tmp_path):
     common = [
         "--gradient_accumulation_steps",

@@ -136,7 +136,9 @@ class MemoryReport:
         dit = self.pipe.dit
         weights = {name: on_device(part) for name, part in self.pipe.named_children()}
         kept = kept_in_step(self.settings, self.shape, len(dit.blocks), dit.runner)
-        changes = {} if kept is None else option_changes(dit.config, self.lora, self.shape, self.settings.way, kept)
+        changes = {}
+        if kept is not None and not hasattr(dit, "quantize_config"):  # the host's mark on quantised models
+            changes = option_changes(dit.config, self.lora, self.shape, self.settings.way, kept)
         order = {stage: self.readings[stage] for stage in (ENCODING, FORWARD, BACKWARD)}
         return report_lines({name: size for name, size in weights.items() if size}, order, changes)
 
