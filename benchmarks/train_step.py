@@ -40,6 +40,7 @@ from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepS
 from diffsynth_omniavatar.training.settings import LoopSettings
 
 SAVED_STEP = 3
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 CHANNELS = {"i2v": 33, "v2v": 49, "v2v-reference": 65}
 
 
@@ -80,16 +81,17 @@ class RandomSamples(torch.utils.data.Dataset[TrainingSample]):
         )
 
 
-def random_auxiliary(names: Sequence[str], memory: str) -> AuxiliaryLosses | None:
-    """The losses of these names, with networks of the official sizes and random weights."""
+def random_auxiliary(names: Sequence[str], memory: str, dtype: torch.dtype) -> AuxiliaryLosses | None:
+    """The losses of these names, with networks of the official sizes and random weights; VGG stays float32."""
     if not names:
         return None
-    with made_on("cuda", torch.bfloat16):
+    torch.manual_seed(0)
+    with made_on("cuda", torch.float32):
         sync = SyncLoss(StableSyncNet()) if "sync" in names else None
         trepa = TrepaLoss(VideoMAE(checkpointing=True)) if "trepa" in names else None
     for judge in (sync, trepa):
         if judge is not None:
-            freeze(judge.network, "cuda", torch.bfloat16)
+            freeze(judge.network, "cuda", dtype)
     vgg = None
     if "lpips" in names:
         import lpips
@@ -128,7 +130,7 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     add_lora(pipe.dit, lora)
     OmniAvatarPipeline.adopt(pipe, Conventions())
     options = StepSettings(use_gradient_checkpointing=True, use_gradient_checkpointing_offload=args.offload)
-    auxiliary = random_auxiliary(args.aux, args.aux_memory)
+    auxiliary = random_auxiliary(args.aux, args.aux_memory, DTYPES[args.aux_dtype])
     if auxiliary is not None:
         pipe.vae = random_vae().to("cuda", torch.bfloat16)
     checkpoint_config = CheckpointConfig(in_dim=config.in_dim, lora=lora, model=config)
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--offload", action="store_true", help="checkpoints in main memory")
     parser.add_argument("--aux", nargs="*", choices=["sync", "lpips", "trepa"], default=[], help="losses on frames")
     parser.add_argument("--aux_memory", choices=AUX_MEMORY, default="auto")
+    parser.add_argument("--aux_dtype", choices=list(DTYPES), default="bfloat16", help="of StableSyncNet and VideoMAE")
     parser.add_argument("--save_and_resume", action="store_true", help="go on from a checkpoint, and compare losses")
     args = parser.parse_args()
     PartialState()

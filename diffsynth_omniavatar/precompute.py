@@ -19,6 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -579,7 +580,7 @@ def _finish(writer: CacheWriter, scan: Scan, parts: Sequence[tuple[Any, ...]]) -
                 "clips": [entries[index] for index in sorted(entries)],
             },
         )
-    writer.state.wait_for_everyone()
+    wait_for_everyone(writer.state)
     return PrecomputeReport(
         encoded=sum(part[3] for part in parts),
         kept=sum(part[4] for part in parts),
@@ -611,6 +612,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiled", action="store_true", help="run the VAE in tiles: less memory, shifted colours")
 
 
+def wait_for_everyone(state: PartialState) -> None:
+    """Wait for all processes. Accelerate's own way names a GPU for each of them; here several may share one."""
+    if state.num_processes > 1:
+        torch.distributed.barrier()
+
+
+@contextmanager
+def main_process_first(state: PartialState) -> Iterator[None]:
+    """The main process runs what is inside before the others."""
+    if not state.is_main_process:
+        wait_for_everyone(state)
+    yield
+    if state.is_main_process:
+        wait_for_everyone(state)
+
+
 def run(args: argparse.Namespace) -> int:
     """`omniavatar precompute`: write a cache; the exit code is 1 if clips could not be encoded."""
     clips, settings, recipe = data_of(args)
@@ -627,7 +644,7 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise FileNotFoundError(f"files of the model are missing: {', '.join(missing)}")
     wav2vec2 = _config(sources["wav2vec2"])
-    with state.main_process_first():  # so that one process downloads
+    with main_process_first(state):  # so that one process downloads
         wav2vec2.download_if_necessary()
         pipe = encoder_pipeline(
             settings,

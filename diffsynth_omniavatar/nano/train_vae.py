@@ -4,9 +4,9 @@
 
 Single frames come first, then clips of 5, 9 and 17 frames through the host's own causal path, four frames at a time.
 The network starts out treating each frame alone: else it learns to draw later frames from the first one, and drifts.
-The loss is L1, heavier at the mouth, with a little KL. How far the schedule is depends on the time that has passed, so
-that a run ends when it should on any machine; an interrupted one goes on when it is started again. On CUDA a step of
-each length is captured and replayed, in bfloat16: it has more small kernels than a processor can start in time.
+The loss is smooth L1, heavier at the mouth, with a little KL. How far the schedule is depends on the time that has
+passed, so that a run ends when it should on any machine; an interrupted one goes on when it is started again. On CUDA a
+step of each length is captured and replayed, in bfloat16: it has more small kernels than a processor can start in time.
 
 Written to OUT: vae.safetensors (the mean of the last steps' weights, float16), vae.json (figures on clips that training
 has not seen), vae.png (frames above their reconstructions) and state.pt.
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,9 +38,11 @@ from .measure import correlation, measure_mouth
 from .speaker import FACE, MOUTH, OPENING, SIZE
 
 CLIP_FRAMES = 33
-STAGES = ((0.15, 1), (0.35, 5), (0.55, 9), (1.00, 17))
+STAGES = ((0.10, 1), (0.60, 5), (0.80, 9), (1.00, 17))
 """Part of the run up to which a step sees clips of so many frames."""
-MOUTH_WEIGHT = 4.0
+MOUTH_WEIGHT = 16.0
+SMALL_ERROR = 0.2
+"""Errors below this, of a range of 2, count by their square: what decides PSNR and the mouth's edges."""
 KL_WEIGHT = 1e-5
 WARMUP_STEPS = 100
 MEAN_DECAY = 0.999
@@ -271,7 +274,8 @@ class VAETrainer:
         # Weights change between uses, so their bfloat16 copies must not be kept.
         with torch.autocast(video.device.type, torch.bfloat16, enabled=self.on_cuda, cache_enabled=False):
             reconstruction, kl = self.model(video)
-            error = ((reconstruction.float() - video).abs() * self.weights).mean()
+            errors = F.smooth_l1_loss(reconstruction.float(), video, beta=SMALL_ERROR, reduction="none")
+            error = (errors * self.weights).mean()
         (error + KL_WEIGHT * kl).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
