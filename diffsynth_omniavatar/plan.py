@@ -44,17 +44,18 @@ IN_DIM = {"i2v": 33, "v2v": 49}
 ATTENTION_BACKWARD = 2.5
 """Operations of attention's backward pass for each of its forward pass: five matrix products for two."""
 FRAME_STEP, SIDE_STEP = 4, 16
+ALIKE = 1.05
+"""Times that differ by less are taken for equal: computed ones are not better."""
 
 WAYS: Mapping[str, Way] = {
     "DiffSynth's blocks": Way(),
     "DiffSynth's blocks, inputs in main memory": Way(offload=True),
-    "own blocks, eager": Way(blocks="eager"),
     "compiled": Way(blocks="compiled"),
     "compiled, inputs in main memory": Way(blocks="compiled", offload=True),
     "compiled, weights in main memory": Way(blocks="compiled", stream=True),
     "compiled, weights and inputs in main memory": Way(blocks="compiled", stream=True, offload=True),
 }
-"""What is compared, by name."""
+"""What is compared, by name; what moves least through main memory first."""
 
 
 class Size(NamedTuple):
@@ -113,8 +114,8 @@ class Measurement:
     limit: float | None
     """GiB that the step could have, where that decided what is kept."""
     seconds: float
-    peak: float
-    """GiB."""
+    peak: float | None
+    """GiB; None if it is not known."""
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Measurement:
@@ -125,7 +126,7 @@ class Measurement:
             kept=row.get("kept", {}),
             limit=row.get("limit_gib"),
             seconds=row["seconds"],
-            peak=row["peak_gib"],
+            peak=row.get("peak_gib"),
         )
 
 
@@ -237,7 +238,7 @@ class Prediction:
     seconds: float | None
     seconds_measured: bool
     need: float
-    """GiB that the GPU must have."""
+    """GiB that the GPU must have; where it has more, more is kept."""
 
     @property
     def flags(self) -> str:
@@ -256,35 +257,31 @@ class Prediction:
         return " ".join(parts)
 
 
-def usable(gpu: float) -> float:
-    """GiB of a GPU of so many that a step may have at its peak."""
-    return (1 - SPARE) * (gpu - CONTEXT)
-
-
 def predict(name: str, task: Task, gpu: float, table: Table) -> Prediction:
     """What a way of `WAYS` takes on a GPU of so many GiB, with `--activation_memory auto` where it applies."""
     way, shape = WAYS[name], task.shape
     weights = count_weights(task.config, task.lora)
     plan: tuple[Kept, ...] = (frozenset(),) * weights.layers
-    memory = step_memory(weights, shape, way)
+    least = memory = step_memory(weights, shape, way)
     if way.blocks != "host":
-        free = int((gpu - CONTEXT) * GIB) - memory.weights
+        free = int((gpu - CONTEXT) * GIB) - least.weights
         budget = auto_budget(shape, weights.layers, weights.trained, free=free, offload=way.offload)
         plan = plan_kept(shape, weights.layers, budget)
         memory = step_memory(weights, shape, way, kept_bytes(shape, plan))
     row = _same(task, way, gpu, table)
     seconds = seconds_of(task, way, count_kept(plan), table) if row is None else row.seconds
-    peak = memory.peak / GIB if row is None else row.peak
+    measured_peak = None if row is None else row.peak
+    peak = memory.peak / GIB if measured_peak is None else measured_peak
     return Prediction(
         name=name,
         way=way,
         kept=plan,
         memory=memory,
         peak=peak,
-        peak_measured=row is not None,
+        peak_measured=measured_peak is not None,
         seconds=seconds,
         seconds_measured=row is not None,
-        need=peak / (1 - SPARE) + CONTEXT,
+        need=(peak if way.blocks == "host" else least.peak / GIB) / (1 - SPARE) + CONTEXT,
     )
 
 
@@ -298,9 +295,11 @@ def _same(task: Task, way: Way, gpu: float, table: Table) -> Measurement | None:
 
 
 def fastest(predictions: Sequence[Prediction], gpu: float) -> Prediction | None:
-    """The fastest that fits a GPU of so many GiB; of those whose time is not known the first; None if none fits."""
-    fitting = [one for one in predictions if one.peak <= usable(gpu)]
-    return min(fitting, key=lambda one: math.inf if one.seconds is None else one.seconds, default=None)
+    """The fastest that fits a GPU of so many GiB, of equally fast ones the first; None if none fits."""
+    fitting = [one for one in predictions if one.need <= gpu]
+    best = min((one.seconds for one in fitting if one.seconds is not None), default=math.inf)
+    good = [one for one in fitting if one.seconds is not None and one.seconds <= ALIKE * best]
+    return next(iter(good or fitting), None)
 
 
 def predict_all(task: Task, gpu: float, table: Table) -> list[Prediction]:
@@ -390,7 +389,7 @@ def report(task: Task, gpu: float, table: Table) -> str:
         seconds = "?" if one.seconds is None else f"{one.seconds:.2f}"
         marks = ["measured" if known else "computed" for known in (one.peak_measured, one.seconds_measured)]
         marks[1] = "not measured" if one.seconds is None else marks[1]
-        fits = "" if one.peak <= usable(gpu) else f"  needs {one.need:.1f} GiB"
+        fits = "" if one.need <= gpu else f"  needs {one.need:.1f} GiB"
         lines.append(f"{one.name:<46}{one.peak:>10.1f} {marks[0]:<10}{seconds:>9} {marks[1]}{fits}")
     lines.append("")
     if best is None:

@@ -70,7 +70,10 @@ def test_counted_weights_are_those_of_a_model_with_lora(targets):
     assert weights.others == sum(size for name, size in frozen if not name.startswith("blocks."))
 
 
-@pytest.mark.parametrize("row", plan.measured_table().steps, ids=lambda row: f"{row.task.model} {row.way}")
+WITH_PEAK = [row for row in plan.measured_table().steps if row.peak is not None]
+
+
+@pytest.mark.parametrize("row", WITH_PEAK, ids=lambda row: f"{row.task.model} {row.way.blocks} {row.task.size}")
 def test_sizes_tell_the_peaks_that_were_measured(row):
     """Within 5 %: what the allocator rounds, the kernels' working memory and small tensors are not counted."""
     sizes = row.task.shape.bytes_of
@@ -154,12 +157,16 @@ def test_the_fastest_that_fits_is_chosen(gpu):
     predictions = plan.predict_all(TASK, gpu, TABLE)
     best = plan.fastest(predictions, gpu)
     assert best.need <= gpu
-    assert not [one for one in predictions if one.need <= gpu and one.seconds < best.seconds]
+    assert not [one for one in predictions if one.need <= gpu and plan.ALIKE * one.seconds < best.seconds]
+    before = predictions[: predictions.index(best)]
+    assert not [one for one in before if one.need <= gpu and one.seconds <= best.seconds]
 
 
 def test_more_memory_is_never_slower():
-    times = [plan.fastest(plan.predict_all(TASK, gpu, TABLE), gpu).seconds for gpu in range(24, 142, 6)]
-    assert times == sorted(times, reverse=True) and times[-1] < times[0]
+    times = [[one.seconds for one in plan.predict_all(TASK, gpu, TABLE)] for gpu in range(24, 142, 6)]
+    for less, more in pairwise(times):
+        assert all(b <= a for a, b in zip(less, more, strict=True))
+    assert min(times[-1]) < min(times[0])
 
 
 def test_a_measured_step_is_shown_as_measured():
