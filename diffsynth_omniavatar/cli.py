@@ -39,7 +39,7 @@ MODEL_FLAGS: Flags = {
     "vram_limit": (float, "GiB of GPU memory from which on weights wait in main memory; by default all go to the GPU"),
     "compile": (
         bool,
-        "compute the transformer's blocks faster: compiled, for about a minute when it starts (default: no)",
+        "compute the transformer's blocks faster: compiled in the first step (default: no)",
     ),
     "use_usp": (bool, "make each video by all GPUs; start with torchrun --nproc_per_node GPUS (default: no)"),
     "download_source": (str, "modelscope or huggingface, for the files that are downloaded"),
