@@ -108,7 +108,7 @@ def measure(minutes: float) -> list[dict[str, Any]]:
                 print(json.dumps({"way": way, "size": size, "skipped": f"{minutes:g} minutes are over"}), flush=True)
                 continue
             runner = None if way == "reference" else fast("auto")
-            bench.attempt(way, lambda bench=bench, way=way, runner=runner: bench.train(way, runner))
+            bench.attempt(f"{way}, {size}", lambda bench=bench, way=way, runner=runner: bench.train(way, runner))
         rows += bench.rows
     return rows
 
