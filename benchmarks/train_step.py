@@ -1,6 +1,7 @@
 """Training steps through DiffSynth's own loop with random weights and cached inputs: seconds per step and peak memory.
 
     python benchmarks/train_step.py --model 14B --mode i2v v2v --steps 5
+    python benchmarks/train_step.py --compile --activation_memory auto --stream_weights --offload --limit 24
     accelerate launch --config_file examples/accelerate/2gpus_fsdp.yaml benchmarks/train_step.py --save_and_resume
 
 The denoiser is bf16 with LoRA of rank 128, patch embedding and audio modules trained, every block checkpointed; the
@@ -15,13 +16,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from random_models import made_on, random_dit, random_vae
+from speed import memory_limit
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
@@ -31,8 +33,10 @@ from diffsynth_omniavatar.losses.frozen import freeze
 from diffsynth_omniavatar.losses.lpips import LpipsLoss
 from diffsynth_omniavatar.losses.sync import StableSyncNet, SyncLoss
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
+from diffsynth_omniavatar.memory_plan import describe
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.timeline import SAMPLES_PER_FRAME, latent_frames
+from diffsynth_omniavatar.train import memory_amount
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_checkpoints
@@ -129,7 +133,13 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     lora = LoRAConfig()
     add_lora(pipe.dit, lora)
     OmniAvatarPipeline.adopt(pipe, Conventions())
-    options = StepSettings(use_gradient_checkpointing=True, use_gradient_checkpointing_offload=args.offload)
+    options = StepSettings(
+        use_gradient_checkpointing=True,
+        use_gradient_checkpointing_offload=args.offload,
+        compile=args.compile,
+        activation_memory=args.activation_memory,
+        stream_weights=args.stream_weights,
+    )
     auxiliary = random_auxiliary(args.aux, args.aux_memory, DTYPES[args.aux_dtype])
     if auxiliary is not None:
         pipe.vae = random_vae().to("cuda", torch.bfloat16)
@@ -144,7 +154,8 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     flags = host.wan_parser().parse_args(["--dataset_base_path", folder])
     flags.num_epochs, flags.save_steps, flags.output_path = 1, SAVED_STEP, folder
     trainable = trainable_parameters(module)
-    host.launch_training_task(accelerator, dataset, module, logger, flags)
+    with memory_limit(args.limit):
+        host.launch_training_task(accelerator, dataset, module, logger, flags)
     seconds = sorted(step["seconds_per_step"] for step in logger.steps[1:])
     return {
         "model": model,
@@ -157,7 +168,9 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
         "peak_gib_with_start": max(logger.start_gib, round(torch.cuda.max_memory_allocated() / 2**30, 1)),
         "losses": [step["loss"] for step in logger.steps],
-        "offload": args.offload,
+        "way": asdict(options.way),
+        "limit_gib": args.limit,
+        "kept": [describe(plan) for plan in pipe.dit.runner.plans.values()] if pipe.dit.runner is not None else None,
         "aux": {name: round(logger.steps[-1][name], 4) for name in args.aux},
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -191,7 +204,11 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--num_frames", type=int, default=81)
-    parser.add_argument("--offload", action="store_true", help="checkpoints in main memory")
+    parser.add_argument("--offload", action="store_true", help="the blocks' inputs in main memory")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--activation_memory", type=memory_amount, help="GiB, or auto")
+    parser.add_argument("--stream_weights", action="store_true")
+    parser.add_argument("--limit", type=float, help="GiB of the GPU that the run may have")
     parser.add_argument("--aux", nargs="*", choices=["sync", "lpips", "trepa"], default=[], help="losses on frames")
     parser.add_argument("--aux_memory", choices=AUX_MEMORY, default="auto")
     parser.add_argument("--aux_dtype", choices=list(DTYPES), default="bfloat16", help="of StableSyncNet and VideoMAE")
