@@ -612,6 +612,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiled", action="store_true", help="run the VAE in tiles: less memory, shifted colours")
 
 
+def device_of(wanted: str | None, state: PartialState) -> str:
+    """The device of this process: as Accelerate has it, or as wanted; "cuda" is shared out among the processes."""
+    if wanted == "cuda":
+        return f"cuda:{state.local_process_index % torch.cuda.device_count()}"
+    return str(state.device) if wanted is None else wanted
+
+
 def wait_for_everyone(state: PartialState) -> None:
     """Wait for all processes. Accelerate's own way names a GPU for each of them; here several may share one."""
     if state.num_processes > 1:
@@ -651,7 +658,7 @@ def run(args: argparse.Namespace) -> int:
             model_configs=[_config(sources[part]) for part in ("text_encoder", "vae")],
             tokenizer_config=_config(sources["tokenizer"]),
             wav2vec2=_folder(wav2vec2.path),
-            device=str(state.device) if args.device is None else args.device,
+            device=device_of(args.device, state),
             dtype=DTYPES[args.dtype],
         )
     report = precompute(pipe, clips, args.cache, settings=settings, recipe=recipe, options=options)

@@ -31,9 +31,10 @@ ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node
 train() { # mode, steps, further flags
     local mode=$1 steps=$2
     shift 2
+    # Repeated, as the loader's processes start anew with each epoch.
     accelerate launch --config_file "$config" --mixed_precision bf16 -m diffsynth_omniavatar.train --omniavatar_mode "$mode" \
         --dataset_base_path "$output" --dataset_metadata_path "$output/cache" --dataset_num_workers "${WORKERS:-12}" \
-        "${shape[@]}" --wav2vec2_path "$model/wav2vec2" --dtype float32 \
+        --dataset_repeat 50 "${shape[@]}" --wav2vec2_path "$model/wav2vec2" --dtype float32 \
         --batch_size "${BATCH_SIZE:-48}" --warmup_steps "${WARMUP_STEPS:-200}" --lr_schedule cosine --max_grad_norm 1.0 --log_steps 50 \
         --leading_audio_rows 0 --prefix_frames 1,5,9,13 --max_tokens 576 \
         --text_drop_prob 0.1 --audio_drop_prob 0.1 --prefix_drop_prob 0.1 \
