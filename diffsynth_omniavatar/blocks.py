@@ -25,9 +25,11 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -37,13 +39,14 @@ from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from .host import flash_attention
-from .memory_plan import KEEPABLE, BlockShape, Kept, describe, kept_bytes, plan_kept
+from .memory_plan import KEEPABLE, BlockShape, Kept, auto_budget, chunk_count, describe, kept_bytes, plan_kept
 from .sequence_parallel import SequenceParallel
 from .streaming import MainMemory, StreamedWeights
 
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 COMPILATIONS = 64
 """Of one piece, at most."""
 
@@ -180,7 +183,9 @@ class Modulation(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of every token, [S, d / 2] float32."""
+    """Of every token, [1, S, d] float32: the cosine of each number's angle, and its sine, negative for the first of a
+    pair.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -223,9 +228,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of numbers of each head by its token's angles: [B, S, D] -> [B, S, D], float32."""
-    even, odd = x.float().unflatten(-1, (-1, cos.shape[-1], 2)).unbind(-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(2)
+    pairs = x.float().unflatten(-1, (-1, cos.shape[-1] // 2, 2))
+    cos, sin = (table.unflatten(-1, (1, -1, 2)) for table in (cos, sin))
+    return (pairs * cos + pairs.flip(-1) * sin).flatten(2)
 
 
 def gelu(u: Tensor) -> Tensor:
@@ -313,6 +318,9 @@ def rms_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Te
 
 # ------------------------------------------------------------------------------------- pieces of the backward, compiled
 
+Backward = tuple[tuple[Tensor, ...], Gradients]
+"""Gradients by tokens, [B, S, D] each, and by adapters."""
+
 
 def post_attention_backward(
     grad: Tensor,
@@ -322,7 +330,7 @@ def post_attention_backward(
     hidden: Tensor | None,
     m: Modulation,
     w: BlockWeights,
-) -> tuple[Tensor, Tensor, Gradients]:
+) -> Backward:
     """Gradients by `between`, by `attended` and by the adapters of cross.o, ffn_in, ffn_out.
 
     `crossed` and `hidden` are computed again where they were not kept.
@@ -341,36 +349,35 @@ def post_attention_backward(
     through_norm = standardize_backward(d_tokens.float() * scale, standard, inverse)
     d_crossed = (grad.float() + through_norm).to(grad.dtype)
     d_attended, of_cross = project_backward(d_crossed, attended, w.cross.o)
-    return d_crossed, d_attended, (*of_cross, *of_in, *of_out)
+    return (d_crossed, d_attended), (*of_cross, *of_in, *of_out)
 
 
 def middle_backward(
     grad: Tensor,
     d_queries: Tensor,
-    d_keys: Tensor,
-    d_values: Tensor,
     between: Tensor,
     q: Tensor,
-    k: Tensor,
     attended: Tensor,
-    text: Tensor,
     m: Modulation,
     w: BlockWeights,
-) -> tuple[Tensor, Tensor, Gradients]:
+) -> Backward:
     """Gradients by the block's input (as far as it goes past the self-attention), by `attended`, and by the adapters
-    of own.o, cross.q, cross.k, cross.v.
+    of own.o, cross.q.
     """
     standard, inverse = standardize(between, w.eps)
     tokens = (standard * w.norm3_weight.float() + w.norm3_bias.float()).to(between.dtype)
     d_q = rms_norm_backward(d_queries.float(), q, w.cross.norm_q, w.eps)
     d_tokens, of_q = project_backward(d_q, tokens, w.cross.q)
-    d_k = rms_norm_backward(d_keys.float(), k, w.cross.norm_k, w.eps)
-    of_k = project_backward(d_k, text, w.cross.k)[1]
-    of_v = project_backward(d_values, text, w.cross.v)[1]
     through_norm = standardize_backward(d_tokens.float() * w.norm3_weight.float(), standard, inverse)
     dx = grad.float() + through_norm
     d_attended, of_o = project_backward((dx * m.gate.float()).to(grad.dtype), attended, w.own.o)
-    return dx.to(grad.dtype), d_attended, (*of_o, *of_q, *of_k, *of_v)
+    return (dx.to(grad.dtype), d_attended), (*of_o, *of_q)
+
+
+def text_backward(d_keys: Tensor, d_values: Tensor, k: Tensor, text: Tensor, w: BlockWeights) -> Gradients:
+    """Gradients by the adapters of cross.k, cross.v."""
+    d_k = rms_norm_backward(d_keys.float(), k, w.cross.norm_k, w.eps)
+    return (*project_backward(d_k, text, w.cross.k)[1], *project_backward(d_values, text, w.cross.v)[1])
 
 
 def pre_attention_backward(
@@ -381,22 +388,63 @@ def pre_attention_backward(
     x: Tensor,
     q: Tensor,
     k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
     m: Modulation,
-    rotary: Rotary,
     w: BlockWeights,
-) -> tuple[Tensor, Gradients]:
+) -> Backward:
     """Gradients by the block's input, `grad` included, and by the adapters of own.q, own.k, own.v."""
     standard, inverse = standardize(x, w.eps)
     scale = 1 + m.scale.float()
     tokens = (standard * scale + m.shift.float()).to(x.dtype)
-    d_q = rms_norm_backward(rotate(d_queries, rotary.cos, -rotary.sin), q, w.own.norm_q, w.eps)
-    d_k = rms_norm_backward(rotate(d_keys, rotary.cos, -rotary.sin), k, w.own.norm_k, w.eps)
+    d_q = rms_norm_backward(rotate(d_queries, cos, -sin), q, w.own.norm_q, w.eps)
+    d_k = rms_norm_backward(rotate(d_keys, cos, -sin), k, w.own.norm_k, w.eps)
     by_q, of_q = project_backward(d_q, tokens, w.own.q)
     by_k, of_k = project_backward(d_k, tokens, w.own.k)
     by_v, of_v = project_backward(d_values, tokens, w.own.v)
     d_tokens = by_q.float() + by_k.float() + by_v.float()
     dx = grad.float() + standardize_backward(d_tokens * scale, standard, inverse)
-    return dx.to(grad.dtype), (*of_q, *of_k, *of_v)
+    return (dx.to(grad.dtype),), (*of_q, *of_k, *of_v)
+
+
+def in_chunks(piece: Callable[..., Backward], tokens: Sequence[Tensor | None], *shared: Any) -> Backward:
+    """A piece of the backward on all tokens, a chunk of them at a time: what it makes in between takes less memory.
+
+    The tokens' gradients do not depend on each other, and those of the adapters add up, in float32.
+
+    Args:
+        piece: called with a chunk of `tokens`, and `shared`.
+        tokens: [B or 1, S, ...] each; the first one is there.
+    """
+    first = cast(Tensor, tokens[0])
+    batch, length = first.shape[:2]
+    count = chunk_count(batch, length)
+    if count == 1:
+        return piece(*tokens, *shared)
+    whole: list[Tensor] = []
+    totals: list[Tensor] = []
+    dtypes: list[torch.dtype] = []
+
+    def work(chunk: slice) -> None:
+        parts, gradients = piece(*(t if t is None else _part(t, chunk) for t in tokens), *shared)
+        if not whole:
+            whole.extend(part.new_empty(batch, length, *part.shape[2:]) for part in parts)
+            totals.extend(torch.zeros_like(value, dtype=torch.float32) for value in gradients)
+            dtypes.extend(value.dtype for value in gradients)
+        for tensor, part in zip(whole, parts, strict=True):
+            tensor[:, chunk] = part
+        for total, value in zip(totals, gradients, strict=True):
+            total += value
+
+    for start, end in pairwise(length * part // count for part in range(count + 1)):
+        work(slice(start, end))
+    return tuple(whole), tuple(total.to(dtype) for total, dtype in zip(totals, dtypes, strict=True))
+
+
+def _part(tensor: Tensor, chunk: slice) -> Tensor:
+    """The chunk of a tensor's second axis; to the compiler like a tensor of its own, with the strides of one."""
+    part = tensor[0, chunk].unsqueeze(0) if len(tensor) == 1 else tensor[:, chunk]
+    return part.detach()
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
@@ -422,13 +470,15 @@ class Attention:
     """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> None:
-        self._inputs: tuple[Tensor, ...] = (q, k, v)
-        with torch.enable_grad(), saved_tensors_hooks(self._pack, self._unpack):
+        # The graph holds the hooks, so these must not hold the graph: nobody would find that cycle.
+        self._inputs = inputs = [q, k, v]
+        hooks = saved_tensors_hooks(functools.partial(_pack, inputs), functools.partial(_unpack, inputs))
+        with torch.enable_grad(), hooks:
             anchor = torch.empty(0, requires_grad=True)
-            sources = [_Source.apply(anchor, value) for value in self._inputs]
+            sources = [_Source.apply(anchor, value) for value in inputs]
             self._edges = [get_gradient_edge(source) for source in sources]
             self._output = flash_attention(*sources, num_heads=heads)
-        self._inputs = ()
+        inputs.clear()
 
     @property
     def output(self) -> Tensor:
@@ -437,22 +487,25 @@ class Attention:
 
     def backward(self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         """Gradients by q, k and v, which must be those of the call; once."""
-        self._inputs = (q, k, v)
-        gradients = torch.autograd.grad(self._output, self._edges, grad)
-        self._inputs = ()
-        return gradients
+        self._inputs[:] = q, k, v
+        try:
+            return torch.autograd.grad(self._output, self._edges, grad)
+        finally:
+            self._inputs.clear()
 
-    def _pack(self, saved: Tensor) -> Any:
-        for place, value in enumerate(self._inputs):
-            if saved.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
-                return place, saved.shape, saved.stride(), saved.storage_offset()
-        return saved
 
-    def _unpack(self, packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        place, *layout = packed
-        return self._inputs[place].as_strided(*layout)
+def _pack(inputs: Sequence[Tensor], saved: Tensor) -> Any:
+    for place, value in enumerate(inputs):
+        if saved.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+            return place, saved.shape, saved.stride(), saved.storage_offset()
+    return saved.detach()
+
+
+def _unpack(inputs: Sequence[Tensor], packed: Any) -> Tensor:
+    if isinstance(packed, Tensor):
+        return packed
+    place, *layout = packed
+    return inputs[place].as_strided(*layout)
 
 
 # ---------------------------------------------------------------------------------------------------------------- block
@@ -468,6 +521,7 @@ class Pieces(NamedTuple):
     post_attention: Callable[..., Any]
     post_attention_backward: Callable[..., Any]
     middle_backward: Callable[..., Any]
+    text_backward: Callable[..., Any]
     pre_attention_backward: Callable[..., Any]
 
 
@@ -581,45 +635,52 @@ class BlockCall:
     def backward(self, grad: Tensor, x: Tensor, saved: Saved) -> tuple[Tensor, Gradients]:
         """Gradients by x and by the adapters, in the order of `BlockWeights.adapters`."""
         w = self.weights()
-        attention, inputs = saved.attention, None
-        if attention is None:
-            inputs = self._attention_inputs(x, saved, w)
-            _, _, queries, keys, v = inputs
-            attention = Attention(queries, keys, v, w.heads)
-        dx, d_attended, of_rest = self._behind_attention(grad, x, attention.output, saved, w)
-        q, k, queries, keys, v = inputs or self._attention_inputs(x, saved, w)
-        d_inputs = attention.backward(d_attended, queries, keys, v)
-        del attention, inputs, queries, keys, v
-        dx, of_qkv = self.pieces.pre_attention_backward(dx, *d_inputs, x, q, k, self.modulation, self.rotary, w)
+        if saved.attention is None:
+            saved.q, saved.k, saved.v, queries, keys = self._attention_inputs(x, saved, w)
+            saved.attention = Attention(queries, keys, saved.v, w.heads)
+            del queries, keys  # q and k are needed longer, and give these again at little cost
+        dx, d_attended, of_rest = self._behind_attention(grad, x, saved, w)
+        q, k, v, queries, keys = self._attention_inputs(x, saved, w)
+        d_inputs = saved.attention.backward(d_attended, queries, keys, v)
+        saved.attention = saved.v = None
+        del queries, keys, v, d_attended
+        tokens = (dx, *d_inputs, x, q, k, *self.rotary)
+        del d_inputs
+        (dx,), of_qkv = in_chunks(self.pieces.pre_attention_backward, tokens, self.modulation, w)
         return dx, (*of_qkv, *of_rest)
 
     def _attention_inputs(self, x: Tensor, saved: Saved, w: BlockWeights) -> tuple[Tensor, ...]:
-        """The projections of q and k, and the self-attention's q, k, v."""
+        """The projections q, k, v and the self-attention's q, k."""
         if saved.q is not None and saved.k is not None and saved.v is not None:
-            return saved.q, saved.k, *self.pieces.turned(saved.q, saved.k, self.rotary, w), saved.v
-        q, k, v, queries, keys = self.pieces.pre_attention(x, self.modulation, self.rotary, w)
-        return q, k, queries, keys, v
+            return saved.q, saved.k, saved.v, *self.pieces.turned(saved.q, saved.k, self.rotary, w)
+        return self.pieces.pre_attention(x, self.modulation, self.rotary, w)
 
     def _behind_attention(
-        self, grad: Tensor, x: Tensor, attended: Tensor, saved: Saved, w: BlockWeights
+        self, grad: Tensor, x: Tensor, saved: Saved, w: BlockWeights
     ) -> tuple[Tensor, Tensor, Gradients]:
-        """Gradients by x past the self-attention, by its result, and by the adapters behind it."""
+        """Gradients by x past the self-attention, by its result, and by the adapters behind it.
+
+        What was kept of this part of the block is dropped.
+        """
         pieces, m, text = self.pieces, self.modulation, self.text
+        attended = cast(Attention, saved.attention).output
         if saved.between is None or saved.cross_q is None:
-            between, cross_q, queries, keys, values, cross_k = pieces.middle(x, attended, text, m, w)
+            between, q, queries, keys, values, k = pieces.middle(x, attended, text, m, w)
         else:
-            between, cross_q = saved.between, saved.cross_q
-            queries, keys, values, cross_k = pieces.cross_inputs(cross_q, text, w)
+            between, q = saved.between, saved.cross_q
+            queries, keys, values, k = pieces.cross_inputs(q, text, w)
         cross = Attention(queries, keys, values, w.heads)
-        grad, d_crossed, of_ffn = pieces.post_attention_backward(
-            grad, between, cross.output, saved.crossed, saved.hidden, m, w
-        )
-        d_inputs = cross.backward(d_crossed, queries, keys, values)
-        del cross, queries, keys, values
-        dx, d_attended, of_middle = pieces.middle_backward(
-            grad, *d_inputs, between, cross_q, cross_k, attended, text, m, w
-        )
-        return dx, d_attended, (*of_middle, *of_ffn)
+        tokens = (grad, between, cross.output, saved.crossed, saved.hidden)
+        saved.between = saved.cross_q = saved.crossed = saved.hidden = None
+        (dx, d_crossed), of_ffn = in_chunks(pieces.post_attention_backward, tokens, m, w)
+        del tokens
+        d_queries, *d_text = cross.backward(d_crossed, queries, keys, values)
+        del cross, queries, keys, values, d_crossed
+        of_text = pieces.text_backward(*d_text, k, text, w)
+        tokens = (dx, d_queries, between, q, attended)
+        del dx, d_queries, between, q
+        (dx, d_attended), of_middle = in_chunks(pieces.middle_backward, tokens, m, w)
+        return dx, d_attended, (*of_middle, *of_text, *of_ffn)
 
 
 class _Block(torch.autograd.Function):
@@ -669,19 +730,31 @@ def rotary_tables(freqs: Sequence[Tensor], grid: Sequence[int], device: torch.de
         table[:size].view(*(size if axis == other else 1 for other in range(3)), -1).expand(*grid, -1)
         for axis, (table, size) in enumerate(zip(freqs, grid, strict=True))
     ]
-    rotations = torch.cat(parts, dim=-1).flatten(0, 2)
-    return Rotary(*(part.float().contiguous().to(device) for part in (rotations.real, rotations.imag)))
+    rotations = torch.cat(parts, dim=-1).flatten(0, 2).unsqueeze(0)
+    cos, sin = (part.float() for part in (rotations.real, rotations.imag))
+    return Rotary(*(torch.stack(pair, dim=-1).flatten(2).to(device) for pair in ((cos, cos), (-sin, sin))))
+
+
+def expandable_segments() -> None:
+    """Have torch take memory of a CUDA device in pieces that it can join, unless the environment says how it takes it.
+
+    What the blocks keep leaves gaps that other sizes do not fit in, a tenth of the memory otherwise. Torch reads the
+    setting when it first uses a CUDA device; torch before 2.9 knows the older of the two names alone.
+    """
+    if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+        logger.info("%s=expandable_segments:True", ALLOCATOR_SETTINGS[0])
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes of a CUDA device that this process can still have, with what torch holds in reserve, within the limit of
-    `torch.cuda.set_per_process_memory_fraction`.
+    `torch.cuda.set_per_process_memory_fraction` where torch tells it (since 2.8).
     """
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     cached = torch.cuda.memory_reserved(device) - allocated
-    limit = int(total * torch.cuda.get_per_process_memory_fraction(device))
-    return min(free + cached, limit - allocated)
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
+    return min(free + cached, int(total * fraction) - allocated)
 
 
 @dataclass
@@ -707,11 +780,6 @@ class BlockRunner:
     """Where the blocks' inputs wait, once a pass has asked for it."""
     rotaries: dict[Any, Rotary] = field(default_factory=dict, repr=False)
     plans: dict[BlockShape, tuple[Kept, ...]] = field(default_factory=dict, repr=False)
-
-    SPARE = 0.03
-    """Part of the free memory that "auto" leaves alone: the allocator cannot use every byte."""
-    STATES = 3
-    """Times the trained weights that gradients and AdamW's two moments take, which the first step does not have yet."""
 
     def stream_weights(self, blocks: Sequence[Any], device: torch.device) -> None:
         """Let the blocks' frozen weights wait in main memory; the parameters become empty."""
@@ -748,7 +816,7 @@ class BlockRunner:
         if self.parallel is not None:
             if torch.is_grad_enabled():
                 raise ValueError("--use_usp is for generating, it gives no gradients: load the model without it.")
-            rotary = Rotary(*(self.parallel.share(table, dim=0) for table in rotary))
+            rotary = Rotary(*(self.parallel.share(table) for table in rotary))
             attend = functools.partial(self.parallel.attention, flash_attention, math.prod(grid))
         pieces = compiled() if self.compile else EAGER
         if offload and self.inputs is None:
@@ -812,7 +880,12 @@ class BlockRunner:
         if device.type != "cuda":
             raise ValueError(f"--activation_memory auto measures a CUDA device, this is {device.type}; give GiB.")
         trained = sum(value.numel() * value.element_size() for value in dit.parameters() if value.requires_grad)
-        growing = trained if self.plans else self.STATES * trained
-        inputs = (0 if offload else len(dit.blocks)) * shape.input_bytes
-        taken = inputs + shape.backward_bytes + growing + self.reserve
-        return max(0, int((1 - self.SPARE) * free_memory(device)) - taken)
+        return auto_budget(
+            shape,
+            len(dit.blocks),
+            trained,
+            free=free_memory(device),
+            offload=offload,
+            reserve=self.reserve,
+            first=not self.plans,
+        )

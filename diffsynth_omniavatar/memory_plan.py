@@ -20,19 +20,32 @@ the cross-attention's query; the projections q, k, v; the hidden layer of the fe
 Kept = frozenset[str]
 """A subset of `KEEPABLE`."""
 
-BACKWARD_TENSORS = {"own": (13, 4.0), "host": (18, 4.5)}
-"""What the backward pass of one block holds at its peak: tensors [token, dim], and hidden layers [token, ffn_dim]. This
-package's blocks by count (q, k, v and their projections, eight tensors of tokens and their gradients); the host's,
-eager, by the peaks measured of 14B and 1.3B."""
+BACKWARD_TENSORS = (18, 4.5)
+"""What the backward pass of one of the host's blocks, eager, holds at its peak: tensors [token, dim], and hidden layers
+[token, ffn_dim]. From the peaks measured of 14B and 1.3B."""
+STANDING, CHUNK_TENSORS = 11, (6, 4.0)
+"""The same of this package's blocks, counted in compiled code: tensors of all tokens while the feed-forward part's
+backward pass works, and those of the chunk that it works on."""
+ATTENTION_TENSORS = 14
+"""Tensors [token, dim] while the attention's backward pass works, the kernel's float32 sums among them."""
+CHUNK = 8192
+"""Tokens of which the backward pass works at a time, at most or nearly."""
 
 SPARE = 0.03
 """Part of the free memory that "auto" leaves alone: the allocator cannot use every byte."""
-STATES = 3
-"""Times the trained weights that gradients and AdamW's two moments take, which the first step does not have yet."""
+STATES = 2
+"""Times the trained weights that AdamW's two moments take, which the first step does not have yet. Gradients come as
+what was kept goes."""
 IN_FLIGHT = 3
 """Blocks' inputs on the device while they wait in main memory: the one in use and those on their way."""
 STREAMED_LAYERS = 2
 """Layers whose weights are on the device while the others wait in main memory."""
+
+
+def chunk_count(batch: int, tokens: int) -> int:
+    """In how many parts the backward pass takes the tokens of each sample: of equal length where that can be."""
+    least = -(-batch * tokens // CHUNK)
+    return next((count for count in range(least, 2 * least) if tokens % count == 0), least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +84,13 @@ class BlockShape:
 
     def backward_bytes_of(self, blocks: Literal["own", "host"]) -> int:
         """What the backward pass of a block needs beside what is kept."""
-        tokens, hidden = BACKWARD_TENSORS[blocks]
-        return int((tokens + hidden * self.ffn_dim / self.dim) * self.input_bytes)
+        ratio = self.ffn_dim / self.dim
+        if blocks == "host":
+            tokens, hidden = BACKWARD_TENSORS
+            return int((tokens + hidden * ratio) * self.input_bytes)
+        tokens, hidden = CHUNK_TENSORS
+        feed_forward = STANDING + (tokens + hidden * ratio) / chunk_count(self.batch, self.tokens)
+        return int(max(feed_forward, ATTENTION_TENSORS) * self.input_bytes)
 
     @property
     def bytes_of(self) -> Mapping[str, int]:
@@ -262,8 +280,8 @@ def auto_budget(
         reserve: bytes for work outside the denoiser.
         first: whether the optimizer has no state yet.
     """
-    inputs = 0 if offload else layers * shape.input_bytes
-    taken = inputs + shape.backward_bytes + (STATES if first else 1) * trained + reserve
+    inputs = (min(IN_FLIGHT, layers) if offload else layers) * shape.input_bytes
+    taken = inputs + shape.backward_bytes + (STATES * trained if first else 0) + reserve
     return max(0, int((1 - SPARE) * free) - taken)
 
 

@@ -27,6 +27,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from . import checkpoint, host
 from .audio import AudioEncoder
+from .blocks import expandable_segments
 from .config import IMAGE_SIZES, LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
 from .dataset import OmniAvatarDataset
 from .losses.decode import AUX_MEMORY, choose_memory
@@ -749,6 +750,7 @@ def _step_settings(args: argparse.Namespace) -> StepSettings:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit code is 2 for faulty flags."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    expandable_segments()
     try:
         train(parse_arguments(argv))
     except (ValueError, FileNotFoundError) as error:

@@ -1,7 +1,9 @@
 """The fast blocks compute what the host's blocks compute, whatever they keep for the backward pass."""
 
 import dataclasses
+import gc
 import shutil
+import weakref
 from itertools import combinations
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from golden_models import Goldens, relative_deviation
 from torch.utils.checkpoint import checkpoint
 
-from diffsynth_omniavatar import blocks
+from diffsynth_omniavatar import blocks, memory_plan
 from diffsynth_omniavatar.blocks import BlockCall, BlockRunner, Modulation
 from diffsynth_omniavatar.config import LoRAConfig
 from diffsynth_omniavatar.memory_plan import KEEPABLE, BlockShape, describe, kept_bytes, plan_kept
@@ -121,6 +123,31 @@ def test_attention_does_not_hold_its_inputs(one):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_attention_without_a_backward_pass_leaves_nothing(one, began):
+    """As when a step is broken off: no cycle through autograd's graph holds its result."""
+    attention = blocks.Attention(*torch.randn(3, 1, 8, one.block.dim), one.block.num_heads)
+    result = weakref.ref(attention._output)
+    if began:
+        with pytest.raises(RuntimeError):
+            attention.backward(torch.randn(1), *torch.randn(3, 1, 8, one.block.dim))
+    del attention
+    gc.collect()
+    assert result() is None
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 40])
+@pytest.mark.parametrize("keep", [ALL_SETS[0], ALL_SETS[-1]], ids=["nothing", "all"])
+def test_the_backward_pass_in_chunks_equals_the_whole_one(one, monkeypatch, keep, tokens):
+    monkeypatch.setattr(memory_plan, "CHUNK", tokens)
+    assert one.deviation(one.backward(one.run(keep))) < BLOCK_TOLERANCE
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(8192, 1), (21504, 3), (32760, 4), (8193, 3), (16411, 3)])
+def test_chunks_are_equal_where_they_can_be(tokens, count):
+    assert memory_plan.chunk_count(1, tokens) == count
+
+
 def test_rotary_embedding_in_float32_is_near_the_one_in_float64(one):
     heads = one.block.num_heads
     x = torch.randn(2, one.x.shape[1], one.block.dim)
@@ -137,8 +164,11 @@ def test_a_compiled_piece_equals_the_piece(one):
     assert all(relative_deviation(a, b) < BLOCK_TOLERANCE for a, b in zip(found, wanted, strict=True))
 
 
-def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch):
-    """The compiler runs for the first length, and once more for all others; never for another block."""
+@pytest.mark.parametrize("chunk", [memory_plan.CHUNK, 24])
+def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch, chunk):
+    """The compiler runs for the first length, and once more for all others; never for another block or chunk."""
+    monkeypatch.setattr(memory_plan, "CHUNK", chunk)
+    torch._dynamo.reset()
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
     pieces = blocks.compiled("aot_eager")
@@ -153,7 +183,7 @@ def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch):
         for name, value in by_name.items():
             assert relative_deviation(found_by_name[name], value) < GRADIENT_TOLERANCE, name
         counts.append(graphs["unique_graphs"] - before)
-    pieces_of_a_step = 6
+    pieces_of_a_step = 8
     assert counts[0] <= pieces_of_a_step
     assert counts[1] <= 2 * pieces_of_a_step
     assert counts[1:] == counts[1:2] * 3
