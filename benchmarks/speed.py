@@ -1,12 +1,13 @@
-"""How fast the denoiser trains and generates, and in how much memory, by the ways of computing its blocks.
+"""How fast the denoiser trains, and in how much memory, by the ways of computing its blocks.
 
-    python benchmarks/speed.py                      # all, most important first; 8 minutes of one GPU of 140 GB
-    python benchmarks/speed.py --only 14B-train 14B-generate
-    python benchmarks/speed.py --only 14B-small 1.3B accuracy
+    python benchmarks/speed.py                      # all, most important first; 6 minutes of one GPU of 140 GB
+    python benchmarks/speed.py --only 14B 14B-small
+    python benchmarks/speed.py --only 1.3B accuracy
 
 Random weights in bf16, LoRA of rank 128 with patch embedding and audio modules trained, AdamW; 81 frames of 512x512
 (21,504 tokens), batch 1. Each way prints a JSON line when it is done: seconds (median; the first step, which compiles,
-apart), peak memory, and how far its loss and gradients are from the reference's. A table of all comes last.
+apart), the GiB that were taken before it, at its peak, and by the allocator, how often the allocator had to give memory
+back to go on, and how far the loss and gradients are from the reference's. A table of all comes last.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from random_models import random_dit
 
-from diffsynth_omniavatar.blocks import GIB, BlockRunner
+from diffsynth_omniavatar.blocks import GIB, BlockRunner, expandable_segments
 from diffsynth_omniavatar.config import PRESETS, LoRAConfig
 from diffsynth_omniavatar.dit import OmniAvatarDiT
 from diffsynth_omniavatar.memory_plan import describe
 from diffsynth_omniavatar.timeline import latent_frames
 from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
-PARTS = ("14B-train", "14B-generate", "14B-small", "1.3B", "accuracy")
+PARTS = ("14B", "14B-small", "1.3B", "accuracy")
 DEVICE = torch.device("cuda")
 
 
@@ -82,11 +84,13 @@ class Bench:
         self.dit.runner = runner
         trained = {name: value for name, value in self.dit.named_parameters() if value.requires_grad}
         optimizer = torch.optim.AdamW(trained.values(), lr=0.0)
-        seconds, first, deviation = [], 0.0, {}
+        seconds, first, deviation, retries = [], 0.0, {}, 0
+        before = torch.cuda.memory_allocated() / GIB
         with memory_limit(limit):
             for step in range(self.steps + 1):
                 if step == 1:
                     torch.cuda.reset_peak_memory_stats()
+                    retries = torch.cuda.memory_stats()["num_alloc_retries"]
                 start = time.perf_counter()
                 loss = self.loss(**{"use_gradient_checkpointing": True, **flags})
                 loss.backward()
@@ -104,7 +108,10 @@ class Bench:
         self.report(
             name,
             seconds,
+            limit=limit,
+            before=round(before, 1),
             peak=round(peak, 1),
+            retries=torch.cuda.memory_stats()["num_alloc_retries"] - retries,
             reserved=round(torch.cuda.max_memory_reserved() / GIB, 1),
             first=round(first, 1),
             kept=None if plan is None else describe(plan),
@@ -130,26 +137,6 @@ class Bench:
             "one_minus_cosine": float(f"{1 - cosine.item():.1e}"),
         }
 
-    @torch.no_grad()
-    def generate(self, name: str, runner: BlockRunner | None, *, batched: bool) -> None:
-        """Measure the two passes of a guided step."""
-        self.dit.runner = runner
-        passes = [self.inputs] * 2
-        if batched:
-            passes = [{key: value if key == "timestep" else torch.cat([value] * 2) for key, value in passes[0].items()}]
-        seconds = []
-        for step in range(self.steps + 1):
-            torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            for inputs in passes:
-                self.dit(**inputs)
-            torch.cuda.synchronize()
-            if step:
-                seconds.append(time.perf_counter() - start)
-            else:
-                first = time.perf_counter() - start
-        self.report(name, seconds, peak=round(torch.cuda.max_memory_allocated() / GIB, 1), first=round(first, 1))
-
     def report(self, name: str, seconds: list[float], **values: Any) -> None:
         row = {"model": self.model, "way": name, "seconds": round(sorted(seconds)[len(seconds) // 2], 3), **values}
         self.rows.append(row)
@@ -161,9 +148,12 @@ class Bench:
         try:
             return measure()
         except Exception:
-            print(json.dumps({"model": self.model, "way": name, "failed": traceback.format_exc()[-1500:]}), flush=True)
-            self.dit.zero_grad(set_to_none=True)
-            return None
+            reason = traceback.format_exc()[-1500:]
+        self.dit.zero_grad(set_to_none=True)
+        clean()
+        left = round(torch.cuda.memory_allocated() / GIB, 1)
+        print(json.dumps({"model": self.model, "way": name, "failed": reason, "left": left}), flush=True)
+        return None
 
 
 def clean() -> None:
@@ -188,29 +178,24 @@ def fast(memory: Any) -> BlockRunner:
 
 
 def train_14b(bench: Bench) -> None:
-    """The reference, and the ways within several limits of memory."""
-    reference = bench.attempt("reference", lambda: bench.train("reference", None)) or 44.5
-    bench.attempt("120 GiB", lambda: bench.train("compiled, auto, 120 GiB", fast("auto"), limit=120))
-    least = bench.attempt("0", lambda: bench.train("compiled, all recomputed", fast(0.0)))
-    if least is not None:
-        room = max(0.0, reference - least - 0.1)
-        bench.attempt("same", lambda: bench.train(f"compiled, {room:.1f} GiB: the reference's memory", fast(room)))
-        more = room + 40 * 21504 * 5120 * 2 / GIB - 1.5
-        bench.attempt(
-            "same, offload",
-            lambda: bench.train(
-                f"compiled, inputs in main memory, {more:.1f} GiB", fast(more), use_gradient_checkpointing_offload=True
-            ),
-        )
-    bench.attempt("80 GiB", lambda: bench.train("compiled, auto, 80 GiB", fast("auto"), limit=80))
-    bench.attempt("48 GiB", lambda: bench.train("compiled, auto, 48 GiB", fast("auto"), limit=48))
-    bench.attempt("profile", lambda: profile(bench, fast("auto")))
-    bench.attempt("eager", lambda: bench.train("own blocks, eager, recomputed", BlockRunner(activation_memory=0.0)))
+    """The reference, the ways within several limits of memory, and where the time goes."""
+    reference = round(bench.attempt("reference", lambda: bench.train("reference", None)) or 44.5, 1)
+    for gib in (120, reference, 80, 48):
+        name = f"compiled, auto, {gib} GiB"
+        bench.attempt(name, partial(bench.train, name, fast("auto"), limit=gib))
+    bench.attempt("profile", partial(profile, bench, "compiled, auto", fast("auto")))
+    bench.attempt("profile", partial(profile, bench, "reference", None))
+    name, flags = (
+        f"compiled, inputs in main memory, auto, {reference} GiB",
+        {"use_gradient_checkpointing_offload": True},
+    )
+    bench.attempt(name, partial(bench.train, name, fast("auto"), limit=reference, **flags))
 
 
-def profile(bench: Bench, runner: BlockRunner) -> None:
-    """Where a step's time goes, and what in it makes the process wait for the GPU."""
+def profile(bench: Bench, name: str, runner: BlockRunner | None, kernels: int = 24) -> None:
+    """Where a step's time goes, and what in it makes the process wait for the GPU; after a step that compiles."""
     bench.dit.runner = runner
+    bench.loss(use_gradient_checkpointing=True).backward()
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with warnings.catch_warnings(record=True) as caught, torch.profiler.profile(activities=activities) as trace:
         warnings.simplefilter("always")
@@ -219,19 +204,16 @@ def profile(bench: Bench, runner: BlockRunner) -> None:
             bench.loss(use_gradient_checkpointing=True).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
     bench.dit.zero_grad(set_to_none=True)
     waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-    print(json.dumps({"waits for the GPU in a step": len(waits), "at": sorted(set(waits))[:5]}), flush=True)
-    print(trace.key_averages().table(sort_by="self_device_time_total", row_limit=22, max_name_column_width=70))
-
-
-def generate_14b(bench: Bench) -> None:
-    for name, runner, batched in (
-        ("guided step, reference", None, False),
-        ("guided step, compiled", BlockRunner(compile=True), False),
-        ("guided step, compiled, one batch", BlockRunner(compile=True), True),
-    ):
-        bench.attempt(name, lambda n=name, r=runner, b=batched: bench.generate(n, r, batched=b))
+    averages = sorted(trace.key_averages(), key=lambda row: -row.self_device_time_total)
+    total = sum(row.self_device_time_total for row in averages)
+    facts = {"kernels, s": round(total / 1e6, 3), "waits for the GPU": len(waits), "at": sorted(set(waits))[:5]}
+    print(json.dumps({"profile": name, **facts}), flush=True)
+    for row in averages[:kernels]:
+        milliseconds = round(row.self_device_time_total / 1e3, 1)
+        print(json.dumps({"profile": name, "ms": milliseconds, "calls": row.count, "kernel": row.key[:150]}))
 
 
 def train_14b_small(bench: Bench) -> None:
@@ -249,24 +231,6 @@ def train_14b_small(bench: Bench) -> None:
     bench.attempt("24 GiB", measure)
 
 
-def optimizers(bench: Bench) -> None:
-    """AdamW alone, as the host makes it and fused."""
-    values = [value for value in bench.dit.parameters() if value.requires_grad]
-    for value in values:
-        value.grad = torch.zeros_like(value)
-    for name, options in (("AdamW", {}), ("AdamW, fused", {"fused": True})):
-        optimizer = torch.optim.AdamW(values, lr=0.0, **options)
-        seconds = []
-        for _ in range(5):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            optimizer.step()
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        bench.report(name, seconds)
-    bench.dit.zero_grad(set_to_none=True)
-
-
 def accuracy(steps: int) -> None:
     """How far bf16 gradients are from those in float32: the host's blocks, and these."""
     size = (33, 256, 256)
@@ -281,7 +245,8 @@ def accuracy(steps: int) -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    names = ("model", "way", "seconds", "peak", "first", "gradient_deviation", "one_minus_cosine", "kept")
+    measured = "seconds before peak reserved retries first gradient_deviation one_minus_cosine kept"
+    names = ("model", "way", "limit", *measured.split())
     print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
     for row in rows:
         print("| " + " | ".join("" if row.get(name) is None else str(row[name]) for name in names) + " |")
@@ -294,15 +259,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    expandable_segments()
     print(json.dumps({"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}), flush=True)
     size = (81, 512, 512)
     if any(part.startswith("14B") for part in args.only):
         bench = Bench.make("14B", args.steps, size)
-        if "14B-train" in args.only:
+        print(json.dumps({"expandable": torch.cuda.memory_snapshot()[0].get("is_expandable")}), flush=True)
+        if "14B" in args.only:
             train_14b(bench)
-            bench.attempt("optimizers", lambda: optimizers(bench))
-        if "14B-generate" in args.only:
-            generate_14b(bench)
         if "14B-small" in args.only:
             train_14b_small(bench)
         show(bench.rows)

@@ -23,10 +23,10 @@ Kept = frozenset[str]
 BACKWARD_TENSORS = (18, 4.5)
 """What the backward pass of one of the host's blocks, eager, holds at its peak: tensors [token, dim], and hidden layers
 [token, ffn_dim]. From the peaks measured of 14B and 1.3B."""
-STANDING, CHUNK_TENSORS = 11, (6, 4.0)
+STANDING, CHUNK_TENSORS = 12, (6, 4.0)
 """The same of this package's blocks, counted in compiled code: tensors of all tokens while the feed-forward part's
 backward pass works, and those of the chunk that it works on."""
-ATTENTION_TENSORS = 14
+ATTENTION_TENSORS = 15
 """Tensors [token, dim] while the attention's backward pass works, the kernel's float32 sums among them."""
 CHUNK = 8192
 """Tokens of which the backward pass works at a time, at most or nearly."""
