@@ -14,7 +14,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ IN_DIM = {"i2v": 33, "v2v": 49}
 ATTENTION_BACKWARD = 2.5
 """Operations of attention's backward pass for each of its forward pass: five matrix products for two."""
 FRAME_STEP, SIDE_STEP = 4, 16
-ALIKE = 1.05
+ALIKE = 1.1
 """Times that differ by less are taken for equal: computed ones are not better."""
 
 WAYS: Mapping[str, Way] = {
@@ -308,27 +308,25 @@ def predict_all(task: Task, gpu: float, table: Table) -> list[Prediction]:
 
 
 def help_for(task: Task, gpu: float, table: Table) -> list[str]:
-    """What to change where nothing fits: fewer frames, smaller pictures."""
+    """What to change where nothing fits: fewer frames, smaller pictures, a lower rank."""
 
-    def fits(size: Size) -> bool:
-        return fastest(predict_all(replace(task, size=size), gpu, table), gpu) is not None
+    def fits(**changes: Any) -> bool:
+        return fastest(predict_all(replace(task, **changes), gpu, table), gpu) is not None
 
     height, width, frames = task.size
     advice = []
-    shorter = _first(fits, (Size(height, width, count) for count in range(frames - FRAME_STEP, 4, -FRAME_STEP)))
-    if shorter is not None:
-        advice.append(f"fewer frames: {shorter.frames} of {height}x{width} fit")
-    sides = range(min(height, width) - SIDE_STEP, 0, -SIDE_STEP)
-    smaller = _first(fits, (_scaled(task.size, side) for side in sides))
-    if smaller is not None:
-        advice.append(f"smaller pictures: {frames} frames of {smaller.height}x{smaller.width} fit")
+    shorter = (Size(height, width, count) for count in range(frames - FRAME_STEP, FRAME_STEP, -FRAME_STEP))
+    if (size := next((size for size in shorter if fits(size=size)), None)) is not None:
+        advice.append(f"fewer frames: {size.frames} of {height}x{width} fit")
+    smaller = (_scaled(task.size, side) for side in range(min(height, width) - SIDE_STEP, 0, -SIDE_STEP))
+    if (size := next((size for size in smaller if fits(size=size)), None)) is not None:
+        advice.append(f"smaller pictures: {frames} frames of {size.height}x{size.width} fit")
+    ranks = (task.lora_rank >> halvings for halvings in range(1, task.lora_rank.bit_length()))
+    if (rank := next((rank for rank in ranks if fits(lora_rank=rank)), None)) is not None:
+        advice.append(f"--lora_rank {rank} fits")
     if task.batch > 1:
         advice.append("--batch_size 1 with --gradient_accumulation_steps")
-    return advice or ["a GPU with more memory: no length and no size fits this one"]
-
-
-def _first(fits: Callable[[Size], bool], sizes: Any) -> Size | None:
-    return next((size for size in sizes if fits(size)), None)
+    return advice or ["a GPU with more memory: no length, size or rank fits this one"]
 
 
 def _scaled(size: Size, side: int) -> Size:

@@ -184,16 +184,18 @@ def test_where_nothing_fits_the_advice_does():
     least = min(plan.predict_all(TASK, 24, TABLE), key=lambda one: one.need)
     gpu = math.floor(10 * least.need - 1) / 10
 
-    def fits(size):
-        return plan.fastest(plan.predict_all(replace(TASK, size=size), gpu, TABLE), gpu) is not None
+    def fits(**changes):
+        return plan.fastest(plan.predict_all(replace(TASK, **changes), gpu, TABLE), gpu) is not None
 
     text = plan.report(TASK, gpu, TABLE)
     assert f"Nothing fits: {least.name} needs {least.need:.1f} GiB, {least.need - gpu:.1f} more" in text
-    shorter, smaller = plan.help_for(TASK, gpu, TABLE)
-    frames, side = int(shorter.split(":")[1].split()[0]), int(smaller.split("x")[1].split()[0])
-    assert fits(TASK.size._replace(frames=frames)) and not fits(TASK.size._replace(frames=frames + 4))
-    assert fits(plan.Size(side, side, 81)) and not fits(plan.Size(side + 16, side + 16, 81))
-    assert plan.help_for(TASK, 2, TABLE) == ["a GPU with more memory: no length and no size fits this one"]
+    shorter, smaller, lower = plan.help_for(TASK, gpu, TABLE)
+    numbers = ((shorter, ":"), (smaller, "x"), (lower, "rank"))
+    frames, side, rank = (int(advice.split(mark)[1].split()[0]) for advice, mark in numbers)
+    assert fits(size=TASK.size._replace(frames=frames)) and not fits(size=TASK.size._replace(frames=frames + 4))
+    assert fits(size=plan.Size(side, side, 81)) and not fits(size=plan.Size(side + 16, side + 16, 81))
+    assert fits(lora_rank=rank) and not fits(lora_rank=2 * rank)
+    assert plan.help_for(TASK, 2, TABLE) == ["a GPU with more memory: no length, size or rank fits this one"]
 
 
 @pytest.mark.parametrize("gpu", ["6", "24GiB", "141GiB"])
