@@ -26,7 +26,7 @@ import torch
 from speed import DEVICE, Bench, clean, fast
 
 from diffsynth_omniavatar import host, plan
-from diffsynth_omniavatar.blocks import GIB, Attention
+from diffsynth_omniavatar.blocks import GIB, Attention, expandable_segments
 from diffsynth_omniavatar.plots import line_plot
 from diffsynth_omniavatar.timeline import latent_frames
 
@@ -136,19 +136,12 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
 
 def table_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of `measured.json` from those of `speed.py` and this program: the training steps of the published sizes.
-
-    A step behind one that failed has no peak: what failed may still hold memory.
-    """
-    failed: set[str] = set()
+    """Rows of `measured.json` from those of `speed.py` and this program: the training steps of the published sizes."""
     for row in rows:
-        if "failed" in row:
-            failed.add(row["model"])
         if row.get("model") not in plan.PRESETS or "kept" not in row:
             continue
         way = row["way"]
         frames, height, width = row.get("size", BASE)
-        limit = re.search(r"auto, (\d+) GiB", way)
         kept = re.findall(r"(\w+) (\d+)", (row["kept"] or "").split(" of ")[0])
         entry = {
             "model": row["model"],
@@ -159,9 +152,9 @@ def table_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             "offload": "inputs in main memory" in way,
             "stream": "weights" in way and "main memory" in way,
             "kept": {name: int(count) for name, count in kept},
-            "limit_gib": None if limit is None else int(limit[1]),
+            "limit_gib": row["limit"],
             "seconds": row["seconds"],
-            "peak_gib": None if row["model"] in failed else row["peak"],
+            "peak_gib": row["peak"],
         }
         yield {name: value for name, value in entry.items() if value}
 
@@ -176,6 +169,7 @@ def write_table(files: Sequence[str]) -> None:
         for row in rows:
             content |= {key: row[key] for key in content if key != "steps" and key in row}
         entries += table_rows(rows)
+    content["torch"] = content["torch"].split("+")[0]
     content["date"] = date.today().isoformat()
     steps = ",\n    ".join(map(json.dumps, entries))
     head = json.dumps({key: value for key, value in content.items() if key != "steps"}, indent=2)
@@ -192,6 +186,7 @@ def main() -> None:
     if args.write_table:
         write_table(args.write_table)
     else:
+        expandable_segments()
         draw(measure(args.minutes), args.out)
 
 
