@@ -748,7 +748,7 @@ def expandable_segments() -> None:
 
 def free_memory(device: torch.device) -> int:
     """Bytes of a CUDA device that this process can still have, with what torch holds in reserve, within the limit of
-    `torch.cuda.set_per_process_memory_fraction` where torch tells it (since 2.8).
+    `torch.cuda.set_per_process_memory_fraction`, which early torch 2 does not tell.
     """
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
