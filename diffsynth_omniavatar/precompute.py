@@ -639,7 +639,8 @@ def run(args: argparse.Namespace) -> int:
     """`omniavatar precompute`: write a cache; the exit code is 1 if clips could not be encoded."""
     clips, settings, recipe = data_of(args)
     options = CacheOptions(references=args.references, audio_dtype=DTYPES[args.audio_dtype], tiled=args.tiled)
-    state = PartialState(cpu=args.device == "cpu", timeout=SLOWEST_PROCESS)
+    # Processes that share a GPU cannot meet through NCCL: with a device named they meet on the CPU.
+    state = PartialState(cpu=args.device is not None, timeout=SLOWEST_PROCESS)
     parts = {part: getattr(args, part) for part in PARTS}
     files = model_files(args.model, args.models_folder, parts)
     if files.is_small_family:
