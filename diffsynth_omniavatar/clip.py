@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -194,12 +194,15 @@ class VideoInfo:
     """Whether there is a sound track."""
 
 
+_ANY_TITLE: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Titles in other encodings than UTF-8 are no reason to refuse a file; PyAV 19 takes them as they are."""
+
+
 @contextmanager
 def _open_media(path: str | Path) -> Iterator[InputContainer]:
     """The opened file; libav's errors, also those of the block inside, become ValueErrors with the path."""
     try:
-        # Titles in other encodings than UTF-8 are no reason to refuse a file.
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(str(path), **_ANY_TITLE) as container:
             yield container
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
