@@ -121,14 +121,14 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         "side": (SIDES, "pixels a side, 81 frames", lambda n: (81, n, n)),
     }
     found = {(row["way"], tuple(row["size"])): row for row in rows}
-    for axis, (places, label, size) in axes.items():
+    for axis, (sizes, label, size) in axes.items():
+        places = [n for n in sizes if any((way, size(n)) in found for way in WAYS)]
+        if len(places) < 2:
+            print(json.dumps({"plots": f"over {axis}", "skipped": f"{len(places)} measured"}), flush=True)
+            continue
         for what, unit in (("seconds", "seconds a step"), ("peak", "GiB")):
             series = {w: [found.get((w, size(n)), {}).get(what, math.nan) for n in places] for w in WAYS}
-            try:
-                svg = line_plot(series, title=f"14B, {what}", x_label=label, y_label=unit, x=places)
-            except ValueError as error:  # nothing was measured
-                print(json.dumps({"plot": f"{what} over {axis}", "failed": str(error)}), flush=True)
-                continue
+            svg = line_plot(series, title=f"14B, {what}", x_label=label, y_label=unit, x=places)
             (folder / f"scaling_{what}_{axis}.svg").write_text(svg, encoding="utf-8")
 
 

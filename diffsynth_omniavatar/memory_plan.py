@@ -240,7 +240,9 @@ class StepMemory:
     kept: int
     """What the blocks keep for the backward pass beside them."""
     backward: int
-    """The backward pass of one block."""
+    """The backward pass of a block that keeps only its input."""
+    spared: int
+    """What the last block, whose backward pass is the first, keeps of that."""
     gradients: int
     stepping: int
     """The optimizer's step, gradients included."""
@@ -248,18 +250,19 @@ class StepMemory:
     @property
     def peak(self) -> int:
         """The most that is there at once: as the backward pass begins, as it ends, or in the optimizer's step."""
-        passing = self.backward + max(self.inputs + self.kept, self.gradients)
+        passing = self.backward + max(self.inputs + self.kept - self.spared, self.gradients)
         return self.weights + self.optimizer + max(passing, self.stepping)
 
 
-def step_memory(weights: Weights, shape: BlockShape, way: Way, kept: int = 0) -> StepMemory:
-    """Memory of a step with cached inputs: the blocks keep their inputs and `kept` bytes, the rest is computed anew."""
+def step_memory(weights: Weights, shape: BlockShape, way: Way, plan: tuple[Kept, ...] = ()) -> StepMemory:
+    """Memory of a step with cached inputs: the blocks keep their inputs and those of `plan`, the rest is computed anew."""
     streamed = STREAMED_LAYERS * weights.blocks // weights.layers
     return StepMemory(
         weights=(streamed if way.stream else weights.blocks) + weights.others + weights.trained,
         optimizer=weights.optimizer,
         inputs=(min(IN_FLIGHT, weights.layers) if way.offload else weights.layers) * shape.input_bytes,
-        kept=kept,
+        kept=kept_bytes(shape, plan),
+        spared=kept_bytes(shape, plan[-1:]),
         backward=shape.backward_bytes_of("host" if way.blocks == "host" else "own"),
         gradients=weights.trained,
         stepping=weights.stepping,
@@ -286,24 +289,24 @@ def auto_budget(
 
 
 def option_changes(
-    config: OmniAvatarConfig, lora: LoRAConfig | None, shape: BlockShape, way: Way, kept: int = 0
+    config: OmniAvatarConfig, lora: LoRAConfig | None, shape: BlockShape, way: Way, plan: tuple[Kept, ...] = ()
 ) -> dict[str, int]:
     """What each flag of training, given or left out, would add to the peak of a step, in bytes."""
     weights = count_weights(config, lora, element_size=shape.element_size)
     own = replace(way, blocks="eager") if way.blocks == "host" else way
     changed = {
-        _flip("--use_gradient_checkpointing_offload", way.offload): (replace(way, offload=not way.offload), kept)
+        _flip("--use_gradient_checkpointing_offload", way.offload): (replace(way, offload=not way.offload), plan)
     }
     if way.blocks != "host":
-        changed["with --reference"] = (Way(offload=way.offload), 0)
+        changed["with --reference"] = (Way(offload=way.offload), ())
     if lora is not None:
-        changed[_flip("--stream_weights", way.stream)] = (replace(own, stream=not way.stream), kept)
+        changed[_flip("--stream_weights", way.stream)] = (replace(own, stream=not way.stream), plan)
         every = (frozenset(KEEPABLE),) * weights.layers
         attention = (frozenset({"attention"}),) * weights.layers
-        for what, plan in (("0", ()), ("to keep attention", attention), ("to keep all", every)):
-            changed[f"with --activation_memory {what}"] = (own, kept_bytes(shape, plan))
-    now = step_memory(weights, shape, way, kept).peak
-    return {flag: step_memory(weights, shape, *other).peak - now for flag, other in changed.items()}
+        for what, other in (("0", ()), ("to keep attention", attention), ("to keep all", every)):
+            changed[f"with --activation_memory {what}"] = (own, other)
+    now = step_memory(weights, shape, way, plan).peak
+    return {flag: step_memory(weights, shape, *change).peak - now for flag, change in changed.items()}
 
 
 def _flip(flag: str, given: bool) -> str:

@@ -31,7 +31,6 @@ from .memory_plan import (
     auto_budget,
     count_weights,
     describe,
-    kept_bytes,
     plan_kept,
     step_memory,
 )
@@ -267,7 +266,7 @@ def predict(name: str, task: Task, gpu: float, table: Table) -> Prediction:
         free = int((gpu - CONTEXT) * GIB) - least.weights
         budget = auto_budget(shape, weights.layers, weights.trained, free=free, offload=way.offload)
         plan = plan_kept(shape, weights.layers, budget)
-        memory = step_memory(weights, shape, way, kept_bytes(shape, plan))
+        memory = step_memory(weights, shape, way, plan)
     row = _same(task, way, gpu, table)
     seconds = seconds_of(task, way, count_kept(plan), table) if row is None else row.seconds
     measured_peak = None if row is None else row.peak
@@ -295,11 +294,11 @@ def _same(task: Task, way: Way, gpu: float, table: Table) -> Measurement | None:
 
 
 def fastest(predictions: Sequence[Prediction], gpu: float) -> Prediction | None:
-    """The fastest that fits a GPU of so many GiB, of equally fast ones the first; None if none fits."""
+    """The fastest that fits a GPU of so many GiB; of equally fast ones a measured one, else the first; None if none."""
     fitting = [one for one in predictions if one.need <= gpu]
     best = min((one.seconds for one in fitting if one.seconds is not None), default=math.inf)
     good = [one for one in fitting if one.seconds is not None and one.seconds <= ALIKE * best]
-    return next(iter(good or fitting), None)
+    return min(good or fitting, key=lambda one: not one.seconds_measured, default=None)
 
 
 def predict_all(task: Task, gpu: float, table: Table) -> list[Prediction]:

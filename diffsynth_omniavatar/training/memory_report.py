@@ -12,7 +12,7 @@ import torch
 
 from ..blocks import BlockRunner
 from ..config import LoRAConfig, OmniAvatarConfig
-from ..memory_plan import KEEPABLE, BlockShape, count_weights, kept_bytes, option_changes, plan_kept, step_memory
+from ..memory_plan import KEEPABLE, BlockShape, Kept, count_weights, option_changes, plan_kept, step_memory
 
 if TYPE_CHECKING:
     from .module import StepSettings
@@ -49,18 +49,20 @@ def report_lines(weights: Mapping[str, int], readings: Mapping[str, Reading], ch
     return lines + [f"memory, computed: {flag:<44}{size / GIB:+8.2f} GiB" for flag, size in changes.items()]
 
 
-def kept_in_step(settings: StepSettings, shape: BlockShape, layers: int, runner: BlockRunner | None) -> int | None:
-    """Bytes that the blocks keep for the backward pass beside their inputs; None if it is not known: the host's blocks
+def kept_in_step(
+    settings: StepSettings, shape: BlockShape, layers: int, runner: BlockRunner | None
+) -> tuple[Kept, ...] | None:
+    """What the blocks keep for the backward pass beside their inputs; None if it is not known: the host's blocks
     without checkpointing, or "auto" before the first step.
     """
     recompute = settings.use_gradient_checkpointing or settings.use_gradient_checkpointing_offload
     if runner is None:
-        return 0 if recompute else None
+        return () if recompute else None
     if settings.activation_memory is None:
-        return 0 if recompute else kept_bytes(shape, (frozenset(KEEPABLE),) * layers)
+        return () if recompute else (frozenset(KEEPABLE),) * layers
     if settings.activation_memory != "auto":
-        return kept_bytes(shape, plan_kept(shape, layers, int(settings.activation_memory * GIB)))
-    return kept_bytes(shape, runner.plans[shape]) if shape in runner.plans else None
+        return plan_kept(shape, layers, int(settings.activation_memory * GIB))
+    return runner.plans.get(shape)
 
 
 def predicted_rows(
@@ -75,7 +77,7 @@ def predicted_rows(
     """What a step takes, computed from sizes: names and values."""
     weights = count_weights(config, lora, element_size=shape.element_size, fp32_master_weights=fp32_master_weights)
     kept = kept_in_step(settings, shape, weights.layers, runner)
-    memory = step_memory(weights, shape, settings.way, kept or 0)
+    memory = step_memory(weights, shape, settings.way, kept or ())
     rows = {
         "denoiser": memory.weights,
         "AdamW": memory.optimizer,
@@ -86,7 +88,7 @@ def predicted_rows(
     lines = [(name, f"{size / GIB:.2f} GiB") for name, size in rows.items()]
     if kept is not None:
         peak = f"{memory.peak / GIB:.2f} GiB, computed, with cached inputs and without losses on frames"
-        return [*lines, ("kept beside inputs", f"{kept / GIB:.2f} GiB"), ("peak", peak)]
+        return [*lines, ("kept beside inputs", f"{memory.kept / GIB:.2f} GiB"), ("peak", peak)]
     if runner is None:
         return [*lines, ("kept beside inputs", "not known: add --use_gradient_checkpointing")]
     return [*lines, ("kept beside inputs", f"what is free beyond {memory.peak / GIB:.2f} GiB")]
