@@ -206,7 +206,7 @@ def profile(bench: Bench, name: str, runner: BlockRunner | None, kernels: int = 
             torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
     bench.dit.zero_grad(set_to_none=True)
-    waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    waits = [f"{w.filename}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)]
     averages = sorted(trace.key_averages(), key=lambda row: -row.self_device_time_total)
     total = sum(row.self_device_time_total for row in averages)
     facts = {"kernels, s": round(total / 1e6, 3), "waits for the GPU": len(waits), "at": sorted(set(waits))[:5]}
