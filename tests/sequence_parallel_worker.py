@@ -1,5 +1,10 @@
-"""Run by torchrun in several processes: final latents of some clips. `sequence_parallel_worker.py I2V V2V OUT`."""
+"""Several processes make final latents of some clips, and a video. `sequence_parallel_worker.py I2V V2V OUT FLAGS...`
 
+They find what torchrun would tell them, but are forked here: what they import, most of the time, is imported once.
+"""
+
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -7,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 from synthetic_clips import portrait, speech
 
+from diffsynth_omniavatar import cli, generate, loading  # noqa: F401  the command imports the last two late
 from diffsynth_omniavatar.nano import family
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
 
+PROCESSES = 3
 SIZE = 64
 FRAMES = 13  # 64 tokens, which three processes cannot share equally; they share the family's three heads
 CLIPS = {
@@ -65,8 +72,16 @@ def batch(dit):
     return dit(x, torch.tensor([700.0, 200.0]), text, y, audio)
 
 
+def work(rank, port, i2v, v2v, out, *flags):
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    save_file(final_latents(Path(i2v), Path(v2v), use_usp=True), f"{out}.{rank}.safetensors")
+    if code := cli.main([*flags, "--use_usp"]):
+        sys.exit(code)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    i2v, v2v, out = map(Path, sys.argv[1:])
-    latents = final_latents(i2v, v2v, use_usp=True)
-    save_file(latents, f"{out}.{torch.distributed.get_rank()}.safetensors")
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    torch.multiprocessing.start_processes(work, (port, *sys.argv[1:]), PROCESSES, start_method="fork")

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from golden_models import relative_deviation
 from safetensors.torch import load_file
-from sequence_parallel_worker import CLIPS, final_latents
+from sequence_parallel_worker import CLIPS, PROCESSES, final_latents
 from synthetic_clips import portrait, speech
 
 from diffsynth_omniavatar import cli
@@ -32,11 +32,25 @@ def families(tmp_path_factory):
     return [write_random_family(folder / str(in_dim), in_dim, conventions=conventions) for in_dim in (33, 49)]
 
 
-def launch(*arguments, processes=3):
-    """torchrun; gives what came to stdout."""
+@pytest.fixture(scope="module")
+def flags(families, tmp_path_factory):
+    """Of a video of more than one chunk."""
+    folder = tmp_path_factory.mktemp("inputs")
+    portrait(96).save(folder / "face.png")
+    soundfile.write(folder / "speech.wav", speech(0.5), 16000)
+    values = {"models_folder": families[0], "prompt": "a", "image": folder / "face.png", "audio": folder / "speech.wav"}
+    values |= {"steps": 2, "overlap": 5, "device": "cpu", "crf": 0}
+    return ["generate", *(str(word) for name, value in values.items() for word in (f"--{name}", value))]
+
+
+@pytest.fixture(scope="module")
+def many(families, flags, tmp_path_factory):
+    """What several processes make: a folder with latents of each and a video, and what they print."""
+    folder = tmp_path_factory.mktemp("many")
+    worker = Path(__file__).with_name("sequence_parallel_worker.py")
+    words = [worker, *families, folder / "latents", *flags, "--out", folder / "video.mp4"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        + [str(argument) for argument in arguments],
+        [sys.executable, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -44,12 +58,11 @@ def launch(*arguments, processes=3):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return folder, done.stdout
 
 
-def test_three_processes_compute_the_latents_of_one(families, tmp_path):
-    launch(Path(__file__).with_name("sequence_parallel_worker.py"), *families, tmp_path / "many")
-    first, second, third = (load_file(tmp_path / f"many.{rank}.safetensors") for rank in range(3))
+def test_three_processes_compute_the_latents_of_one(families, many):
+    first, second, third = (load_file(many[0] / f"latents.{rank}.safetensors") for rank in range(PROCESSES))
     wanted = final_latents(*families, use_usp=False)
     assert set(first) == {*CLIPS, "batch", "V2V"}
     for name, latents in wanted.items():
@@ -57,17 +70,13 @@ def test_three_processes_compute_the_latents_of_one(families, tmp_path):
         assert relative_deviation(first[name], latents) < TOLERANCE, name
 
 
-def test_the_first_process_writes_the_video(families, tmp_path):
-    portrait(96).save(tmp_path / "face.png")
-    soundfile.write(tmp_path / "speech.wav", speech(0.5), 16000)
-    flags = ["generate", "--models_folder", families[0], "--prompt", "a", "--image", tmp_path / "face.png"]
-    flags += ["--audio", tmp_path / "speech.wav", "--steps", "2", "--overlap", "5", "--device", "cpu", "--crf", "0"]
-    said = launch("-m", "diffsynth_omniavatar", *flags, "--use_usp", "--out", tmp_path / "many.mp4")
-    assert said.count("many.mp4: ") == 1
-    assert cli.main([str(flag) for flag in (*flags, "--out", tmp_path / "one.mp4")]) == 0
-    one, many = (read_frames(tmp_path / f"{name}.mp4").int() for name in ("one", "many"))
-    assert one.shape == many.shape and len(one) > 9  # more than a chunk
-    assert (one - many).abs().max() <= 2  # levels of 255: rounding
+def test_the_first_process_writes_the_video(flags, many, tmp_path):
+    folder, said = many
+    assert said.count("video.mp4: ") == 1
+    assert cli.main([*flags, "--out", str(tmp_path / "video.mp4")]) == 0
+    alone, together = (read_frames(place / "video.mp4").int() for place in (tmp_path, folder))
+    assert alone.shape == together.shape and len(alone) > 9  # more than a chunk
+    assert (alone - together).abs().max() <= 2  # levels of 255: rounding
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 6, 7])
