@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_in import write_nano_like_family
 
 from diffsynth_omniavatar import evaluate
 from diffsynth_omniavatar.clip import Sound, VideoWriter
@@ -16,7 +17,6 @@ from diffsynth_omniavatar.generate import generate
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker import SIZE, draw_clip
-from diffsynth_omniavatar.nano.stand_in import write_nano_like_family
 from diffsynth_omniavatar.plots import line_plot
 
 

@@ -28,8 +28,9 @@ SEED_STEP = 1000
 class Sampling:
     """How the model generates; see `OmniAvatarPipeline.__call__`."""
 
-    steps: int = 20
-    cfg_scale: float = 4.5
+    steps: int = 10
+    cfg_scale: float = 1.0
+    """The shipped weights open the mouth 0.9 times as far as they should without guidance, 1.2 times with 2."""
     audio_cfg_scale: float | None = None
     sigma_shift: float = 5.0
     negative_prompt: str = ""

@@ -1,0 +1,88 @@
+"""The shipped weights: the VAE shows the mouth, the denoiser moves it with the sound, and it learns somebody new."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffsynth_omniavatar import cli, demo, evaluate
+from diffsynth_omniavatar.files import NANO_FOLDER
+from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
+from diffsynth_omniavatar.nano.family import NANO, SmallVAE
+from diffsynth_omniavatar.nano.measure import correlation, measure_mouth
+from diffsynth_omniavatar.nano.speaker import cut_start, draw_clip
+from diffsynth_omniavatar.nano.train_vae import figures, reconstruct
+from diffsynth_omniavatar.training.callbacks import find_latest
+
+FRAMES, LEAD = 33, 12
+SAMPLING = Sampling(steps=6)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """A chunk each of people, voices and words that no training has; they begin in mid-speech."""
+    return [
+        cut_start(draw_clip(seed, LEAD + FRAMES, split="evaluation", sways=False), LEAD) for seed in (200, 201, 203)
+    ]
+
+
+@pytest.fixture(scope="module")
+def i2v():
+    return evaluate.load_family(NANO_FOLDER, "i2v", "cpu")
+
+
+def openness_r(videos, clips):
+    """Correlation of the openness that each video shows with the clip's true one."""
+    return [correlation(measure_mouth(v)[0], clip.openness) for v, clip in zip(videos, clips, strict=True)]
+
+
+def test_the_vae_shows_the_mouth(clips):
+    vae = SmallVAE(**NANO.vae)
+    vae.load_state_dict({name: tensor.float() for name, tensor in load_file(NANO_FOLDER / "vae.safetensors").items()})
+    frames = np.stack([clip.frames for clip in clips])
+    result = figures(vae, frames, reconstruct(vae, frames))
+    assert result["psnr"] > 31 and result["r_openness_lowest"] > 0.99 and result["r_width"] > 0.95
+
+
+def test_the_mouth_follows_the_sound_that_is_fed(i2v, clips):
+    sounds = [*clips[1:], clips[0]]  # each face speaks what another one said
+    takes = [
+        Take(prompt=face.prompt, portrait=face.frames[0], waveform=sound.waveform)
+        for face, sound in zip(clips, sounds, strict=True)
+    ]
+    videos = generate_batch(i2v, takes, SAMPLING)
+    fed, own = openness_r(videos, sounds), openness_r(videos, clips)
+    assert np.mean(fed) > 0.85 and min(fed) > 0.75
+    assert np.mean(own) < np.mean(fed) - 0.4
+    assert all(evaluate.best_lag(measure_mouth(v)[0], s.openness) == 0 for v, s in zip(videos, sounds, strict=True))
+
+
+def test_without_sound_the_mouth_does_not_know_the_words(i2v, clips):
+    takes = [evaluate.take_of(clip) for clip in clips]
+    muted = generate_batch(i2v, takes, SAMPLING, mute=True)
+    assert abs(np.mean(openness_r(muted, clips))) < 0.4
+    silent = generate_batch(i2v, [evaluate.take_of(c, waveform=np.zeros_like(c.waveform)) for c in clips], SAMPLING)
+    assert np.mean([measure_mouth(video[9:])[0].mean() for video in silent]) < 0.15
+
+
+def test_dubbing_moves_the_mouth_of_a_video(clips):
+    v2v = evaluate.load_family(NANO_FOLDER, "v2v", "cpu")
+    takes = [evaluate.take_of(clips[0], waveform=clips[1].waveform, video=clips[0].frames)]
+    videos = generate_batch(v2v, takes, SAMPLING)
+    assert openness_r(videos, [clips[1]])[0] > 0.75
+
+
+def test_fine_tuning_lowers_the_loss_on_somebody_new(tmp_path, monkeypatch):
+    """60 steps of the demo's own commands."""
+    for name, value in {"TRAIN_CLIPS": 6, "TRAIN_FRAMES": 33, "BATCH": 2, "REFERENCES": 2}.items():
+        monkeypatch.setattr(demo, name, value)
+    run = demo.Demo(out=tmp_path, family=NANO_FOLDER, sampling=SAMPLING, train_steps=60)
+    run.work.mkdir()
+    _, _, held_out = demo._draw(run)
+    before = evaluate.validation_loss(evaluate.load_family(NANO_FOLDER, "i2v", "cpu"), held_out[:2], draws=4, batch=2)
+    precompute, train = run.commands()
+    assert cli.main(precompute[1:]) == 0
+    demo._run(train)
+    torch.set_num_threads(1)
+    tuned = evaluate.load_family(NANO_FOLDER, "i2v", "cpu", tuned=find_latest(run.work / "run"))
+    assert evaluate.validation_loss(tuned, held_out[:2], draws=4, batch=2) < 0.97 * before
