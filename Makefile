@@ -13,7 +13,7 @@ export UV_NO_PROGRESS := 1
 .PHONY: help demo test test-modern test-classic lint clean
 
 help:
-	@echo "make demo   generate, fine-tune on a new person, generate again: demo/report.html, in 8 minutes"
+	@echo "make demo   generate, fine-tune on a new person, generate again: demo/report.html, in 4 minutes"
 	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
 	@echo "make lint   ruff, mypy and the table of modules"
 	@echo "make clean  remove the environments and what was built"

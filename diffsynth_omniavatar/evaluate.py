@@ -146,6 +146,8 @@ def _known_inputs(pipe: OmniAvatarPipeline, clips: Sequence[SpeakerClip]) -> tup
 
 FRAMES = 72
 """Of a clip: three chunks of the small model, with one leading row of zeros or without."""
+PAUSE = 0.02
+"""True openness below which a mouth is closed."""
 LONG_FRAMES = 20 * FRAME_RATE
 LONG_CLIPS = 6
 GUIDANCE_CLIPS = 16
@@ -290,8 +292,16 @@ def figures_sync(stage: Stage) -> Iterator[Figure]:
         yield _at_least(f"width r, {where}", _width_r(mouths, stage.clips), 0.8)
         yield _no_lag(f"clips with lag 0, {where}", mouths, stage.clips)
         if leading == own:
+            yield _pauses(mouths, stage.clips)
             yield from _identity(stage, videos)
             _plot_mouth(stage, mouths[0], stage.clips[0])
+
+
+def _pauses(mouths: Sequence[Mouth], clips: Sequence[SpeakerClip]) -> Figure:
+    """Openness where the true mouth is closed for a pause between words."""
+    pauses = [mouth[0][clip.openness < PAUSE] for mouth, clip in zip(mouths, clips, strict=True)]
+    values = [float(np.nan_to_num(openness, nan=1.0).mean()) for openness in pauses if len(openness)]
+    return _below("pauses in speech: mean openness", values, 0.1)
 
 
 def _identity(stage: Stage, videos: Sequence[np.ndarray]) -> Iterator[Figure]:
