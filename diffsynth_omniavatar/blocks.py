@@ -743,7 +743,8 @@ def expandable_segments() -> None:
     """
     if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
         os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
-        logger.info("%s=expandable_segments:True", ALLOCATOR_SETTINGS[0])
+        if torch.cuda.is_available():
+            logger.info("%s=expandable_segments:True", ALLOCATOR_SETTINGS[0])
 
 
 def free_memory(device: torch.device) -> int:
