@@ -60,6 +60,7 @@ SETTING_FLAGS: Flags = {
     "height": (int, "pixels (default: the trained size nearest in shape)"),
     "width": (int, "pixels (default: the trained size nearest in shape)"),
     "max_tokens": (int, "length of a chunk: frames * height * width / 1024 (default: the trained length)"),
+    "paste_source": (bool, "V2V: keep the video's own pixels outside the mouth (default: yes)"),
     "overlap": (int, "frames that a chunk takes over from the one before, 1 + 4n (default: 13)"),
     "silence": (float, "seconds of silence in front (default: 0.3, for V2V 0)"),
     "steps": (int, "denoising steps a chunk (default: 50)"),

@@ -135,6 +135,22 @@ def load_mouth_mask(mask: MaskSource | None, height: int, width: int) -> Tensor:
     return binary
 
 
+def paste_outside_mouth(frames: Tensor, source: Tensor, mask: Tensor) -> Tensor:
+    """Generated frames with the source's own pixels wherever the mouth mask keeps them.
+
+    Inside the mouth, behind the mask's edge, the two fade into each other over 1/64 of the height: no seam shows.
+
+    Args:
+        frames, source: [..., F, H, W] in [-1, 1].
+        mask: [1 or F, H, W], from `load_mouth_mask`.
+    """
+    reach = max(1, mask.shape[-2] // 64)
+    around = F.pad(mask[:, None], (reach,) * 4, mode="replicate")
+    near = F.avg_pool2d(around, 2 * reach + 1, stride=1)[:, 0]  # near one half at the edge
+    kept = torch.where(mask == 1, 1.0, (2 * near).clamp(max=1)).to(frames)
+    return frames + kept * (source.to(frames) - frames)
+
+
 def mask_to_latents(mask: Tensor, latent_count: int) -> Tensor:
     """A pixel mask [1 or F, H, W] (1 keep) at latent size, [1, 1, T, H/8, W/8]: 0 keep, 1 generate.
 

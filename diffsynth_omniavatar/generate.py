@@ -24,8 +24,9 @@ from .clip import (
     match_size,
     probe_video,
     speech_waveform,
+    to_video,
 )
-from .conditioning import ImageSource, MaskSource, SoundSource
+from .conditioning import ImageSource, MaskSource, SoundSource, load_mouth_mask, paste_outside_mouth
 from .pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
 from .timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, plan_chunks
 
@@ -59,6 +60,7 @@ def generate(
     video: str | Path | None = None,
     negative_prompt: str = NEGATIVE_PROMPT,
     mouth_mask: MaskSource | None = None,
+    paste_source: bool = True,
     reference_video: str | Path | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -89,6 +91,7 @@ def generate(
         image: the portrait. V2V: the identity image, by default the video's first frame.
         video: V2V: the video whose mouth is changed. One that is shorter than the sound runs forth and back.
         mouth_mask: V2V: see `conditioning.load_mouth_mask`.
+        paste_source: V2V: outside the mouth the source's own pixels, not what the VAE makes of them.
         reference_video: 65 channels: another clip of the person, by default another part of `video`.
         height, width: None for the trained size nearest in shape.
         max_tokens: length of a chunk: frames * height * width / 1024; None for the trained length.
@@ -164,6 +167,8 @@ def generate(
             ).float()
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
+                if source is not None and paste_source:
+                    frames = source.paste(frames, chunk.frames, mouth_mask)
                 writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
     seconds = time.monotonic() - started
     return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
@@ -233,6 +238,11 @@ class _SourceVideo:
         first, last = min(wanted), max(wanted)
         window = torch.stack(list(iter_frames(self.path, first, last - first + 1, self.size)))
         return window[torch.tensor(wanted) - first]
+
+    def paste(self, frames: Tensor, places: range, mouth_mask: MaskSource | None) -> Tensor:
+        """Generated frames [3, F, H, W] with this video's pixels outside the mouth."""
+        pictures = to_video(self.frames(places)[None])[0].to(frames)
+        return paste_outside_mouth(frames, pictures, load_mouth_mask(mouth_mask, *self.size).to(frames))
 
     def first_frame(self) -> Any:
         from PIL import Image

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..clip import to_bytes, to_video
-from ..conditioning import ConditionUnit, MaskedVideoUnit, PrefixUnit
+from ..conditioning import ConditionUnit, MaskedVideoUnit, PrefixUnit, load_mouth_mask, paste_outside_mouth
 from ..generate import chunk_features
 from ..pipeline import OmniAvatarPipeline
 from ..timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, plan_chunks
@@ -88,6 +88,9 @@ def generate_batch(
         inputs["omni_audio"] = audio * 0 if mute else audio
         frames = _denoise(pipe, sampling, noise, texts, inputs)
         carried = frames[:, :, plan.length - plan.overlap :]
+        if pipe.dit.config.has_masked_video:
+            source = pixels([_frames(take, chunk.frames) for take in takes]).to(frames)
+            frames = paste_outside_mouth(frames, source, load_mouth_mask(None, height, width).to(frames))
         kept = frames[:, :, chunk.kept.start : chunk.kept.stop]
         parts.append(to_bytes(kept).permute(0, 2, 3, 4, 1).cpu())
     return torch.cat(parts, dim=1).numpy()
