@@ -3,6 +3,7 @@
 # drawn and their speech is synthesised. One GPU of 80 GB; parts that are there are kept, and interrupted ones go on.
 #   bash examples/nano_train.sh
 #   OUTPUT=runs/nano I2V_STEPS=6000 V2V_STEPS=2000 bash examples/nano_train.sh
+#   ACCELERATE_CONFIG=examples/accelerate/8gpus.yaml PROCESSES=32 BATCH_SIZE=32 bash examples/nano_train.sh    # per GPU
 set -euo pipefail
 output=${OUTPUT:-runs/nano}
 clips=${CLIPS:-3000}
