@@ -17,7 +17,6 @@ and its skipped steps are timed apart, and the time of 25 steps is told by how m
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 from random_models import random_dit
+from speed import clean
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.blocks import GIB, BlockRunner
@@ -199,12 +199,6 @@ def meet() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.cuda.synchronize()
-
-
-def clean() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
 
 
 def one_gpu(part: str, repeats: int) -> None:

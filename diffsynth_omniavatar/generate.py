@@ -120,6 +120,7 @@ def generate(
         leading_rows=pipe.conventions.leading_audio_rows,
     )
     source = _SourceVideo(video, size) if is_v2v and video is not None else None
+    pasted = load_mouth_mask(mouth_mask, *size) if source is not None and paste_source else None
     reference = _reference_sequence(pipe, source, reference_video, plan, size)
     features = pipe.encode_speech(waveform, plan.padded_rows)
     prompt_embeds = pipe.encode_prompt(prompt)
@@ -142,10 +143,11 @@ def generate(
         else contextlib.nullcontext() as writer,
     ):
         for chunk in plan.chunks:
+            pictures = None if source is None else source.frames(chunk.frames)
             frames = pipe(
                 input_image=image if image is not None or source is None else source.first_frame(),
                 audio_features=chunk_features(features, chunk),
-                input_video=None if source is None else source.frames(chunk.frames),
+                input_video=pictures,
                 mouth_mask=mouth_mask,
                 reference_video=reference,
                 prefix_video=carried,
@@ -167,8 +169,8 @@ def generate(
             ).float()
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
-                if source is not None and paste_source:
-                    frames = source.paste(frames, chunk.frames, mouth_mask)
+                if pictures is not None and pasted is not None:
+                    frames = paste_outside_mouth(frames, to_video(pictures[None])[0], pasted)
                 writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
     seconds = time.monotonic() - started
     return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
@@ -238,11 +240,6 @@ class _SourceVideo:
         first, last = min(wanted), max(wanted)
         window = torch.stack(list(iter_frames(self.path, first, last - first + 1, self.size)))
         return window[torch.tensor(wanted) - first]
-
-    def paste(self, frames: Tensor, places: range, mouth_mask: MaskSource | None) -> Tensor:
-        """Generated frames [3, F, H, W] with this video's pixels outside the mouth."""
-        pictures = to_video(self.frames(places)[None])[0].to(frames)
-        return paste_outside_mouth(frames, pictures, load_mouth_mask(mouth_mask, *self.size).to(frames))
 
     def first_frame(self) -> Any:
         from PIL import Image

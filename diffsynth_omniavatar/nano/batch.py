@@ -89,8 +89,8 @@ def generate_batch(
         frames = _denoise(pipe, sampling, noise, texts, inputs)
         carried = frames[:, :, plan.length - plan.overlap :]
         if pipe.dit.config.has_masked_video:
-            source = pixels([_frames(take, chunk.frames) for take in takes]).to(frames)
-            frames = paste_outside_mouth(frames, source, load_mouth_mask(None, height, width).to(frames))
+            source = pixels([_frames(take, chunk.frames) for take in takes])
+            frames = paste_outside_mouth(frames, source, load_mouth_mask(None, height, width))
         kept = frames[:, :, chunk.kept.start : chunk.kept.stop]
         parts.append(to_bytes(kept).permute(0, 2, 3, 4, 1).cpu())
     return torch.cat(parts, dim=1).numpy()
