@@ -219,17 +219,20 @@ class StepRecord:
 
     Attributes:
         known_frames: latent frames at the start that are out of the loss.
-        weight: of the squared error, [B, 1, T - known_frames, h, w] with mean 1, or None for 1 everywhere.
+        weight: of the squared error: of places [B, 1, T - known_frames, h, w] with mean 1, times those of the clips'
+            timesteps [B, 1, 1, 1, 1] where a batch has several clips; None for 1 everywhere.
         latents: noisy latents x_t with the known frames in them, [B, 16, T, h, w].
         prediction: of the flow, [B, 16, T, h, w].
-        sigma: the noise level that made x_t.
+        timestep: of each clip, 0..1000, [B].
+        sigma: the noise level that made x_t, float32 [B, 1, 1, 1, 1].
     """
 
     known_frames: int = 0
     weight: Tensor | None = None
     latents: Tensor | None = None
     prediction: Tensor | None = None
-    sigma: float | None = None
+    timestep: Tensor | None = None
+    sigma: Tensor | None = None
 
     def keep(self, latents: Tensor, prediction: Tensor) -> Tensor:
         """Called by the model function; gives what the host's loss compares."""

@@ -245,7 +245,7 @@ def model_fn_omniavatar(
         omni_audio: audio features of this pass [B, 4T-3, audio_dim].
         omni_prefix_latents: known latents [B, 16, P, h, w]; they take the place of the first P frames of `latents`.
         omni_guidance: a `conditioning.AudioGuidance` that adds the audio's own guidance, or None.
-        omni_record: in training a `conditioning.StepRecord`, else None.
+        omni_record: in training a `conditioning.StepRecord`, whose timesteps count; else None.
 
     Returns:
         The predicted flow [B, 16, T, h, w]; in training the part of it that the loss covers.
@@ -253,6 +253,8 @@ def model_fn_omniavatar(
     if omni_prefix_latents is not None:
         prefix = omni_prefix_latents.to(latents)
         latents = torch.cat([prefix, latents[:, :, prefix.shape[2] :]], dim=2)
+    if omni_record is not None:
+        timestep = omni_record.timestep
 
     def denoise(audio: Tensor, cache: TeaCache | None) -> Tensor:
         return dit(

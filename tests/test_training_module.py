@@ -121,7 +121,7 @@ def test_known_frames_are_clean_masked_out_and_outside_the_loss(folders, monkeyp
     index = (sigmas - record.sigma).abs().argmin()
     weight = module.pipe.scheduler.linear_timesteps_weights[index]
     assert loss.item() == pytest.approx((weight * error).item(), rel=1e-5)
-    assert record.sigma == sigmas[index].item()
+    assert record.sigma.item() == sigmas[index].item()
     # The recorded sigma undoes the noise: x_0 = x_t - sigma (n - x_0), exactly but for rounding.
     back = record.latents[:, :, 2:] - record.sigma * targets[0][:, :, 2:]
     torch.testing.assert_close(back, clean[:, :, 2:], rtol=1e-4, atol=1e-5)
@@ -183,14 +183,19 @@ def test_only_the_trained_parts_change(folders):
     assert len(module.trained_tensors()) == len(wanted)
 
 
-def fixed_draws(monkeypatch, noise):
-    """The host's timestep and noise, the same in each call but for the samples asked for."""
-    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([400]))
+TIMESTEP_IDS = [400, 30, 900]
+
+
+def fixed_draws(monkeypatch, noise, first=0):
+    """Timesteps and noise of the clips from the first on: one for the host, then those of the batch's further clips."""
+    ids = iter(TIMESTEP_IDS[first:])
+    monkeypatch.setattr(torch, "randint", lambda _low, _high, size: torch.tensor([next(ids) for _ in range(size[0])]))
     monkeypatch.setattr(torch, "randn_like", lambda tensor, **_: noise[: len(tensor), :, : tensor.shape[2]].clone())
 
 
 @pytest.mark.parametrize("in_dim", [33, 49])
 def test_a_batch_is_the_mean_of_its_members(folders, in_dim, monkeypatch):
+    """Each clip with a timestep of its own, as one clip on each of several GPUs."""
     settings = StepSettings(use_gradient_checkpointing=False, mouth_weight=5.0 if in_dim == 49 else None)
     module = make_module(folders[in_dim], settings)
     generator = torch.Generator().manual_seed(1)
@@ -224,7 +229,7 @@ def test_a_batch_is_the_mean_of_its_members(folders, in_dim, monkeypatch):
     module.zero_grad()
     losses = []
     for index in range(3):
-        fixed_draws(monkeypatch, noise[index:])
+        fixed_draws(monkeypatch, noise[index:], index)
         loss = module(cached(1, index))
         (loss / 3).backward()
         losses.append(loss.item())

@@ -86,13 +86,13 @@ def choose_memory(mode: str, device: torch.device) -> str:
     return chosen
 
 
-def predicted_latents(noisy: Tensor, prediction: Tensor, sigma: float, known: Tensor | None = None) -> Tensor:
+def predicted_latents(noisy: Tensor, prediction: Tensor, sigma: Tensor | float, known: Tensor | None = None) -> Tensor:
     """x_0 = x_t - sigma v within +-10, float32, with the known frames in their place.
 
     Args:
         noisy: x_t, [B, 16, T, h, w].
         prediction: of the flow v, [B, 16, T, h, w]; the gradient goes to it.
-        sigma: the noise level that made x_t.
+        sigma: the noise level that made x_t, of all or of each clip [B, 1, 1, 1, 1].
         known: clean latents of the first frames, [B, 16, K, h, w], which are not predicted. x_t does not always have
             them: where the recipe drops the prefix, there is noise in their place.
     """

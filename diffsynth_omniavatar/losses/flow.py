@@ -3,6 +3,9 @@
 The host draws a timestep t, makes x_t = (1 - sigma) x_0 + sigma n, and takes mean((v - (n - x_0))^2) times the
 weight of t, v being what the model function returns. Here the model function and the scheduler's target both give
 only the covered part (`StepRecord.covered`), so that the host's loss is unchanged and its mean is over that part.
+
+The host draws one t for a whole batch. OmniAvatar was trained with one clip per GPU on many GPUs, each with its own t:
+so here each clip of a batch has its own, and a batch of B clips is what B processes with one clip each would see.
 """
 
 from __future__ import annotations
@@ -22,35 +25,58 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def recording(scheduler: Any, record: StepRecord) -> Iterator[None]:
+def recording(scheduler: Any, record: StepRecord, boundaries: tuple[float, float]) -> Iterator[None]:
     """Within it, the scheduler's target is the covered part, and the record gets the sigma that makes x_t.
 
     The sigma is looked up as the host does. It cannot be computed from the timestep: that is rounded to the
     pipeline's number format, and the host takes the sigma of the nearest entry of its table.
+
+    Args:
+        scheduler: the host's, in training mode.
+        record: of the step.
+        boundaries: the host's lowest and highest timestep, 0..1, from which those of further clips are drawn too.
     """
-    add_noise, training_target = scheduler.add_noise, scheduler.training_target
+    host_noise, host_target = scheduler.add_noise, scheduler.training_target
 
-    def add_noise_and_record(original_samples: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        nearest = torch.argmin((scheduler.timesteps - timestep.cpu()).abs())
-        record.sigma = float(scheduler.sigmas[nearest])
-        return add_noise(original_samples, noise, timestep)
+    def add_noise(original_samples: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        clips = len(original_samples)
+        if clips > 1:
+            timestep = torch.cat([timestep, _draw_timesteps(scheduler, boundaries, clips - 1).to(timestep)])
+        nearest = (scheduler.timesteps.unsqueeze(1) - timestep.cpu()).abs().argmin(dim=0)
+        sigma = scheduler.sigmas[nearest].float().to(noise.device).view(-1, 1, 1, 1, 1)
+        record.sigma, record.timestep = sigma, timestep
+        if clips == 1:
+            return host_noise(original_samples, noise, timestep)
+        # The host multiplies the mean by the weight of its t: here each clip's errors by that of theirs.
+        scheduler.training_weight = lambda _: 1.0
+        weight = scheduler.linear_timesteps_weights[nearest].to(sigma).view_as(sigma)
+        record.weight = weight if record.weight is None else record.weight * weight
+        return ((1 - sigma) * original_samples.float() + sigma * noise.float()).to(original_samples)
 
-    def covered_target(sample: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        return record.covered(training_target(sample, noise, timestep))
-
-    scheduler.add_noise, scheduler.training_target = add_noise_and_record, covered_target
+    scheduler.add_noise = add_noise
+    scheduler.training_target = lambda *values: record.covered(host_target(*values))
+    replaced = {"add_noise", "training_target", "training_weight"}
     try:
         yield
     finally:
-        del scheduler.add_noise, scheduler.training_target
+        for name in replaced & vars(scheduler).keys():
+            delattr(scheduler, name)
+
+
+def _draw_timesteps(scheduler: Any, boundaries: tuple[float, float], count: int) -> Tensor:
+    lowest, highest = (int(boundary * len(scheduler.timesteps)) for boundary in boundaries)
+    return scheduler.timesteps[torch.randint(lowest, highest, (count,))]
 
 
 def flow_loss(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any]) -> Tensor:
     """The host's loss of one batch, a scalar: the mean over the frames behind the known ones, weighted by timestep.
 
+    Each clip of the batch has a timestep of its own.
+
     Args:
         pipe: in training mode.
         inputs: those of the model function, with `input_latents` and `omni_record`.
     """
-    with recording(pipe.scheduler, inputs["omni_record"]):
+    boundaries = inputs.get("min_timestep_boundary", 0.0), inputs.get("max_timestep_boundary", 1.0)
+    with recording(pipe.scheduler, inputs["omni_record"], boundaries):
         return host.training_loss(pipe, inputs)
