@@ -148,6 +148,8 @@ FRAMES = 72
 """Of a clip: three chunks of the small model, with one leading row of zeros or without."""
 PAUSE = 0.02
 """True openness below which a mouth is closed."""
+HISS = 1e-3
+"""Effective value of the noise of a recording in which nobody speaks."""
 LONG_FRAMES = 20 * FRAME_RATE
 LONG_CLIPS = 6
 GUIDANCE_CLIPS = 16
@@ -342,11 +344,12 @@ def figures_swap(stage: Stage) -> Iterator[Figure]:
 
 
 def figures_silence(stage: Stage) -> Iterator[Figure]:
-    """Silence, and no sound at all."""
-    takes = [take_of(clip, waveform=np.zeros_like(clip.waveform)) for clip in stage.clips]
-    mouths = stage.mouths(stage.generate("silence", takes))
-    openness = [float(np.nan_to_num(mouth[0], nan=1.0).mean()) for mouth in mouths]
-    yield _below("silence: mean openness", openness, 0.1)
+    """A sound of zeros, one of hiss, and none at all."""
+    hiss = HISS * np.random.default_rng(0).standard_normal(len(stage.clips[0].waveform)).astype(np.float32)
+    for name, sound in (("silence", np.zeros_like(hiss)), ("hiss", hiss)):
+        mouths = stage.mouths(stage.generate(name, [take_of(clip, waveform=sound) for clip in stage.clips]))
+        openness = [float(np.nan_to_num(mouth[0], nan=1.0).mean()) for mouth in mouths]
+        yield _below(f"{name}: mean openness", openness, 0.1)
     mouths = stage.mouths(stage.generate("mute", [take_of(clip) for clip in stage.clips], mute=True))
     yield _below("no audio features: openness r", _openness_r(mouths, stage.clips), 0.2)
 

@@ -3,7 +3,7 @@
 # drawn and their speech is synthesised. One GPU of 80 GB; parts that are there are kept, and interrupted ones go on.
 #   bash examples/nano_train.sh
 #   OUTPUT=runs/nano I2V_STEPS=6000 V2V_STEPS=2000 bash examples/nano_train.sh
-#   ACCELERATE_CONFIG=examples/accelerate/8gpus.yaml PROCESSES=32 BATCH_SIZE=32 bash examples/nano_train.sh    # per GPU
+#   ACCELERATE_CONFIG=examples/accelerate/8gpus.yaml PROCESSES=64 BATCH_SIZE=32 bash examples/nano_train.sh    # per GPU
 set -euo pipefail
 output=${OUTPUT:-runs/nano}
 clips=${CLIPS:-3000}
@@ -20,34 +20,35 @@ model=$output/model
 [ -e "$model/tokenizer" ] || \
     python -m diffsynth_omniavatar.nano.assemble start "$model" --vae "$output/vae" --wav2vec2 "$output/wav2vec2"
 [ -e "$output/clips/metadata.csv" ] || \
-    python -m diffsynth_omniavatar.nano.speaker "$output/clips" --clips "$clips" --frames 41 --lead 40 --split train
+    python -m diffsynth_omniavatar.nano.speaker "$output/clips" --clips "$clips" --frames 41 --lead 40 --silent 0.08 --split train
 
 # One cache for both: what V2V takes of a clip holds what I2V takes. Encoding is made of small kernels, so several processes
 # share the GPU; they meet on the CPU.
 shape=(--height 128 --width 128 --num_frames 33)
-ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node "${PROCESSES:-6}" -m diffsynth_omniavatar \
+ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node "${PROCESSES:-12}" -m diffsynth_omniavatar \
     precompute "$output/clips/metadata.csv" "$output/cache" --models_folder "$model" --device "$device" \
-    --omniavatar_mode v2v --first_frame known --dtype float32 --audio_dtype float32 "${shape[@]}"
+    --omniavatar_mode v2v --first_frame known --dtype float32 --audio_dtype float32 --references 4 "${shape[@]}"
 
 train() { # mode, steps, further flags
     local mode=$1 steps=$2
     shift 2
-    # Repeated, as the loader's processes start anew with each epoch.
+    # Repeated, as the loader's processes start anew with each epoch. The sound is seldom dropped: dropping puts a sound
+    # of zeros in its place, and that shall mean that nobody speaks, as in the silent clips.
     accelerate launch --config_file "$config" --mixed_precision bf16 -m diffsynth_omniavatar.train --omniavatar_mode "$mode" \
         --dataset_base_path "$output" --dataset_metadata_path "$output/cache" --dataset_num_workers "${WORKERS:-12}" \
-        --dataset_repeat 50 "${shape[@]}" --wav2vec2_path "$model/wav2vec2" --dtype float32 \
-        --batch_size "${BATCH_SIZE:-48}" --warmup_steps "${WARMUP_STEPS:-200}" --lr_schedule cosine --max_grad_norm 1.0 --log_steps 50 \
+        --dataset_repeat 500 "${shape[@]}" --wav2vec2_path "$model/wav2vec2" --dtype float32 \
+        --batch_size "${BATCH_SIZE:-256}" --warmup_steps "${WARMUP_STEPS:-200}" --lr_schedule cosine --max_grad_norm 1.0 --log_steps 50 \
         --leading_audio_rows 0 --prefix_frames 1,5,9,13 --max_tokens 576 \
-        --text_drop_prob 0.1 --audio_drop_prob 0.1 --prefix_drop_prob 0.1 \
+        --text_drop_prob 0.1 --audio_drop_prob 0.02 --prefix_drop_prob 0.1 \
         --max_steps "$steps" --output_path "$output/$mode" --save_steps 1000 --checkpoints_total_limit 2 \
-        --enable_csv_log --resume latest "$@"
+        --compile --enable_csv_log --resume latest "$@"
 }
 
 # I2V: all weights, as they start from nothing. V2V: a LoRA, the audio modules and the patch embedding, on the I2V model.
 train i2v "$i2v_steps" --model_paths "[\"$model/diffusion_pytorch_model.safetensors\"]" \
-    --trainable_models dit --learning_rate "${I2V_RATE:-5e-4}"
+    --trainable_models dit --learning_rate "${I2V_RATE:-1e-3}"
 train v2v "$v2v_steps" --model_paths "[]" --omniavatar_checkpoint "$output/i2v/step-$i2v_steps" \
-    --first_frame known --lora_rank 16 --learning_rate "${V2V_RATE:-5e-4}"
+    --first_frame known --lora_rank 16 --mouth_weight 4 --learning_rate "${V2V_RATE:-1e-3}"
 
 python -m diffsynth_omniavatar.nano.assemble ship "$model" "$output/weights" \
     --i2v "$output/i2v/step-$i2v_steps" --v2v "$output/v2v/step-$v2v_steps"

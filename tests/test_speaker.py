@@ -268,6 +268,19 @@ def test_what_is_spoken_before_a_clip_is_cut_in_picture_and_sound(tmp_path):
     assert any(starts)  # without a lead all begin with a pause, which is 0
 
 
+def test_in_silent_clips_nobody_speaks(tmp_path):
+    silent = draw_clip(4, 30, split="train", speaks=False)
+    speaking = draw_clip(4, 30, split="train")
+    assert not silent.openness.any() and (silent.phonemes == 0).all()
+    assert 0 < np.abs(silent.waveform).max() < 0.01 < np.abs(speaking.waveform).max()
+    assert silent.prompt == speaking.prompt and np.array_equal(silent.motion.x, speaking.motion.x)
+    table = speaker.write_clips(tmp_path, range(12), 3, split="train", lead=40, silent=0.5)
+    speaks = [np.load(path)["openness"].any() for path in sorted(table.parent.glob("*.npz"))]
+    assert 0 < sum(speaks) < 12
+    table = speaker.write_clips(tmp_path / "none", range(4), 3, split="train", silent=1.0)
+    assert not any(np.load(path)["openness"].any() for path in table.parent.glob("*.npz"))
+
+
 def test_the_command_line_writes_a_data_set(tmp_path, capsys):
     given = ["--clips", "1", "--frames", "5", "--seed", "9", "--split", "evaluation", "--workers", "1"]
     speaker.main([str(tmp_path), *given])

@@ -172,6 +172,10 @@ def draw_sentence(rng: np.random.Generator, seconds: float, *, split: Split) -> 
     return Sentence(np.array(phonemes), np.array(durations), np.array(loudness))
 
 
+NOTHING = Sentence(np.array([0]), np.array([1.0]), np.array([0.0]))
+"""A pause that goes on for ever."""
+
+
 def phoneme_labels(sentence: Sentence, frames: int) -> np.ndarray:
     """int64 [frames]: the phoneme at the middle of each frame."""
     return sentence.phonemes[sentence.at((np.arange(frames) + 0.5) / FRAME_RATE)].astype(np.int64)
@@ -266,7 +270,7 @@ def synthesise(sentence: Sentence, voice: Voice, rng: np.random.Generator, sampl
         total[index * _HOP : index * _HOP + _FFT] += part
     # The first window's middle is at time zero.
     sound = voice.loudness * total[_WINDOW // 2 : _WINDOW // 2 + samples] + voice.hiss * rng.standard_normal(samples)
-    return (sound * min(1.0, 0.95 / np.abs(sound).max())).astype(np.float32)
+    return (sound * (0.95 / max(0.95, np.abs(sound).max()))).astype(np.float32)
 
 
 def _tracks(sentence: Sentence, voice: Voice, hops: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -777,6 +781,7 @@ def draw_clip(
     identity: Identity | None = None,
     voice: Voice | None = None,
     sways: bool | None = None,
+    speaks: bool = True,
 ) -> SpeakerClip:
     """The clip of a seed; what is given replaces what would be drawn and changes nothing else.
 
@@ -786,6 +791,7 @@ def draw_clip(
         split: whose words, looks and voices are taken.
         identity, voice: who speaks.
         sways: whether the head sways from side to side, which the prompt tells.
+        speaks: else the voice's hiss is all that is heard, and the mouth stays closed.
 
     Raises:
         ValueError: no frames, a negative seed, or an unknown split.
@@ -798,7 +804,7 @@ def draw_clip(
     streams = [np.random.default_rng([split == "evaluation", seed, part]) for part in range(5)]
     identity = identity or draw_identity(streams[0], split=split)
     voice = voice or draw_voice(streams[1], split=split)
-    sentence = draw_sentence(streams[2], frames / FRAME_RATE, split=split)
+    sentence = draw_sentence(streams[2], frames / FRAME_RATE, split=split) if speaks else NOTHING
     waveform = synthesise(sentence, voice, streams[3], frames * SAMPLES_PER_FRAME)
     drawn = bool(streams[4].random() < 0.5)
     sways = drawn if sways is None else sways
@@ -842,6 +848,7 @@ def write_clips(
     split: Split,
     identity: Identity | None = None,
     lead: int = 0,
+    silent: float = 0.0,
     workers: int = 1,
     crf: int = 10,
 ) -> Path:
@@ -851,6 +858,7 @@ def write_clips(
         folder: made if it is not there; files of the same names are replaced.
         seeds, frames, split, identity: as for `draw_clip`; a given identity speaks in all clips.
         lead: up to so many frames, drawn for each clip, are spoken before it begins, so that clips begin in mid-speech.
+        silent: share of clips in which nobody speaks; half of them have a sound of zeros, half the voice's hiss.
         workers: processes that draw. With more than one, a script must call this under `if __name__ == "__main__"`.
         crf: quality of x264.
 
@@ -859,7 +867,8 @@ def write_clips(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(_write_seed, folder=folder, frames=frames, split=split, identity=identity, lead=lead, crf=crf)
+    common = {"split": split, "identity": identity, "lead": lead, "silent": silent, "crf": crf}
+    work = partial(_write_seed, folder=folder, frames=frames, **common)
     if workers == 1:
         rows = [work(seed) for seed in seeds]
     else:
@@ -876,10 +885,21 @@ def write_clips(
 
 
 def _write_seed(
-    seed: int, *, folder: Path, frames: int, split: Split, identity: Identity | None, lead: int, crf: int
+    seed: int,
+    *,
+    folder: Path,
+    frames: int,
+    split: Split,
+    identity: Identity | None,
+    lead: int,
+    silent: float,
+    crf: int,
 ) -> tuple[str, str]:
-    before = int(np.random.default_rng([seed, frames]).integers(lead + 1))
-    clip = cut_start(draw_clip(seed, before + frames, split=split, identity=identity), before)
+    rng = np.random.default_rng([seed, frames])
+    before, kind = int(rng.integers(lead + 1)), rng.random()
+    clip = cut_start(draw_clip(seed, before + frames, split=split, identity=identity, speaks=kind >= silent), before)
+    if kind < silent / 2:
+        clip = replace(clip, waveform=np.zeros_like(clip.waveform))
     name = f"{split}_{seed:06d}.mp4"
     write_clip(clip, folder / name, crf)
     return name, clip.prompt
@@ -895,10 +915,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first clip; the others follow")
     parser.add_argument("--split", choices=("train", "evaluation"), default="train")
     parser.add_argument("--lead", type=int, default=0, help="most frames that are spoken before a clip begins")
+    parser.add_argument("--silent", type=float, default=0.0, help="share of clips in which nobody speaks, 0 to 1")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     seeds = range(given.seed, given.seed + given.clips)
-    print(write_clips(given.folder, seeds, given.frames, split=given.split, lead=given.lead, workers=given.workers))
+    options = {name: getattr(given, name) for name in ("split", "lead", "silent", "workers")}
+    print(write_clips(given.folder, seeds, given.frames, **options))
 
 
 if __name__ == "__main__":
