@@ -692,6 +692,8 @@ class _Block(torch.autograd.Function):
     def forward(ctx: Any, call: BlockCall, x: Tensor, *_adapters: Tensor) -> Tensor:
         result, ctx.saved = call.forward(x.detach())  # as in a pass without gradients: one compilation for both
         ctx.call = call
+        kind = x.device.type  # autograd calls `backward` outside of the caller's autocast
+        ctx.autocast = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
         if call.inputs is None:
             ctx.save_for_backward(x)
         else:
@@ -703,7 +705,8 @@ class _Block(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         call, saved, ctx.saved = ctx.call, ctx.saved, None
         x = ctx.saved_tensors[0] if call.inputs is None else call.inputs.take(ctx.waiting)
-        dx, of_adapters = call.backward(grad.contiguous(), x.detach(), saved)
+        with torch.autocast(x.device.type, **ctx.autocast):
+            dx, of_adapters = call.backward(grad.contiguous(), x.detach(), saved)
         return None, dx, *of_adapters
 
 

@@ -89,6 +89,17 @@ def test_a_block_equals_the_hosts_and_what_it_keeps_changes_no_bit(one, keep):
     assert all(torch.equal(a, b) for a, b in zip(results, kept_all, strict=True))
 
 
+@pytest.mark.parametrize("keep", [frozenset(), frozenset(KEEPABLE)], ids=["nothing", "all"])
+def test_under_autocast_a_block_is_as_near_as_the_hosts(one, keep):
+    """As a launcher with mixed precision runs it; autograd's backward pass is outside of autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hosts = one.block(one.x, one.text, one.t_mod, one.freqs)
+        ours = one.run(keep)
+    hosts, ours = one.backward(hosts), one.backward(ours)
+    assert [value.dtype for value in ours] == [value.dtype for value in hosts]
+    assert 1e-4 < one.deviation(ours) < 1.5 * one.deviation(hosts)
+
+
 def test_autograd_differentiates_the_pieces_too(one):
     assert one.deviation(one.backward(one.call().plain(one.x))) < BLOCK_TOLERANCE
     recomputed = one.backward(checkpoint(one.call().plain, one.x, use_reentrant=False))
