@@ -94,14 +94,14 @@ def seconds_of(work: Any) -> float:
     return min(times)
 
 
-def measure(minutes: float) -> list[dict[str, Any]]:
-    """All sizes in both ways, as far as time allows."""
+def measure(minutes: float, sizes: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    """The sizes in both ways, as far as time allows."""
     end = time.monotonic() + 60 * minutes
     measure_machine()
     clean()
     whole = Bench.make("14B", 1, (max(FRAMES), max(SIDES), max(SIDES)))
     rows = []
-    for size in SIZES:
+    for size in sizes:
         bench = SizedBench.of(whole, size)
         for way in WAYS:
             if time.monotonic() > end:
@@ -179,6 +179,7 @@ def write_table(files: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="begin no measurement after that")
+    parser.add_argument("--only", nargs="+", type=int, metavar="N", help="of the sizes those with N frames or pixels")
     parser.add_argument("--out", type=Path, default=Path("build/scaling"), help="folder of the plots")
     parser.add_argument("--write_table", nargs="+", metavar="FILE", help="write measured.json from these JSON lines")
     args = parser.parse_args()
@@ -187,7 +188,8 @@ def main() -> None:
         write_table(args.write_table)
     else:
         expandable_segments()
-        draw(measure(args.minutes), args.out)
+        sizes = [size for size in SIZES if size[0] in args.only or size[1] in args.only] if args.only else SIZES
+        draw(measure(args.minutes, sizes), args.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from random_models import made_on, random_dit, random_vae
-from speed import memory_limit
+from speed import clean, memory_limit
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
@@ -105,6 +105,15 @@ def random_auxiliary(names: Sequence[str], memory: str, dtype: torch.dtype) -> A
     return AuxiliaryLosses(sync=sync, lpips=vgg, trepa=trepa, memory=choose_memory(memory, torch.device("cuda")))
 
 
+def quantize(dit: torch.nn.Module, method: str) -> None:
+    """As DiffSynth 2.x does with the weights that --quant_options names."""
+    from diffsynth.core.quant.config import QuantizeConfig
+
+    dit.quantize_config = QuantizeConfig(method=method)
+    dit.quantize_config.quantize_model(dit)
+    clean()
+
+
 class MeasuringLogger(TrainingLogger):
     """Keeps the metrics of each step; writes checkpoints where that is asked for."""
 
@@ -130,6 +139,8 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     pipe = host.WanVideoPipeline(device="cuda", torch_dtype=torch.bfloat16)
     pipe.audio_encoder = None
     pipe.dit = random_dit(config)
+    if args.quantize:
+        quantize(pipe.dit, args.quantize)
     lora = LoRAConfig()
     add_lora(pipe.dit, lora)
     OmniAvatarPipeline.adopt(pipe, Conventions())
@@ -153,6 +164,7 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     logger.saves = args.save_and_resume and resume is None
     flags = host.wan_parser().parse_args(["--dataset_base_path", folder])
     flags.num_epochs, flags.save_steps, flags.output_path = 1, SAVED_STEP, folder
+    flags.dataset_num_workers = args.dataset_num_workers
     trainable = trainable_parameters(module)
     with memory_limit(args.limit):
         host.launch_training_task(accelerator, dataset, module, logger, flags)
@@ -165,11 +177,13 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
         "trainable": trainable,
         "processes": f"{accelerator.num_processes} {accelerator.distributed_type.value}",
         "seconds_per_step": round(seconds[len(seconds) // 2], 3),
+        "data_seconds": round(max(step["data_seconds"] for step in logger.steps[1:]), 4),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
         "peak_gib_with_start": max(logger.start_gib, round(torch.cuda.max_memory_allocated() / 2**30, 1)),
         "losses": [step["loss"] for step in logger.steps],
         "way": asdict(options.way),
         "limit_gib": args.limit,
+        "quantised": args.quantize,
         "kept": [describe(plan) for plan in pipe.dit.runner.plans.values()] if pipe.dit.runner is not None else None,
         "aux": {name: round(logger.steps[-1][name], 4) for name in args.aux},
         "gpu": torch.cuda.get_device_name(),
@@ -204,10 +218,12 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--num_frames", type=int, default=81)
+    parser.add_argument("--dataset_num_workers", type=int, default=0)
     parser.add_argument("--offload", action="store_true", help="the blocks' inputs in main memory")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--activation_memory", type=memory_amount, help="GiB, or auto")
     parser.add_argument("--stream_weights", action="store_true")
+    parser.add_argument("--quantize", help="frozen weights in 8 bits by DiffSynth 2.x, for example torchao_fp8_w8a16")
     parser.add_argument("--limit", type=float, help="GiB of the GPU that the run may have")
     parser.add_argument("--aux", nargs="*", choices=["sync", "lpips", "trepa"], default=[], help="losses on frames")
     parser.add_argument("--aux_memory", choices=AUX_MEMORY, default="auto")

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from training_toy import BETAS, EPS, LEARNING_RATE, WEIGHT_DECAY, Run, ToyDataset, ToyModule, same
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.training import loader
 from diffsynth_omniavatar.training.accelerator import DivergedError, OmniAccelerator
 from diffsynth_omniavatar.training.callbacks import (
     TrainingLogger,
@@ -473,6 +474,22 @@ def test_reported_values_are_logged_as_means_over_the_step(tmp_path):
     losses = [entry["loss"] for entry in run.module.trace]
     assert run.metric("loss") == [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2]
     assert len(run.metric("seconds_per_step")) == 2
+
+
+def test_waiting_for_data_is_logged_apart(tmp_path, monkeypatch):
+    """By a clock that stands still but while a sample is sent to the device: 3 s each, 2 samples a step."""
+    now = [0.0]
+    send = loader.send_to_device
+
+    def slowly(*values: Any) -> Any:
+        now[0] += 3.0
+        return send(*values)
+
+    monkeypatch.setattr(loader, "send_to_device", slowly)
+    monkeypatch.setattr(loader.time, "perf_counter", lambda: now[0])
+    run = Run(tmp_path, LoopSettings(max_steps=2, gradient_accumulation_steps=2))
+    run.start()
+    assert run.metric("data_seconds") == [6.0, 6.0]
 
 
 def test_tensorboard(tmp_path):

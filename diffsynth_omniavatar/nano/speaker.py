@@ -867,8 +867,16 @@ def write_clips(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    common = {"split": split, "identity": identity, "lead": lead, "silent": silent, "crf": crf}
-    work = partial(_write_seed, folder=folder, frames=frames, **common)
+    work = partial(
+        _write_seed,
+        folder=folder,
+        frames=frames,
+        split=split,
+        identity=identity,
+        lead=lead,
+        silent=silent,
+        crf=crf,
+    )
     if workers == 1:
         rows = [work(seed) for seed in seeds]
     else:

@@ -216,14 +216,16 @@ class TrainingLogger(ModelLogger):
         metrics = self.accelerator.metrics | {
             "loss": float(self.accelerator.reduce(loss, "mean")),
             "seconds_per_step": seconds,
+            "data_seconds": self.accelerator.loader.waited,
         }
+        self.accelerator.loader.waited = 0.0
         self.write_metrics(metrics)
         if self.accelerator.is_main_process and self.num_steps % self.log_steps == 0:
             logger.info(
-                "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s",
+                "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s, %.2f of them for data",
                 self.num_steps,
                 self.accelerator.settings.max_steps,
-                *(metrics[name] for name in ("loss", "lr", "grad_norm", "seconds_per_step")),
+                *(metrics[name] for name in ("loss", "lr", "grad_norm", "seconds_per_step", "data_seconds")),
             )
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:

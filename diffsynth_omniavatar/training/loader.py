@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -137,6 +138,8 @@ class LoopLoader:
         """How many samples this process has handed out, over all epochs; set it to go on from there."""
         self.current: SampleKey | None = None
         """The sample handed out last."""
+        self.waited = 0.0
+        """Seconds that the loop has waited for samples and their copies to the device; who reads it may set it to 0."""
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> list[int]:
@@ -167,9 +170,13 @@ class LoopLoader:
             num_workers=self.loader.num_workers,
             generator=torch.Generator(),  # else starting a pass would draw from the global one
         )
+        begun = time.perf_counter()
         for self.current, data in zip(keys, samples, strict=True):
             self.position += 1
-            yield send_to_device(data, self.device)
+            data = send_to_device(data, self.device)
+            self.waited += time.perf_counter() - begun
+            yield data
+            begun = time.perf_counter()
 
     def describe(self) -> str:
         """The sample handed out last, in words."""
