@@ -26,6 +26,7 @@ from random_models import made_on, random_dit, random_vae
 from speed import clean, memory_limit
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.blocks import expandable_segments
 from diffsynth_omniavatar.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
 from diffsynth_omniavatar.dataset import TrainingSample
 from diffsynth_omniavatar.losses.decode import AUX_MEMORY, choose_memory
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--aux_dtype", choices=list(DTYPES), default="bfloat16", help="of StableSyncNet and VideoMAE")
     parser.add_argument("--save_and_resume", action="store_true", help="go on from a checkpoint, and compare losses")
     args = parser.parse_args()
+    expandable_segments()
     PartialState()
     for model in args.model:
         for mode in args.mode:

@@ -742,12 +742,16 @@ def expandable_segments() -> None:
     """Have torch take memory of a CUDA device in pieces that it can join, unless the environment says how it takes it.
 
     What the blocks keep leaves gaps that other sizes do not fit in, a tenth of the memory otherwise. Torch reads the
-    setting when it first uses a CUDA device; torch before 2.9 knows the older of the two names alone.
+    environment when it first uses a CUDA device, which imported packages may have done: so it is told as well. Torch
+    before 2.9 knows the older of the two names alone.
     """
-    if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
-        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
-        if torch.cuda.is_available():
-            logger.info("%s=expandable_segments:True", ALLOCATOR_SETTINGS[0])
+    if any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        return
+    os.environ[ALLOCATOR_SETTINGS[0]] = setting = "expandable_segments:True"  # for the processes that this one starts
+    if torch.cuda.is_available():
+        tell = getattr(torch._C, "_accelerator_setAllocatorSettings", None) or torch.cuda.memory._set_allocator_settings
+        tell(setting)
+        logger.info("%s=%s", ALLOCATOR_SETTINGS[0], setting)
 
 
 def free_memory(device: torch.device) -> int:
