@@ -151,6 +151,27 @@ def paste_outside_mouth(frames: Tensor, source: Tensor, mask: Tensor) -> Tensor:
     return frames + kept * (source.to(frames) - frames)
 
 
+COLOUR_CELLS = 8
+"""Cells a side in which `match_colours` compares."""
+
+
+def match_colours(frames: Tensor, known: Tensor) -> Tensor:
+    """A chunk without the colour error that the VAE makes of its known frames.
+
+    The VAE has encoded and decoded these. What it changed of their colours, the mean over them and over cells of the
+    picture, it changed of the others too, and the next chunk would start from that: colours drift with each chunk.
+
+    Args:
+        frames: a generated chunk, [..., 3, F, H, W] in [-1, 1].
+        known: what its first frames were made from, [..., 3, P, H, W].
+    """
+    count, (height, width) = known.shape[-3], frames.shape[-2:]
+    error = (frames[..., :count, :, :].float() - known.to(frames).float()).mean(dim=-3)
+    cells = F.adaptive_avg_pool2d(error.reshape(-1, 1, height, width), COLOUR_CELLS)
+    smooth = F.interpolate(cells, (height, width), mode="bilinear").view_as(error)
+    return (frames - smooth.unsqueeze(-3).to(frames)).clamp(-1, 1)
+
+
 def mask_to_latents(mask: Tensor, latent_count: int) -> Tensor:
     """A pixel mask [1 or F, H, W] (1 keep) at latent size, [1, 1, T, H/8, W/8]: 0 keep, 1 generate.
 

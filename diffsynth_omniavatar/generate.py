@@ -14,6 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from . import conditioning
 from .clip import (
     Sound,
     VideoWriter,
@@ -66,6 +67,7 @@ def generate(
     width: int | None = None,
     max_tokens: int | None = None,
     overlap: int = DEFAULT_OVERLAP,
+    match_colours: bool = False,
     silence: float | None = None,
     steps: int = 50,
     cfg_scale: float = 4.5,
@@ -96,6 +98,8 @@ def generate(
         height, width: None for the trained size nearest in shape.
         max_tokens: length of a chunk: frames * height * width / 1024; None for the trained length.
         overlap: frames that each chunk takes over from the one before, 1 + 4n.
+        match_colours: give each chunk the colours of the frames that it takes over, against drift in long videos.
+            Upstream does not.
         silence: seconds of silence in front; None for 0.3, and for V2V 0.
         steps, cfg_scale, audio_cfg_scale, sigma_shift, tiled, tea_cache_l1_thresh, tea_cache_model_id: see
             `OmniAvatarPipeline.__call__`.
@@ -167,6 +171,8 @@ def generate(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
             ).float()
+            if carried is not None and match_colours:
+                frames = conditioning.match_colours(frames, carried)
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
                 if pictures is not None and pasted is not None:

@@ -20,7 +20,7 @@ model=$output/model
 [ -e "$model/tokenizer" ] || \
     python -m diffsynth_omniavatar.nano.assemble start "$model" --vae "$output/vae" --wav2vec2 "$output/wav2vec2"
 [ -e "$output/clips/metadata.csv" ] || \
-    python -m diffsynth_omniavatar.nano.speaker "$output/clips" --clips "$clips" --frames 41 --lead 40 --silent 0.08 --split train
+    python -m diffsynth_omniavatar.nano.speaker "$output/clips" --clips "$clips" --frames 41 --lead 40 --silent 0.04 --split train
 
 # One cache for both: what V2V takes of a clip holds what I2V takes. Encoding is made of small kernels, so several processes
 # share the GPU; they meet on the CPU.
@@ -32,14 +32,13 @@ ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node
 train() { # mode, steps, further flags
     local mode=$1 steps=$2
     shift 2
-    # Repeated, as the loader's processes start anew with each epoch. The sound is seldom dropped: dropping puts a sound
-    # of zeros in its place, and that shall mean that nobody speaks, as in the silent clips.
+    # Repeated, as the loader's processes start anew with each epoch.
     accelerate launch --config_file "$config" --mixed_precision bf16 -m diffsynth_omniavatar.train --omniavatar_mode "$mode" \
         --dataset_base_path "$output" --dataset_metadata_path "$output/cache" --dataset_num_workers "${WORKERS:-12}" \
         --dataset_repeat 500 "${shape[@]}" --wav2vec2_path "$model/wav2vec2" --dtype float32 \
         --batch_size "${BATCH_SIZE:-256}" --warmup_steps "${WARMUP_STEPS:-200}" --lr_schedule cosine --max_grad_norm 1.0 --log_steps 50 \
         --leading_audio_rows 0 --prefix_frames 1,5,9,13 --max_tokens 576 \
-        --text_drop_prob 0.1 --audio_drop_prob 0.02 --prefix_drop_prob 0.1 \
+        --text_drop_prob 0.1 --audio_drop_prob 0.1 --prefix_drop_prob 0.1 \
         --max_steps "$steps" --output_path "$output/$mode" --save_steps 1000 --checkpoints_total_limit 2 \
         --compile --enable_csv_log --resume latest "$@"
 }

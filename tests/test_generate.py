@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.clip import Sound, VideoWriter, probe_video, read_frames
-from diffsynth_omniavatar.conditioning import draw_mouth_mask, load_mouth_mask
+from diffsynth_omniavatar.conditioning import draw_mouth_mask, load_mouth_mask, match_colours
 from diffsynth_omniavatar.config import Conventions
 from diffsynth_omniavatar.generate import _SourceVideo, generate
 from diffsynth_omniavatar.nano import family
@@ -101,6 +101,32 @@ class Recorder:
 
     def write(self, frames):
         self.written.append(frames[:, 0, 0])
+
+
+def test_matched_colours_are_those_of_the_known_frames():
+    """Whatever the VAE adds to a channel, in a part of the picture or in all, is taken off all frames of the chunk."""
+    generator = torch.Generator().manual_seed(0)
+    truth = 0.5 * torch.rand(2, 3, 9, 32, 32, generator=generator) - 0.25
+    known = truth[:, :, :5]
+    assert torch.allclose(match_colours(truth, known), truth, atol=1e-6)
+    error = torch.tensor([0.1, -0.2, 0.05]).view(3, 1, 1, 1)
+    assert torch.allclose(match_colours(truth + error, known), truth, atol=1e-6)
+    corner = torch.zeros(32, 32)
+    corner[:16, :16] = 0.2
+    left = match_colours(truth + corner, known) - truth
+    assert left[..., :12, :12].abs().max() < 1e-6 and left.abs().max() < 0.13  # it fades at the edge of a cell
+
+
+def test_each_chunk_takes_the_colours_of_the_one_before(tmp_path):
+    pipe = FakePipe(Conventions(max_tokens=100, prefix_frames=(1, 5, 9, 13)))
+    common = {"prompt": "", "image": Image.new("RGB", (64, 64)), "audio": noise(64000), "out": tmp_path / "v.mp4"}
+    generate(pipe, **common, height=64, width=64, match_colours=True, overlap=5, **FAST)
+    prefixes = [call["prefix_video"] for call in pipe.calls]
+    assert len(prefixes) > 3 and prefixes[0] is None
+    length = pipe.calls[0]["num_frames"]
+    for index in range(1, len(prefixes) - 1):
+        made = (torch.linspace(-1, 1, length) * 0.5 + 0.01 * index).view(1, -1, 1, 1).expand(3, -1, 64, 64)
+        assert torch.allclose(prefixes[index + 1], match_colours(made, prefixes[index])[:, -5:], atol=1e-6)
 
 
 def test_sound_is_delayed_by_the_frames_before_it(tmp_path):

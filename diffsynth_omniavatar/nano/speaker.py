@@ -858,7 +858,7 @@ def write_clips(
         folder: made if it is not there; files of the same names are replaced.
         seeds, frames, split, identity: as for `draw_clip`; a given identity speaks in all clips.
         lead: up to so many frames, drawn for each clip, are spoken before it begins, so that clips begin in mid-speech.
-        silent: share of clips in which nobody speaks; half of them have a sound of zeros, half the voice's hiss.
+        silent: share of clips in which nobody speaks.
         workers: processes that draw. With more than one, a script must call this under `if __name__ == "__main__"`.
         crf: quality of x264.
 
@@ -904,10 +904,8 @@ def _write_seed(
     crf: int,
 ) -> tuple[str, str]:
     rng = np.random.default_rng([seed, frames])
-    before, kind = int(rng.integers(lead + 1)), rng.random()
-    clip = cut_start(draw_clip(seed, before + frames, split=split, identity=identity, speaks=kind >= silent), before)
-    if kind < silent / 2:
-        clip = replace(clip, waveform=np.zeros_like(clip.waveform))
+    before, speaks = int(rng.integers(lead + 1)), bool(rng.random() >= silent)
+    clip = cut_start(draw_clip(seed, before + frames, split=split, identity=identity, speaks=speaks), before)
     name = f"{split}_{seed:06d}.mp4"
     write_clip(clip, folder / name, crf)
     return name, clip.prompt
