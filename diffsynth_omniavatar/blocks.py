@@ -49,6 +49,11 @@ GIB = 2**30
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 COMPILATIONS = 64
 """Of one piece, at most."""
+COMPILED_AUTOGRAD = (2, 14)
+"""The first torch whose compiled gradients can be relied on: before it, kernels of a GPU may read numbers that other
+threads have not yet written (https://github.com/pytorch/pytorch/issues/190517). Seen with torch 2.11: gradients of
+narrow models were garbage. The backward pass that is written out here, for LoRA, was compared with the host's.
+"""
 
 # -------------------------------------------------------------------------------------------------------------- weights
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 import shutil
 import weakref
 from itertools import combinations
@@ -15,6 +16,7 @@ from diffsynth_omniavatar import blocks, memory_plan
 from diffsynth_omniavatar.blocks import BlockCall, BlockRunner, Modulation
 from diffsynth_omniavatar.config import LoRAConfig
 from diffsynth_omniavatar.memory_plan import KEEPABLE, BlockShape, describe, kept_bytes, plan_kept
+from diffsynth_omniavatar.training import module
 from diffsynth_omniavatar.training.module import StepSettings, add_lora, choose_blocks, select_trainable
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
@@ -23,6 +25,7 @@ BLOCK_TOLERANCE = 2e-6  # float32, other order of the same operations
 GRID = (3, 4, 4)
 ALL_SETS = [frozenset(names) for count in range(5) for names in combinations(KEEPABLE, count)]
 LENGTHS = ((3, 4), (2, 4), (4, 4), (5, 6))
+compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 OPTIONS = [{}, {"use_gradient_checkpointing": True}, {"use_gradient_checkpointing_offload": True}]
 
 
@@ -167,7 +170,7 @@ def test_rotary_embedding_in_float32_is_near_the_one_in_float64(one):
     assert relative_deviation(blocks.rotate(x, *one.rotary).double(), exact) < 3e-7
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@compiles
 def test_a_compiled_piece_equals_the_piece(one):
     w, m = one.call().weights(), one.call().modulation
     found = torch.compile(blocks.pre_attention, fullgraph=True)(one.x.detach(), m, one.rotary, w)
@@ -200,14 +203,37 @@ def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch, chunk):
     assert counts[1:] == counts[1:2] * 3
 
 
-def gradients(golden, dit, frames, columns, **flags):
+@pytest.mark.parametrize(
+    ("adapt", "flags"),
+    [(False, {}), (True, {}), (True, {"use_gradient_checkpointing": True})],
+    ids=["full", "LoRA, all kept", "LoRA, nothing kept"],
+)
+def test_under_autocast_compiled_gradients_are_as_near_as_the_hosts(golden, monkeypatch, adapt, flags):
+    dit = adapted(golden) if adapt else golden.dit()
+    _, wanted = gradients(golden, dit, 3, 4)
+    _, hosts = gradients(golden, dit, 3, 4, autocast=True)
+    pieces = blocks.compiled("aot_eager")
+    monkeypatch.setattr(blocks, "compiled", lambda: pieces)
+    dit.runner = BlockRunner(compile=True)
+    _, ours = gradients(golden, dit, 3, 4, autocast=True, **flags)
+    assert ours.keys() == wanted.keys()
+    assert 0 < deviation_of_all(ours, wanted) < 1.5 * deviation_of_all(hosts, wanted)
+
+
+def deviation_of_all(found, wanted):
+    """The norm of the differences."""
+    return math.sqrt(sum((found[name].float() - value).square().sum() for name, value in wanted.items()))
+
+
+def gradients(golden, dit, frames, columns, autocast=False, **flags):
     """The denoiser's result and the gradients of its mean square by all that trains."""
     generator = torch.Generator().manual_seed(frames)
     x, y = (torch.randn(1, c, frames, 8, 2 * columns, generator=generator) for c in (16, 17))
     text = torch.randn(1, 7, golden.dims["text_dim"], generator=generator)
     audio = torch.randn(1, 4 * frames - 3, golden.meta["audio_dim"], generator=generator)
     dit.zero_grad()
-    result = dit(x, torch.tensor([500.0]), text, y, audio, **flags)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = dit(x, torch.tensor([500.0]), text, y, audio, **flags).float()
     if torch.is_grad_enabled():
         result.square().mean().backward()
     return result.detach(), {n: p.grad.clone() for n, p in dit.named_parameters() if p.grad is not None}
@@ -326,3 +352,14 @@ def test_settings_choose_the_blocks(golden):
         chosen(activation_memory="auto")
         gradients(golden, dit, 3, 4)
     assert chosen(stream_weights=True).streamed is not None
+
+
+def test_compiled_gradients_of_all_weights_are_refused_where_torch_makes_them_wrong(golden, monkeypatch):
+    dit, settings = golden.dit(), StepSettings(compile=True)
+    monkeypatch.setattr(module, "TORCH", (2, 13))
+    common = {"device": torch.device("cuda"), "auxiliary": False}
+    with pytest.raises(ValueError, match=r"needs torch 2\.14.*Leave --compile away, or train a LoRA"):
+        choose_blocks(dit, settings, lora=False, **common)
+    choose_blocks(dit, settings, lora=True, **common)
+    monkeypatch.setattr(module, "TORCH", (2, 14))
+    choose_blocks(dit, settings, lora=False, **common)

@@ -138,9 +138,8 @@ def one_by_one(pipe, take, sampling, seed, out, **more):
         generate(
             pipe, prompt=take.prompt, image=Image.fromarray(take.portrait), audio=Sound(take.waveform[None], 16000),
             out=out, silence=0.0, seed=seed, negative_prompt=sampling.negative_prompt, steps=sampling.steps,
-            cfg_scale=sampling.cfg_scale, audio_cfg_scale=sampling.audio_cfg_scale, match_colours=sampling.match_colours,
-            show_progress=False,
-            **more,
+            cfg_scale=sampling.cfg_scale, audio_cfg_scale=sampling.audio_cfg_scale,
+            match_colours=sampling.match_colours, show_progress=False, **more,
         )  # fmt: skip
     finally:
         generate.__globals__["VideoWriter"] = before
