@@ -164,6 +164,7 @@ class Demo:
             *("--image", str(self.out / "newcomer.png"), "--audio", str(self.out / "newcomer.wav")),
             *("--steps", str(settings.steps), "--cfg_scale", str(settings.cfg_scale)),
             *("--seed", str(settings.seed), "--silence", "0"),
+            "--match_colours" if settings.match_colours else "--no-match_colours",
             *("--out", str(self.out / "again.mp4")),
         ]
 
