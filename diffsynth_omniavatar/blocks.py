@@ -49,11 +49,14 @@ GIB = 2**30
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 COMPILATIONS = 64
 """Of one piece, at most."""
-COMPILED_AUTOGRAD = (2, 14)
-"""The first torch whose compiled gradients can be relied on: before it, kernels of a GPU may read numbers that other
-threads have not yet written (https://github.com/pytorch/pytorch/issues/190517). Seen with torch 2.11: gradients of
-narrow models were garbage. The backward pass that is written out here, for LoRA, was compared with the host's.
-"""
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+COMPARED_GRADIENTS = (2, 11)
+"""The first torch whose compiled gradients of all weights were compared with DiffSynth's on a GPU."""
+RELIABLE_GRADIENTS = (2, 14)
+"""The first torch whose compiled kernels wait for numbers that other threads write before they read them back
+(https://github.com/pytorch/pytorch/issues/190517). Before it, gradients of narrow models were garbage on a GPU."""
+COMPUTE_AGAIN = {f"realize_{what}_threshold": 1000 for what in ("reads", "acc_reads", "opcount")}
+"""Options of the compiler with which kernels compute again instead of reading back."""
 
 # -------------------------------------------------------------------------------------------------------------- weights
 
@@ -534,17 +537,21 @@ EAGER = Pieces(*(globals()[name] for name in Pieces._fields))
 
 
 @functools.cache
-def compiled(backend: str = "inductor") -> Pieces:
+def compiled(backend: str = "inductor", *, by_autograd: bool = False) -> Pieces:
     """The pieces compiled by torch.compile, when first called: once for the first length, once more for all others.
 
     A piece has a compilation for each choice of what is kept and for each kind of pass, besides; torch gives up at 8.
+
+    Args:
+        backend: of torch.compile.
+        by_autograd: the pieces that autograd differentiates.
     """
     import torch._dynamo
 
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILATIONS)
-    return Pieces(
-        *(_reporting(torch.compile(piece, fullgraph=True, backend=backend), piece.__name__) for piece in EAGER)
-    )
+    options = COMPUTE_AGAIN if by_autograd and backend == "inductor" and TORCH < RELIABLE_GRADIENTS else None
+    compile_piece = functools.partial(torch.compile, fullgraph=True, backend=backend, options=options)
+    return Pieces(*(_reporting(compile_piece(piece), piece.__name__) for piece in EAGER))
 
 
 def _reporting(piece: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -846,6 +853,8 @@ class BlockRunner:
             if not torch.is_grad_enabled():
                 return call.plain(x)
             if not only_adapters_train(weights, text, *modulation):
+                if self.compile:
+                    call = replace(call, pieces=compiled(by_autograd=True))
                 return checkpoint(call.plain, x, use_reentrant=False) if recompute else call.plain(x)
             plan = plan or self.plan(dit, x, recompute, offload)
             call = replace(call, keep=plan[index], inputs=self.inputs if offload else None)

@@ -98,8 +98,8 @@ def generate(
         height, width: None for the trained size nearest in shape.
         max_tokens: length of a chunk: frames * height * width / 1024; None for the trained length.
         overlap: frames that each chunk takes over from the one before, 1 + 4n.
-        match_colours: give each chunk the colours of the frames that it takes over, against drift in long videos.
-            Upstream does not.
+        match_colours: give each chunk the colours of the portrait or the source video, against drift in long videos;
+            see `conditioning.match_colours`. Upstream does not.
         silence: seconds of silence in front; None for 0.3, and for V2V 0.
         steps, cfg_scale, audio_cfg_scale, sigma_shift, tiled, tea_cache_l1_thresh, tea_cache_model_id: see
             `OmniAvatarPipeline.__call__`.
@@ -171,12 +171,12 @@ def generate(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
             ).float()
-            if carried is not None and match_colours:
-                frames = conditioning.match_colours(frames, carried)
+            if match_colours:
+                frames = conditioning.match_colours(frames, _original(image, pictures, size))
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
                 if pictures is not None and pasted is not None:
-                    frames = paste_outside_mouth(frames, to_video(pictures[None])[0], pasted)
+                    frames = paste_outside_mouth(frames, _original(image, pictures, size), pasted)
                 writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
     seconds = time.monotonic() - started
     return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
@@ -216,6 +216,13 @@ def _size(
         return match_size(info.height, info.width, pipe.conventions.image_sizes)
     picture = load_image(image)  # type: ignore[arg-type]  # _check_sources has seen to it
     return match_size(picture.height, picture.width, pipe.conventions.image_sizes)
+
+
+def _original(image: ImageSource | None, pictures: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """What a chunk shows, [3, 1 or F, H, W] in [-1, 1]: the portrait, or the source's frames."""
+    if pictures is not None:
+        return to_video(pictures[None])[0]
+    return conditioning.image_tensor(image, *size)[0].unsqueeze(1)  # type: ignore[arg-type]  # as in _size
 
 
 def _overlap(pipe: OmniAvatarPipeline, overlap: int) -> int:

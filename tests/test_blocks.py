@@ -354,12 +354,26 @@ def test_settings_choose_the_blocks(golden):
     assert chosen(stream_weights=True).streamed is not None
 
 
-def test_compiled_gradients_of_all_weights_are_refused_where_torch_makes_them_wrong(golden, monkeypatch):
+def test_compiled_gradients_of_all_weights_are_refused_where_nobody_has_compared_them(golden, monkeypatch):
     dit, settings = golden.dit(), StepSettings(compile=True)
-    monkeypatch.setattr(module, "TORCH", (2, 13))
+    monkeypatch.setattr(module, "TORCH", (2, 10))
     common = {"device": torch.device("cuda"), "auxiliary": False}
-    with pytest.raises(ValueError, match=r"needs torch 2\.14.*Leave --compile away, or train a LoRA"):
+    with pytest.raises(ValueError, match=r"needs torch 2\.11.*Leave --compile away, or train a LoRA"):
         choose_blocks(dit, settings, lora=False, **common)
     choose_blocks(dit, settings, lora=True, **common)
-    monkeypatch.setattr(module, "TORCH", (2, 14))
+    monkeypatch.setattr(module, "TORCH", (2, 11))
     choose_blocks(dit, settings, lora=False, **common)
+
+
+@pytest.mark.parametrize("torch_version", [(2, 13), (2, 14)])
+def test_what_autograd_differentiates_reads_nothing_back_where_torch_does_not_wait(golden, monkeypatch, torch_version):
+    """Before torch 2.14 these pieces are compiled with other options; those of LoRA's own backward pass are not."""
+    options = []
+    monkeypatch.setattr(blocks, "TORCH", torch_version)
+    monkeypatch.setattr(blocks, "compiled", blocks.compiled.__wrapped__)
+    monkeypatch.setattr(torch, "compile", lambda piece, **more: options.append(more["options"]) or piece)
+    for dit, by_autograd in ((adapted(golden), False), (golden.dit().requires_grad_(), True)):
+        options.clear()
+        dit.runner = BlockRunner(compile=True)
+        gradients(golden, dit, 3, 4)
+        assert (blocks.COMPUTE_AGAIN in options) == (by_autograd and torch_version < (2, 14))

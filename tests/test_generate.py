@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.clip import Sound, VideoWriter, probe_video, read_frames
-from diffsynth_omniavatar.conditioning import draw_mouth_mask, load_mouth_mask, match_colours
+from diffsynth_omniavatar.conditioning import draw_mouth_mask, image_tensor, load_mouth_mask, match_colours
 from diffsynth_omniavatar.config import Conventions
 from diffsynth_omniavatar.generate import _SourceVideo, generate
 from diffsynth_omniavatar.nano import family
@@ -103,30 +103,55 @@ class Recorder:
         self.written.append(frames[:, 0, 0])
 
 
-def test_matched_colours_are_those_of_the_known_frames():
-    """Whatever the VAE adds to a channel, in a part of the picture or in all, is taken off all frames of the chunk."""
+def picture(generator, *shape):
+    """Random colours within [-0.5, 0.5], each over a cell of 8x8 pixels."""
+    return (torch.rand(*shape, generator=generator) - 0.5).repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+
+def test_matched_colours_are_the_originals():
+    """A small linear change of colours is taken off, from what hides the original too; what is alike stays."""
     generator = torch.Generator().manual_seed(0)
-    truth = 0.5 * torch.rand(2, 3, 9, 32, 32, generator=generator) - 0.25
-    known = truth[:, :, :5]
-    assert torch.allclose(match_colours(truth, known), truth, atol=1e-6)
-    error = torch.tensor([0.1, -0.2, 0.05]).view(3, 1, 1, 1)
-    assert torch.allclose(match_colours(truth + error, known), truth, atol=1e-6)
-    corner = torch.zeros(32, 32)
-    corner[:16, :16] = 0.2
-    left = match_colours(truth + corner, known) - truth
-    assert left[..., :12, :12].abs().max() < 1e-6 and left.abs().max() < 0.13  # it fades at the edge of a cell
+    for frames in (1, 9):  # a portrait, a source video
+        original = picture(generator, 2, 3, frames, 6, 6)
+        shown = original.expand(2, 3, 9, 48, 48).clone()
+        shown[..., 16:32, 16:32] = picture(generator, 2, 3, 9, 2, 2)  # a mouth, say
+        assert torch.allclose(match_colours(original, original), original, atol=1e-6)
+        mixed = torch.einsum("bifhw,io->bofhw", shown, torch.eye(3) + 0.03 * torch.randn(3, 3, generator=generator))
+        changed = mixed + torch.tensor([0.03, -0.04, 0.02]).view(3, 1, 1, 1)
+        assert (changed - shown).abs().amax() > 0.04
+        assert (match_colours(changed, original) - shown).abs().amax() < 0.004  # half of a step of 255
 
 
-def test_each_chunk_takes_the_colours_of_the_one_before(tmp_path):
+def test_colours_stay_where_nothing_is_alike():
+    generator = torch.Generator().manual_seed(0)
+    frames = picture(generator, 3, 9, 4, 4)
+    assert torch.equal(match_colours(frames, -frames.sign()[:, :1]), frames)
+
+
+def test_matched_colours_do_not_drift():
+    """What each chunk adds to the colours does not add up over many."""
+    generator = torch.Generator().manual_seed(0)
+    portrait = picture(generator, 3, 1, 8, 8)
+    shift = torch.tensor([0.01, -0.008, 0.004]).view(3, 1, 1, 1)
+    frames = portrait.expand(-1, 5, -1, -1)
+    for _ in range(50):
+        frames = match_colours(1.005 * frames + shift, portrait)
+    assert (frames - portrait).abs().amax() < 0.001
+
+
+def test_each_chunk_takes_the_colours_of_the_portrait(tmp_path):
+    """The first chunk too, and the next one starts from frames that have them."""
     pipe = FakePipe(Conventions(max_tokens=100, prefix_frames=(1, 5, 9, 13)))
-    common = {"prompt": "", "image": Image.new("RGB", (64, 64)), "audio": noise(64000), "out": tmp_path / "v.mp4"}
+    image = Image.new("RGB", (64, 64), (120, 130, 140))
+    common = {"prompt": "", "image": image, "audio": noise(64000), "out": tmp_path / "v.mp4"}
     generate(pipe, **common, height=64, width=64, match_colours=True, overlap=5, **FAST)
     prefixes = [call["prefix_video"] for call in pipe.calls]
     assert len(prefixes) > 3 and prefixes[0] is None
-    length = pipe.calls[0]["num_frames"]
-    for index in range(1, len(prefixes) - 1):
-        made = (torch.linspace(-1, 1, length) * 0.5 + 0.01 * index).view(1, -1, 1, 1).expand(3, -1, 64, 64)
-        assert torch.allclose(prefixes[index + 1], match_colours(made, prefixes[index])[:, -5:], atol=1e-6)
+    length, portrait = pipe.calls[0]["num_frames"], image_tensor(image, 64, 64)[0].unsqueeze(1)
+    for index in range(len(prefixes) - 1):
+        made = (torch.linspace(-1, 1, length) * 0.5 + 0.01 * (index + 1)).view(1, -1, 1, 1).expand(3, -1, 64, 64)
+        assert torch.allclose(prefixes[index + 1], match_colours(made, portrait)[:, -5:], atol=1e-6)
+        assert not torch.allclose(prefixes[index + 1], made[:, -5:], atol=1e-3)
 
 
 def test_sound_is_delayed_by_the_frames_before_it(tmp_path):

@@ -96,12 +96,12 @@ def generate_batch(
         inputs = _condition(pipe, takes, chunk, reference, carried, noise)
         inputs["omni_audio"] = audio * 0 if mute else audio
         frames = _denoise(pipe, sampling, noise, texts, inputs)
-        if carried is not None and sampling.match_colours:
-            frames = match_colours(frames, carried)
+        original = pixels([_shown(take, chunk.frames) for take in takes])
+        if sampling.match_colours:
+            frames = match_colours(frames, original)
         carried = frames[:, :, plan.length - plan.overlap :]
         if pipe.dit.config.has_masked_video:
-            source = pixels([_frames(take, chunk.frames) for take in takes])
-            frames = paste_outside_mouth(frames, source, load_mouth_mask(None, height, width))
+            frames = paste_outside_mouth(frames, original, load_mouth_mask(None, height, width))
         kept = frames[:, :, chunk.kept.start : chunk.kept.stop]
         parts.append(to_bytes(kept).permute(0, 2, 3, 4, 1).cpu())
     return torch.cat(parts, dim=1).numpy()
@@ -137,7 +137,7 @@ def _condition(
     masked: dict[str, Any] = {}
     height, width = takes[0].portrait.shape[:2]
     if pipe.dit.config.has_masked_video:
-        source = pixels([_frames(take, chunk.frames) for take in takes])
+        source = pixels([_shown(take, chunk.frames) for take in takes])
         if carried is not None and pipe.conventions.first_frame == "known":
             source[:, :, :1] = carried[:, :, :1].to(source)
         masked = MaskedVideoUnit().process(
@@ -154,8 +154,10 @@ def _condition(
     return {**made, "omni_prefix_latents": known}
 
 
-def _frames(take: Take, places: range) -> np.ndarray:
-    assert take.video is not None
+def _shown(take: Take, places: range) -> np.ndarray:
+    """What a chunk shows: the source's frames, or the portrait [1, H, W, 3]."""
+    if take.video is None:
+        return take.portrait[None]
     count = len(take.video)
     turn = np.array(places) % max(1, 2 * count - 2)
     return take.video[np.minimum(turn, 2 * count - 2 - turn)]

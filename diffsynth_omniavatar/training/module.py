@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import checkpoint, conditioning, host
-from ..blocks import COMPILED_AUTOGRAD, BlockRunner, block_weights
+from ..blocks import COMPARED_GRADIENTS, TORCH, BlockRunner, block_weights
 from ..clip import to_video
 from ..config import CheckpointConfig, LoRAConfig
 from ..dataset import TrainingSample
@@ -23,7 +23,6 @@ from ..timeline import SAMPLES_PER_FRAME
 from .auxiliary import AuxiliaryLosses
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
 
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 ENCODERS = ("text_encoder", "vae", "speech_encoder")
 """Frozen networks that a cache makes superfluous."""
 
@@ -109,8 +108,8 @@ def choose_blocks(dit: Any, settings: StepSettings, *, device: torch.device, lor
         return
     if (settings.activation_memory is not None or settings.stream_weights) and not lora:
         raise ValueError("--activation_memory and --stream_weights need LoRA: leave --trainable_models away, or them.")
-    if settings.compile and not lora and device.type == "cuda" and TORCH < COMPILED_AUTOGRAD:
-        wanted = ".".join(map(str, COMPILED_AUTOGRAD))
+    if settings.compile and not lora and device.type == "cuda" and TORCH < COMPARED_GRADIENTS:
+        wanted = ".".join(map(str, COMPARED_GRADIENTS))
         raise ValueError(
             f"--compile with all weights training needs torch {wanted}, this is {torch.__version__}: before, compiled "
             "gradients may be wrong. Leave --compile away, or train a LoRA."
