@@ -45,7 +45,7 @@ train() { # mode, steps, further flags
 
 # I2V: all weights, as they start from nothing. V2V: a LoRA, the audio modules and the patch embedding, on the I2V model.
 train i2v "$i2v_steps" --model_paths "[\"$model/diffusion_pytorch_model.safetensors\"]" \
-    --trainable_models dit --learning_rate "${I2V_RATE:-1e-3}"
+    --trainable_models dit --learning_rate "${I2V_RATE:-1e-3}" --compile
 train v2v "$v2v_steps" --model_paths "[]" --omniavatar_checkpoint "$output/i2v/step-$i2v_steps" \
     --first_frame known --lora_rank 16 --mouth_weight 4 --learning_rate "${V2V_RATE:-1e-3}"
 
