@@ -62,7 +62,7 @@ SETTING_FLAGS: Flags = {
     "max_tokens": (int, "length of a chunk: frames * height * width / 1024 (default: the trained length)"),
     "paste_source": (bool, "V2V: keep the video's own pixels outside the mouth (default: yes)"),
     "overlap": (int, "frames that a chunk takes over from the one before, 1 + 4n (default: 13)"),
-    "match_colours": (bool, "give each chunk the colours of the portrait or the source video (default: no, as upstream)"),
+    "match_colours": (bool, "give each chunk the colours of the portrait or source video (default: no, as upstream)"),
     "silence": (float, "seconds of silence in front (default: 0.3, for V2V 0)"),
     "steps": (int, "denoising steps a chunk (default: 50)"),
     "cfg_scale": (float, "guidance by the text; 1 for none (default: 4.5)"),
