@@ -787,6 +787,7 @@ class BlockRunner:
             what the GPU has free in the first step of each size; None to keep all, or with gradient checkpointing
             none.
         reserve: bytes that "auto" leaves free for work outside the denoiser.
+        moment_bytes: of a number in AdamW's moments, for "auto"; None for those of the trained weights.
         streamed: the blocks' frozen weights, if they wait in main memory; see `stream_weights`.
         parallel: the processes that make a video together; None for this one alone.
     """
@@ -794,6 +795,7 @@ class BlockRunner:
     compile: bool = False
     activation_memory: float | Literal["auto"] | None = None
     reserve: int = 0
+    moment_bytes: int | None = None
     streamed: StreamedWeights | None = None
     parallel: SequenceParallel | None = None
     inputs: MainMemory | None = None
@@ -901,11 +903,12 @@ class BlockRunner:
     def _free_for_keeping(self, dit: Any, shape: BlockShape, device: torch.device, offload: bool) -> int:
         if device.type != "cuda":
             raise ValueError(f"--activation_memory auto measures a CUDA device, this is {device.type}; give GiB.")
-        trained = sum(value.numel() * value.element_size() for value in dit.parameters() if value.requires_grad)
+        trained = [value for value in dit.parameters() if value.requires_grad]
+        moments = sum(2 * value.numel() * (self.moment_bytes or value.element_size()) for value in trained)
         return auto_budget(
             shape,
             len(dit.blocks),
-            trained,
+            moments,
             free=free_memory(device),
             offload=offload,
             reserve=self.reserve,

@@ -33,9 +33,6 @@ CHUNK = 8192
 
 SPARE = 0.03
 """Part of the free memory that "auto" leaves alone: the allocator cannot use every byte."""
-STATES = 2
-"""Times the trained weights that AdamW's two moments take, which the first step does not have yet. Gradients come as
-what was kept goes."""
 IN_FLIGHT = 3
 """Blocks' inputs on the device while they wait in main memory: the one in use and those on their way."""
 STREAMED_LAYERS = 2
@@ -270,21 +267,23 @@ def step_memory(weights: Weights, shape: BlockShape, way: Way, plan: tuple[Kept,
 
 
 def auto_budget(
-    shape: BlockShape, layers: int, trained: int, *, free: int, offload: bool, reserve: int = 0, first: bool = True
+    shape: BlockShape, layers: int, moments: int, *, free: int, offload: bool, reserve: int = 0, first: bool = True
 ) -> int:
     """Bytes that `--activation_memory auto` lets the blocks keep beside their inputs.
+
+    Gradients are not counted: they come as what was kept goes.
 
     Args:
         shape: of a block.
         layers: how many blocks there are.
-        trained: bytes of the trained weights.
+        moments: bytes of AdamW's two moments.
         free: bytes that the device has free before the step.
         offload: whether the blocks' inputs wait in main memory.
         reserve: bytes for work outside the denoiser.
-        first: whether the optimizer has no state yet.
+        first: whether the optimizer has no moments yet.
     """
     inputs = (min(IN_FLIGHT, layers) if offload else layers) * shape.input_bytes
-    taken = inputs + shape.backward_bytes + (STATES * trained if first else 0) + reserve
+    taken = inputs + shape.backward_bytes + (moments if first else 0) + reserve
     return max(0, int((1 - SPARE) * free) - taken)
 
 

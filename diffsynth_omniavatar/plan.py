@@ -264,7 +264,7 @@ def predict(name: str, task: Task, gpu: float, table: Table) -> Prediction:
     least = memory = step_memory(weights, shape, way)
     if way.blocks != "host":
         free = int((gpu - CONTEXT) * GIB) - least.weights
-        budget = auto_budget(shape, weights.layers, weights.trained, free=free, offload=way.offload)
+        budget = auto_budget(shape, weights.layers, weights.optimizer, free=free, offload=way.offload)
         plan = plan_kept(shape, weights.layers, budget)
         memory = step_memory(weights, shape, way, plan)
     row = _same(task, way, gpu, table)

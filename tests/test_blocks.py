@@ -186,7 +186,7 @@ def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch, chunk):
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
     pieces = blocks.compiled("aot_eager")
-    monkeypatch.setattr(blocks, "compiled", lambda: pieces)
+    monkeypatch.setattr(blocks, "compiled", lambda **_: pieces)
     dit = adapted(golden)
     wanted = [gradients(golden, dit, *size) for size in LENGTHS]
     dit.runner = BlockRunner(compile=True)
@@ -213,7 +213,7 @@ def test_under_autocast_compiled_gradients_are_as_near_as_the_hosts(golden, monk
     _, wanted = gradients(golden, dit, 3, 4)
     _, hosts = gradients(golden, dit, 3, 4, autocast=True)
     pieces = blocks.compiled("aot_eager")
-    monkeypatch.setattr(blocks, "compiled", lambda: pieces)
+    monkeypatch.setattr(blocks, "compiled", lambda **_: pieces)
     dit.runner = BlockRunner(compile=True)
     _, ours = gradients(golden, dit, 3, 4, autocast=True, **flags)
     assert ours.keys() == wanted.keys()
@@ -346,6 +346,7 @@ def test_settings_choose_the_blocks(golden):
     assert chosen(compile=True, activation_memory=1.0, stream_weights=True, reference=True) is None
     assert chosen(compile=True, lora=False).compile
     assert chosen(activation_memory=2.0).activation_memory == 2.0
+    assert [chosen(compile=True, fp32_master_weights=flag).moment_bytes for flag in (False, True)] == [None, 4]
     with pytest.raises(ValueError, match="need LoRA"):
         chosen(lora=False, activation_memory="auto")
     with pytest.raises(ValueError, match="measures a CUDA device"):

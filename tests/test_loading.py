@@ -107,7 +107,7 @@ def test_offloaded_weights_give_the_same_clip(family, monkeypatch, limit):
 
 def test_compiled_blocks_give_the_same_clip(family, monkeypatch):
     pieces = blocks.compiled("aot_eager")
-    monkeypatch.setattr(blocks, "compiled", lambda: pieces)
+    monkeypatch.setattr(blocks, "compiled", lambda **_: pieces)
     clips = []
     for compile_blocks in (False, True):
         pipe = loading.load_pipeline(folder=family, device="cpu", compile=compile_blocks)

@@ -84,18 +84,20 @@ def test_sizes_tell_the_peaks_that_were_measured(row):
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("offload", [True, False])
-def test_the_plan_keeps_what_training_keeps(monkeypatch, offload, first):
+@pytest.mark.parametrize("fp32_master_weights", [True, False])
+def test_the_plan_keeps_what_training_keeps(monkeypatch, offload, first, fp32_master_weights):
     """`auto_budget` is what `--activation_memory auto` finds on a GPU with so much free."""
     free, shape = 60 * GIB, TASK.shape
     monkeypatch.setattr(blocks, "free_memory", lambda device: free)
-    trained = torch.empty(GIB // 4, requires_grad=True, device="meta")
+    trained = torch.empty(GIB, requires_grad=True, device="meta", dtype=torch.bfloat16)
+    moments = (8 if fp32_master_weights else 4) * GIB
     block = SimpleNamespace(dim=shape.dim, ffn_dim=shape.ffn_dim, num_heads=shape.heads)
     dit = SimpleNamespace(blocks=[block] * 40, parameters=lambda: [trained])
     tokens = SimpleNamespace(shape=(1, shape.tokens, shape.dim), element_size=lambda: 2, device=torch.device("cuda"))
-    runner = blocks.BlockRunner(activation_memory="auto", reserve=GIB)
+    runner = blocks.BlockRunner(activation_memory="auto", reserve=GIB, moment_bytes=4 if fp32_master_weights else None)
     if not first:
         runner.plans[replace(shape, tokens=1)] = ()
-    budget = auto_budget(shape, 40, GIB, free=free, offload=offload, reserve=GIB, first=first)
+    budget = auto_budget(shape, 40, moments, free=free, offload=offload, reserve=GIB, first=first)
     assert runner.plan(dit, tokens, recompute=True, offload=offload) == plan_kept(shape, 40, budget)
     assert 0 < budget < free
 

@@ -175,18 +175,19 @@ def test_workers_and_saving_change_nothing(tmp_path):
 
 def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):
     def dying_loss(module: ToyModule, data: Any) -> torch.Tensor:
-        if len(module.trace) == 8:
+        if len(module.trace) == 11:
             raise KeyboardInterrupt
         return ToyModule.loss(module, data)
 
     settings = LoopSettings(max_steps=4, gradient_accumulation_steps=3)
-    whole = Run(tmp_path / "whole", settings).start()
+    whole = Run(tmp_path / "whole", settings, save_steps=2).start()
     with pytest.raises(KeyboardInterrupt):
-        Run(tmp_path / "killed", settings, loss=dying_loss).start()
+        Run(tmp_path / "killed", settings, save_steps=2, loss=dying_loss).start()
     resume = find_latest(tmp_path / "killed")
     assert resume is not None and resume.name == "step-2"
-    again = Run(tmp_path / "killed", replace(settings, resume=resume)).start()
+    again = Run(tmp_path / "killed", replace(settings, resume=resume), save_steps=2).start()
     assert same(again.state, whole.state) and again.module.trace == whole.module.trace[6:]
+    assert again.metric("loss") == whole.metric("loss")  # step 3, logged twice, stands there once
 
 
 def run_in_two_processes(folder: Path, *arguments: str) -> None:

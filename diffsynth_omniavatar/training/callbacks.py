@@ -64,6 +64,16 @@ def finish_checkpoint(partial: Path, keep: int | None) -> Path:
     return folder
 
 
+def forget_later_rows(table: Path, step: int) -> None:
+    """Take what a broken-off run logged behind a step out of the host's `loss.csv`: it is done, and logged, again."""
+    if table.exists():
+        lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines[1:] if int(line.partition(",")[0]) <= step]
+        partial = table.with_suffix(".partial")
+        partial.write_text("".join(lines[:1] + kept), encoding="utf-8")
+        partial.replace(table)
+
+
 @contextmanager
 def untouched_training_state(pipe: Any, module: torch.nn.Module) -> Iterator[None]:
     """A context in which the pipeline may generate; what training goes on from is as before at its end.
@@ -173,6 +183,7 @@ class TrainingLogger(ModelLogger):
                 "resume from the latest checkpoint, choose another --output_path, or remove the later checkpoints"
             )
         if self.accelerator.is_main_process:
+            forget_later_rows(Path(self.output_path, "loss.csv"), self.num_steps)
             self.init_loggers()
             for path in Path(self.output_path).glob(".step-*"):
                 if _UNFINISHED.fullmatch(path.name):

@@ -43,6 +43,8 @@ class StepSettings:
     """Compile the pieces of a block."""
     stream_weights: bool = False
     """Let the frozen weights of the blocks wait in main memory, and come one block ahead. Needs LoRA."""
+    fp32_master_weights: bool = False
+    """AdamW steps float32 copies, so that its moments take float32 too."""
     reference: bool = False
     """Use the host's own blocks, whatever the three settings above say."""
     offload_frozen: bool = False
@@ -120,6 +122,7 @@ def choose_blocks(dit: Any, settings: StepSettings, *, device: torch.device, lor
         compile=settings.compile,
         activation_memory=settings.activation_memory,
         reserve=AUXILIARY_RESERVE if auxiliary else 0,
+        moment_bytes=4 if settings.fp32_master_weights else None,
     )
     if settings.stream_weights:
         dit.runner.stream_weights(dit.blocks, device)
