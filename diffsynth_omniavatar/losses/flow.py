@@ -45,13 +45,13 @@ def recording(scheduler: Any, record: StepRecord, boundaries: tuple[float, float
         nearest = (scheduler.timesteps.unsqueeze(1) - timestep.cpu()).abs().argmin(dim=0)
         sigma = scheduler.sigmas[nearest].float().to(noise.device).view(-1, 1, 1, 1, 1)
         record.sigma, record.timestep = sigma, timestep
-        if clips == 1:
-            return host_noise(original_samples, noise, timestep)
-        # The host multiplies the mean by the weight of its t: here each clip's errors by that of theirs.
-        scheduler.training_weight = lambda _: 1.0
-        weight = scheduler.linear_timesteps_weights[nearest].to(sigma).view_as(sigma)
-        record.weight = weight if record.weight is None else record.weight * weight
-        return ((1 - sigma) * original_samples.float() + sigma * noise.float()).to(original_samples)
+        if clips > 1:
+            # The host multiplies the mean by the weight of its t: here each clip's errors by that of theirs.
+            scheduler.training_weight = lambda _: 1.0
+            weight = scheduler.linear_timesteps_weights[nearest].to(sigma).view_as(sigma)
+            record.weight = weight if record.weight is None else record.weight * weight
+        clip_by_clip = zip(original_samples.split(1), noise.split(1), timestep.split(1), strict=True)
+        return torch.cat([host_noise(*clip) for clip in clip_by_clip])
 
     scheduler.add_noise = add_noise
     scheduler.training_target = lambda *values: record.covered(host_target(*values))

@@ -88,6 +88,7 @@ def generate_batch(
     positive = torch.cat([pipe.encode_prompt(take.prompt) for take in takes])
     texts = positive, pipe.encode_prompt(sampling.negative_prompt).expand_as(positive)
     reference = encode_videos(pipe, pixels([take.portrait[None] for take in takes]))
+    mask = load_mouth_mask(None, height, width) if pipe.dit.config.has_masked_video else None
     carried: Tensor | None = None
     parts = []
     for chunk in plan.chunks:
@@ -100,8 +101,8 @@ def generate_batch(
         if sampling.match_colours:
             frames = match_colours(frames, original)
         carried = frames[:, :, plan.length - plan.overlap :]
-        if pipe.dit.config.has_masked_video:
-            frames = paste_outside_mouth(frames, original, load_mouth_mask(None, height, width))
+        if mask is not None:
+            frames = paste_outside_mouth(frames, original, mask)
         kept = frames[:, :, chunk.kept.start : chunk.kept.stop]
         parts.append(to_bytes(kept).permute(0, 2, 3, 4, 1).cpu())
     return torch.cat(parts, dim=1).numpy()
