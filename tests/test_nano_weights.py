@@ -73,6 +73,13 @@ def test_without_sound_the_mouth_keeps_still(i2v, clips):
     assert max(measure_mouth(video)[0].std() for video in muted) < 0.06  # of the true ones it is 0.2 to 0.3
 
 
+def test_colours_stay_over_many_chunks(i2v):
+    """Without `match_colours` this wall turns by 4 of 255 in 5 s."""
+    clip = draw_clip(evaluate.LONG_SEED + 1, 100, split="evaluation", sways=False)
+    (video,) = generate_batch(i2v, [evaluate.take_of(clip)], Sampling(steps=4))
+    assert evaluate.drift_at_end(video, evaluate.background()) < 1.5
+
+
 def test_dubbing_moves_the_mouth_of_a_video(clips):
     v2v = evaluate.load_family(NANO_FOLDER, "v2v", "cpu")
     takes = [evaluate.take_of(clips[0], waveform=clips[1].waveform, video=clips[0].frames)]
