@@ -409,7 +409,8 @@ def figures_long(stage: Stage) -> Iterator[Figure]:
     yield Figure(name="20 s: colour drift of the wall (of 255)", value=worst, goal="< 2", ok=worst < 2, values=drifts)
     track = np.mean([colour_drift(video, where) for video in videos], axis=0)
     seconds = (np.arange(len(track)) / FRAME_RATE).tolist()
-    series = {name: track[:, channel].tolist() for channel, name in enumerate(("red", "green", "blue"))}
+    in_plot_colours = {"blue": 2, "red": 0, "green": 1}
+    series = {name: track[:, channel].tolist() for name, channel in in_plot_colours.items()}
     stage.plot("colour drift of the wall", series, x=seconds, x_label="seconds", y_label="of 255", level=0.0)
 
 
