@@ -1,6 +1,8 @@
 """Where tests find reference numbers (`goldens`) and real clips (`shared_data`)."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real clips at {folder}; set OMNIAVATAR_DATA to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """What a command sets of the package's logging does not reach the next test."""
+    logger = logging.getLogger("diffsynth_omniavatar")
+    level, handlers = logger.level, [*logger.handlers]
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
