@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from random_models import random_dit
+from random_models import random_dit, random_inputs
 from speed import clean
 
 from diffsynth_omniavatar import host
@@ -74,22 +74,9 @@ class Bench:
             torch.nn.init.normal_(block.modulation)
         latents = (latent_frames(frames), height // 8, width // 8)
 
-        def random(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
-
-        common = {
-            "x": random(1, 16, *latents),
-            "timestep": torch.tensor([500.0], device=DEVICE, dtype=torch.bfloat16),
-            "y": random(1, config.in_dim - 16, *latents),
-        }
-        text, no_text = random(1, 512, config.text_dim), random(1, 512, config.text_dim)
-        sound = random(1, frames, config.audio_dim)
-        silence = torch.zeros_like(sound)
-        passes = [
-            {**common, "context": text, "audio_emb": sound},
-            {**common, "context": no_text, "audio_emb": silence},
-            {**common, "context": text, "audio_emb": silence},
-        ]
+        positive = random_inputs(config, latents)
+        silent = {**positive, "audio_emb": torch.zeros_like(positive["audio_emb"])}
+        passes = [positive, {**silent, "context": torch.randn_like(positive["context"])}, silent]
         return cls(part, dit, passes, repeats, prints)
 
     def measure(self, name: str, runner: BlockRunner | None, passes: int = 2, batched: bool = False) -> None:

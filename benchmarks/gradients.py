@@ -15,13 +15,12 @@ import time
 from dataclasses import replace
 
 import torch
-from random_models import random_dit
+from random_models import add_random_lora, random_dit, random_inputs
 
 from diffsynth_omniavatar.blocks import BlockRunner
-from diffsynth_omniavatar.config import PRESETS, LoRAConfig, OmniAvatarConfig
+from diffsynth_omniavatar.config import PRESETS, OmniAvatarConfig
 from diffsynth_omniavatar.dit import OmniAvatarDiT
 from diffsynth_omniavatar.nano.family import NANO
-from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
 DEVICE = "cuda"
 PASSES = 5
@@ -45,28 +44,11 @@ Gradients = dict[str, torch.Tensor]
 def make(config: OmniAvatarConfig, dtype: torch.dtype, lora: bool) -> OmniAvatarDiT:
     torch.manual_seed(0)
     dit = random_dit(config, DEVICE, dtype)
-    if not lora:
-        return dit.requires_grad_()
-    add_lora(dit, LoRAConfig())
-    select_trainable(dit, full=False)
-    for name, value in dit.named_parameters():
-        if "lora_B" in name:  # zeros at the start of a training, which leave the gradients of A zero
-            torch.nn.init.normal_(value, std=0.01)
+    if lora:
+        add_random_lora(dit)
+    else:
+        dit.requires_grad_()
     return dit
-
-
-def random_inputs(
-    config: OmniAvatarConfig, batch: int, size: tuple[int, int, int], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    shapes = {
-        "x": (16, *size),
-        "y": (config.in_dim - 16, *size),
-        "context": (512, config.text_dim),
-        "audio_emb": (4 * size[0] - 3, config.audio_dim),
-    }
-    inputs = {name: torch.randn(batch, *shape, device=DEVICE, dtype=dtype) for name, shape in shapes.items()}
-    return {**inputs, "timestep": torch.full((batch,), 500.0, device=DEVICE, dtype=dtype)}
 
 
 def gradients(dit: OmniAvatarDiT, inputs: dict[str, torch.Tensor], autocast: bool) -> Gradients:
@@ -92,7 +74,7 @@ def deviation(found: Gradients, wanted: Gradients) -> dict[str, object]:
 def measure(model: str, way: str) -> None:
     config, batch, size = MODELS[model]
     dtype, autocast, lora = WAYS[way]
-    dit, inputs = make(config, dtype, lora), random_inputs(config, batch, size, dtype)
+    dit, inputs = make(config, dtype, lora), random_inputs(config, size, batch, DEVICE, dtype)
     wanted = gradients(dit, inputs, autocast)
     for compiled in (False, True):
         torch._dynamo.reset()

@@ -12,10 +12,12 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.audio import AudioEncoder
-from diffsynth_omniavatar.config import PRESETS, Conventions, OmniAvatarConfig
+from diffsynth_omniavatar.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
 from diffsynth_omniavatar.dit import OmniAvatarDiT
 from diffsynth_omniavatar.nano.family import _randomise, write_tokenizer
 from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.timeline import video_frames
+from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
 
 @contextmanager
@@ -35,6 +37,38 @@ def random_dit(config: OmniAvatarConfig, device: str = "cuda", dtype: torch.dtyp
         dit = OmniAvatarDiT(config)
     dit.freqs = tuple(table.to(torch.complex128) for table in dit.freqs)
     return dit.eval().requires_grad_(False)
+
+
+def add_random_lora(dit: OmniAvatarDiT) -> None:
+    """Let a LoRA of the default rank train, whose B is not the zeros of a training's start, which leave the gradients
+    of A zero.
+    """
+    add_lora(dit, LoRAConfig())
+    select_trainable(dit, full=False)
+    for name, value in dit.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.01)
+
+
+def random_inputs(
+    config: OmniAvatarConfig,
+    size: tuple[int, int, int],
+    batch: int = 1,
+    device: str | torch.device = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, torch.Tensor]:
+    """Those of a pass of the denoiser; `size` in latent frames, rows and columns."""
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, *shape, device=device, dtype=dtype)
+
+    return {
+        "x": random(16, *size),
+        "timestep": torch.full((batch,), 500.0, device=device, dtype=dtype),
+        "context": random(512, config.text_dim),
+        "y": random(config.in_dim - 16, *size),
+        "audio_emb": random(video_frames(size[0]), config.audio_dim),
+    }
 
 
 def random_vae() -> host.WanVideoVAE:

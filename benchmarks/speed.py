@@ -26,14 +26,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from random_models import random_dit
+from random_models import add_random_lora, random_dit, random_inputs
 
 from diffsynth_omniavatar.blocks import GIB, BlockRunner, expandable_segments
-from diffsynth_omniavatar.config import PRESETS, LoRAConfig
+from diffsynth_omniavatar.config import PRESETS
 from diffsynth_omniavatar.dit import OmniAvatarDiT
 from diffsynth_omniavatar.memory_plan import describe
 from diffsynth_omniavatar.timeline import latent_frames
-from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
 PARTS = ("14B", "14B-small", "1.3B", "accuracy")
 DEVICE = torch.device("cuda")
@@ -56,24 +55,9 @@ class Bench:
         config = PRESETS[model]
         torch.manual_seed(0)
         dit = random_dit(config, "cuda", dtype)
-        add_lora(dit, LoRAConfig())
-        select_trainable(dit, full=False)
-        for name, value in dit.named_parameters():
-            if "lora_B" in name:  # zeros at the start of a training, which leave the gradients of A zero
-                torch.nn.init.normal_(value, std=0.01)
-        frames, height, width = latent_frames(size[0]), size[1] // 8, size[2] // 8
-
-        def random(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, device=DEVICE, dtype=dtype)
-
-        inputs = {
-            "x": random(1, 16, frames, height, width),
-            "timestep": torch.tensor([500.0], device=DEVICE, dtype=dtype),
-            "context": random(1, 512, config.text_dim),
-            "y": random(1, config.in_dim - 16, frames, height, width),
-            "audio_emb": random(1, size[0], config.audio_dim),
-        }
-        return cls(model, dit, inputs, steps)
+        add_random_lora(dit)
+        latents = (latent_frames(size[0]), size[1] // 8, size[2] // 8)
+        return cls(model, dit, random_inputs(config, latents, dtype=dtype), steps)
 
     def loss(self, **flags: bool) -> torch.Tensor:
         target = self.inputs["x"].float()

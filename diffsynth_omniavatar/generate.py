@@ -29,7 +29,7 @@ from .clip import (
 )
 from .conditioning import ImageSource, MaskSource, SoundSource, load_mouth_mask, paste_outside_mouth
 from .pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
-from .timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, plan_chunks
+from .timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -171,12 +171,14 @@ def generate(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
             ).float()
+            if match_colours or pasted is not None:
+                original = _original(image, pictures, size)
             if match_colours:
-                frames = conditioning.match_colours(frames, _original(image, pictures, size))
+                frames = conditioning.match_colours(frames, original)
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
-                if pictures is not None and pasted is not None:
-                    frames = paste_outside_mouth(frames, _original(image, pictures, size), pasted)
+                if pasted is not None:
+                    frames = paste_outside_mouth(frames, original, pasted)
                 writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
     seconds = time.monotonic() - started
     return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
@@ -240,16 +242,9 @@ class _SourceVideo:
         self.path, self.size = path, size
         self.count = probe_video(path).frames
 
-    def index(self, place: int) -> int:
-        """Which of the source's frames stands at a place."""
-        if self.count == 1:
-            return 0
-        turn = place % (2 * self.count - 2)
-        return min(turn, 2 * self.count - 2 - turn)
-
     def frames(self, places: range) -> Tensor:
         """uint8 [F, H, W, 3]."""
-        wanted = [self.index(place) for place in places]
+        wanted = [forth_and_back(place, self.count) for place in places]
         first, last = min(wanted), max(wanted)
         window = torch.stack(list(iter_frames(self.path, first, last - first + 1, self.size)))
         return window[torch.tensor(wanted) - first]

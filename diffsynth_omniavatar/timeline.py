@@ -51,6 +51,12 @@ def clip_length(frames: int) -> int:
     return (frames + 2) // 4 * 4 + 1
 
 
+def forth_and_back(place: int, count: int) -> int:
+    """Which of a source's `count` frames stands at a place, where a source that is too short runs forth and back."""
+    turn = place % max(1, 2 * count - 2)
+    return min(turn, 2 * count - 2 - turn)
+
+
 def audio_rows(samples: int) -> int:
     """Number of feature rows, one per video frame, of `samples` samples at 16 kHz.
 

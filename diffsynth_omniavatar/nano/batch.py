@@ -25,7 +25,7 @@ from ..conditioning import (
 )
 from ..generate import chunk_features
 from ..pipeline import OmniAvatarPipeline
-from ..timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, plan_chunks
+from ..timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 
 SEED_STEP = 1000
 """Seeds between the clips of a batch; each chunk of a clip takes one."""
@@ -94,10 +94,10 @@ def generate_batch(
     for chunk in plan.chunks:
         audio = torch.stack([chunk_features(rows, chunk) for rows in features]).to(reference)
         noise = _noise(pipe, sampling, len(takes), chunk, plan, reference)
-        inputs = _condition(pipe, takes, chunk, reference, carried, noise)
+        original = pixels([_shown(take, chunk.frames) for take in takes])
+        inputs = _condition(pipe, original, reference, carried, noise)
         inputs["omni_audio"] = audio * 0 if mute else audio
         frames = _denoise(pipe, sampling, noise, texts, inputs)
-        original = pixels([_shown(take, chunk.frames) for take in takes])
         if sampling.match_colours:
             frames = match_colours(frames, original)
         carried = frames[:, :, plan.length - plan.overlap :]
@@ -128,22 +128,18 @@ def _noise(
 
 def _condition(
     pipe: OmniAvatarPipeline,
-    takes: Sequence[Take],
-    chunk: Chunk,
+    original: Tensor,
     reference: Tensor,
     carried: Tensor | None,
     noise: Tensor,
 ) -> dict[str, Any]:
     """What the units make of the known frames, for all takes."""
     masked: dict[str, Any] = {}
-    height, width = takes[0].portrait.shape[:2]
     if pipe.dit.config.has_masked_video:
-        source = pixels([_shown(take, chunk.frames) for take in takes])
+        source = original.clone()
         if carried is not None and pipe.conventions.first_frame == "known":
             source[:, :, :1] = carried[:, :, :1].to(source)
-        masked = MaskedVideoUnit().process(
-            pipe, source, None, None, None, None, len(chunk.frames), height, width, tiled=False
-        )
+        masked = MaskedVideoUnit().process(pipe, source, None, None, None, None, *source.shape[-3:], tiled=False)
     if carried is not None:
         prefix = {"omni_prefix_latents": encode_videos(pipe, carried)}
     else:
@@ -159,9 +155,7 @@ def _shown(take: Take, places: range) -> np.ndarray:
     """What a chunk shows: the source's frames, or the portrait [1, H, W, 3]."""
     if take.video is None:
         return take.portrait[None]
-    count = len(take.video)
-    turn = np.array(places) % max(1, 2 * count - 2)
-    return take.video[np.minimum(turn, 2 * count - 2 - turn)]
+    return take.video[[forth_and_back(place, len(take.video)) for place in places]]
 
 
 def _denoise(
