@@ -1,0 +1,1 @@
+"""What is loaded: the transformer, the speech encoder, checkpoints."""

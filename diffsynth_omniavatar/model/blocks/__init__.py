@@ -1,0 +1,1 @@
+"""How the transformer's blocks are computed."""
