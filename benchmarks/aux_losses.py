@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.losses import decode
 from diffsynth_omniavatar.losses.decode import DecodedLosses, Window, decode_with_losses
-from diffsynth_omniavatar.timeline import video_frames
+from diffsynth_omniavatar.media.timeline import video_frames
 
 STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
 

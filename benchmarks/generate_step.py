@@ -31,12 +31,12 @@ from random_models import random_dit, random_inputs
 from speed import clean
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.blocks import GIB, BlockRunner
-from diffsynth_omniavatar.config import PRESETS
-from diffsynth_omniavatar.dit import OmniAvatarDiT
-from diffsynth_omniavatar.pipeline import TEA_CACHE_MODELS
-from diffsynth_omniavatar.sequence_parallel import SequenceParallel
-from diffsynth_omniavatar.timeline import latent_frames
+from diffsynth_omniavatar.generation.pipeline import TEA_CACHE_MODELS
+from diffsynth_omniavatar.media.timeline import latent_frames
+from diffsynth_omniavatar.model.blocks.runner import GIB, BlockRunner
+from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
+from diffsynth_omniavatar.model.config import PRESETS
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT
 
 PARTS = {
     "14B": ("14B", (81, 512, 512)),

@@ -21,9 +21,9 @@ from PIL import Image
 from random_models import random_pipeline
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.clip import Sound, probe_video
-from diffsynth_omniavatar.config import PRESETS
-from diffsynth_omniavatar.generate import generate
+from diffsynth_omniavatar.generation.generate import generate
+from diffsynth_omniavatar.media.clip import Sound, probe_video
+from diffsynth_omniavatar.model.config import PRESETS
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 from random_models import add_random_lora, random_dit, random_inputs
 
-from diffsynth_omniavatar.blocks import BlockRunner
-from diffsynth_omniavatar.config import PRESETS, OmniAvatarConfig
-from diffsynth_omniavatar.dit import OmniAvatarDiT
-from diffsynth_omniavatar.nano.family import NANO
+from diffsynth_omniavatar.model.blocks.runner import BlockRunner
+from diffsynth_omniavatar.model.config import PRESETS, OmniAvatarConfig
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT
+from diffsynth_omniavatar.model.small_family import NANO
 
 DEVICE = "cuda"
 PASSES = 5

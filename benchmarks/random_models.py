@@ -11,12 +11,12 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.audio import AudioEncoder
-from diffsynth_omniavatar.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
-from diffsynth_omniavatar.dit import OmniAvatarDiT
-from diffsynth_omniavatar.nano.family import _randomise, write_tokenizer
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.timeline import video_frames
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.media.timeline import video_frames
+from diffsynth_omniavatar.model.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT
+from diffsynth_omniavatar.model.small_family import _randomise, write_tokenizer
+from diffsynth_omniavatar.model.speech_encoder import AudioEncoder
 from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
 

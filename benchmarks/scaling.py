@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from speed import DEVICE, Bench, clean, fast
 
-from diffsynth_omniavatar import host, plan
-from diffsynth_omniavatar.blocks import GIB, Attention, expandable_segments
-from diffsynth_omniavatar.plots import line_plot
-from diffsynth_omniavatar.timeline import latent_frames
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.app import plan
+from diffsynth_omniavatar.media.timeline import latent_frames
+from diffsynth_omniavatar.metrics.plots import line_plot
+from diffsynth_omniavatar.model.blocks.runner import GIB, Attention, expandable_segments
 
 FRAMES, SIDES = (41, 81, 121, 161), (384, 512, 640, 720)
 BASE = (81, 512, 512)

@@ -28,11 +28,11 @@ from typing import Any
 import torch
 from random_models import add_random_lora, random_dit, random_inputs
 
-from diffsynth_omniavatar.blocks import GIB, BlockRunner, expandable_segments
-from diffsynth_omniavatar.config import PRESETS
-from diffsynth_omniavatar.dit import OmniAvatarDiT
-from diffsynth_omniavatar.memory_plan import describe
-from diffsynth_omniavatar.timeline import latent_frames
+from diffsynth_omniavatar.media.timeline import latent_frames
+from diffsynth_omniavatar.model.blocks.memory_plan import describe
+from diffsynth_omniavatar.model.blocks.runner import GIB, BlockRunner, expandable_segments
+from diffsynth_omniavatar.model.config import PRESETS
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT
 
 PARTS = ("14B", "14B-small", "1.3B", "accuracy")
 DEVICE = torch.device("cuda")

@@ -26,17 +26,17 @@ from random_models import made_on, random_dit, random_vae
 from speed import clean, memory_limit
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.blocks import expandable_segments
-from diffsynth_omniavatar.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
-from diffsynth_omniavatar.dataset import TrainingSample
+from diffsynth_omniavatar.data.dataset import TrainingSample
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses.decode import AUX_MEMORY, choose_memory
 from diffsynth_omniavatar.losses.frozen import freeze
 from diffsynth_omniavatar.losses.lpips import LpipsLoss
 from diffsynth_omniavatar.losses.sync import StableSyncNet, SyncLoss
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
-from diffsynth_omniavatar.memory_plan import describe
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.timeline import SAMPLES_PER_FRAME, latent_frames
+from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME, latent_frames
+from diffsynth_omniavatar.model.blocks.memory_plan import describe
+from diffsynth_omniavatar.model.blocks.runner import expandable_segments
+from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
 from diffsynth_omniavatar.train import memory_amount
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses

@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .audio import AudioEncoder
-    from .checkpoint import CheckpointError, convert, load_checkpoint
-    from .clip import Sound
-    from .config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
-    from .dit import OmniAvatarDiT
-    from .files import model_files
-    from .generate import GeneratedVideo, generate
-    from .loading import load_pipeline, nano_pipeline
-    from .pipeline import OmniAvatarPipeline, register, unregister
-    from .versions import UnsupportedHostError
+    from .generation.generate import GeneratedVideo, generate
+    from .generation.loading import load_pipeline, nano_pipeline
+    from .generation.pipeline import OmniAvatarPipeline, register, unregister
+    from .host.versions import UnsupportedHostError
+    from .media.clip import Sound
+    from .model.checkpoint import CheckpointError, convert, load_checkpoint
+    from .model.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
+    from .model.dit import OmniAvatarDiT
+    from .model.files import model_files
+    from .model.speech_encoder import AudioEncoder
 
 __version__ = "0.1.0"
 
@@ -53,25 +52,25 @@ __all__ = [
 ]
 
 _MODULES = {
-    "PRESETS": "config",
-    "AudioEncoder": "audio",
-    "CheckpointError": "checkpoint",
-    "Conventions": "config",
-    "GeneratedVideo": "generate",
-    "LoRAConfig": "config",
-    "OmniAvatarConfig": "config",
-    "OmniAvatarDiT": "dit",
-    "OmniAvatarPipeline": "pipeline",
-    "Sound": "clip",
-    "UnsupportedHostError": "versions",
-    "convert": "checkpoint",
-    "generate": "generate",
-    "load_checkpoint": "checkpoint",
-    "load_pipeline": "loading",
-    "model_files": "files",
-    "nano_pipeline": "loading",
-    "register": "pipeline",
-    "unregister": "pipeline",
+    "PRESETS": "model.config",
+    "AudioEncoder": "model.speech_encoder",
+    "CheckpointError": "model.checkpoint",
+    "Conventions": "model.config",
+    "GeneratedVideo": "generation.generate",
+    "LoRAConfig": "model.config",
+    "OmniAvatarConfig": "model.config",
+    "OmniAvatarDiT": "model.dit",
+    "OmniAvatarPipeline": "generation.pipeline",
+    "Sound": "media.clip",
+    "UnsupportedHostError": "host.versions",
+    "convert": "model.checkpoint",
+    "generate": "generation.generate",
+    "load_checkpoint": "model.checkpoint",
+    "load_pipeline": "generation.loading",
+    "model_files": "model.files",
+    "nano_pipeline": "generation.loading",
+    "register": "generation.pipeline",
+    "unregister": "generation.pipeline",
 }
 """Public name -> the module that has it."""
 
@@ -86,14 +85,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Importing the submodule `generate` would put it in the place of the function of that name; it may not."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -25,21 +25,22 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from . import checkpoint, host
-from .audio import AudioEncoder
-from .blocks import expandable_segments
-from .config import IMAGE_SIZES, LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
-from .dataset import OmniAvatarDataset
+from . import host
+from .data.dataset import OmniAvatarDataset
+from .data.precompute import encoder_pipeline
+from .data.sources import ClipSettings, ClipSource, Recipe, read_clips
+from .generation.pipeline import OmniAvatarPipeline
 from .losses.decode import AUX_MEMORY, choose_memory
 from .losses.lpips import LpipsLoss, load_lpips
 from .losses.sync import SyncLoss, load_syncnet
 from .losses.trepa import TrepaLoss, load_videomae
-from .memory_plan import BlockShape
-from .nano.family import register_family
-from .pipeline import OmniAvatarPipeline
-from .precompute import encoder_pipeline
-from .sources import ClipSettings, ClipSource, Recipe, read_clips
-from .timeline import latent_frames
+from .media.timeline import latent_frames
+from .model import checkpoint
+from .model.blocks.memory_plan import BlockShape
+from .model.blocks.runner import expandable_segments
+from .model.config import IMAGE_SIZES, LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig
+from .model.small_family import register_family
+from .model.speech_encoder import AudioEncoder
 from .training.accelerator import OmniAccelerator
 from .training.auxiliary import AuxiliaryLosses
 from .training.callbacks import TrainingLogger, find_latest

@@ -13,7 +13,7 @@ import torch
 from diffsynth.pipelines.wan_video import ModelConfig, WanVideoPipeline
 
 import diffsynth_omniavatar as omni
-from diffsynth_omniavatar.clip import VideoWriter, load_sound
+from diffsynth_omniavatar.media.clip import VideoWriter, load_sound
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--models_folder", required=True)

@@ -8,8 +8,8 @@ import torch
 from recipe import inp, weight
 from safetensors.torch import load_file
 
-from diffsynth_omniavatar.config import OmniAvatarConfig
-from diffsynth_omniavatar.dit import OmniAvatarDiT
+from diffsynth_omniavatar.model.config import OmniAvatarConfig
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT
 
 
 class Goldens:

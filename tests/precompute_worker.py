@@ -8,9 +8,9 @@ import torch
 from accelerate import PartialState
 from test_precompute import FLOAT32, RECIPE, SETTINGS, encoders
 
-from diffsynth_omniavatar.dataset import scan_clips
-from diffsynth_omniavatar.precompute import precompute
-from diffsynth_omniavatar.sources import read_clips
+from diffsynth_omniavatar.data.dataset import scan_clips
+from diffsynth_omniavatar.data.precompute import precompute
+from diffsynth_omniavatar.data.sources import read_clips
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

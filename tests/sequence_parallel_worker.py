@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar import cli, generate, loading  # noqa: F401  the command imports the last two late
-from diffsynth_omniavatar.nano import family
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.app import cli
+from diffsynth_omniavatar.generation import generate, loading  # noqa: F401  the command imports the last two late
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.model import small_family as family
 
 PROCESSES = 3
 SIZE = 64

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from diffsynth_omniavatar.clip import Sound, VideoWriter
+from diffsynth_omniavatar.media.clip import Sound, VideoWriter
 from diffsynth_omniavatar.nano.speaker import draw_clip
 
 LEVEL_STEP = 6

@@ -9,8 +9,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffsynth_omniavatar"
-WITHOUT_HOST = ("timeline", "config", "clip", "audio", "files", "versions", "losses.decode", "losses.frozen")
-WITHOUT_HOST += ("losses.sync", "losses.lpips", "losses.trepa", "nano.speaker", "nano.measure")
+WITHOUT_HOST = ("media.timeline", "media.clip", "model.config", "model.speech_encoder", "model.files", "host.versions")
+WITHOUT_HOST += (
+    "losses.decode",
+    "losses.frozen",
+    "losses.sync",
+    "losses.lpips",
+    "losses.trepa",
+    "nano.speaker",
+    "nano.measure",
+)
 
 BLOCK_HOST = """
 import importlib, sys
@@ -24,7 +32,7 @@ sys.meta_path.insert(0, Blocker())
 for name in sys.argv[1:]:
     importlib.import_module("diffsynth_omniavatar." + name)
 try:
-    import diffsynth_omniavatar.host
+    import diffsynth_omniavatar.host.wan_video
 except ImportError as error:
     print(error)
 """

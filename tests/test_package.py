@@ -30,15 +30,5 @@ def test_unknown_name_is_an_attribute_error():
     assert not hasattr(omni, "generate_video")
 
 
-def test_generate_is_the_function_though_a_module_has_that_name():
-    code = "import diffsynth_omniavatar.generate\nprint(type(diffsynth_omniavatar.generate).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "function"
-    from diffsynth_omniavatar import generate
-
-    module = importlib.import_module("diffsynth_omniavatar.generate")
-    assert generate is omni.generate is module.generate
-
-
 def test_package_is_typed():
     assert (Path(omni.__file__).parent / "py.typed").is_file()

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
-from .versions import UnsupportedHostError
+from .. import __version__
+from ..host.versions import UnsupportedHostError
 
 if TYPE_CHECKING:
-    from .pipeline import OmniAvatarPipeline
+    from ..generation.pipeline import OmniAvatarPipeline
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 """Exit codes: something that was looked at or tried failed; what was given is wrong; Ctrl-C."""
@@ -180,9 +180,9 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--models_folder", help="folder of the model's files, see generate")
     doctor.add_argument("--omniavatar", help="look at this checkpoint")
 
-    _add_command(commands, ".dataset", "check", "List all faults of training data.")
-    _add_command(commands, ".precompute", "precompute", "Encode training data once, into a cache.")
-    _add_command(commands, ".evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
+    _add_command(commands, "..data.dataset", "check", "List all faults of training data.")
+    _add_command(commands, "..data.precompute", "precompute", "Encode training data once, into a cache.")
+    _add_command(commands, "..nano.evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
     _add_command(commands, ".plan", "plan", "Tell which flags train fastest on a GPU, in how much memory and time.")
     commands.add_parser("train", help="Train; the same as `python -m diffsynth_omniavatar.train`.")
 
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
     if argv[:1] == ["train"]:
-        from .train import main as train
+        from ..train import main as train
 
         return train(argv[1:])
     try:
@@ -287,7 +287,7 @@ class _LogHandler(logging.Handler):
 
 
 def _show_log() -> None:
-    logger = logging.getLogger(__package__)
+    logger = logging.getLogger("diffsynth_omniavatar")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _LogHandler) for handler in logger.handlers):
         logger.addHandler(_LogHandler())
@@ -345,13 +345,13 @@ def _run_generate(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> OmniAvatarPipeline:
-    from .loading import load_pipeline
+    from ..generation.loading import load_pipeline
 
     return load_pipeline(args.model, args.models_folder, **_given(args, MODEL_FLAGS))
 
 
 def _generate_one(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    from .generate import generate
+    from ..generation.generate import generate
 
     out = Path(inputs["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -410,7 +410,7 @@ def _read_samples(path: str) -> tuple[dict[int, Sample], int]:
 
 
 def _run_convert(args: argparse.Namespace) -> int:
-    from .checkpoint import convert
+    from ..model.checkpoint import convert
 
     base = args.base[0] if args.base is not None and len(args.base) == 1 else args.base
     print(f"Wrote {convert(args.source, args.out, args.to, base=base, in_dim=args.in_dim)}.")

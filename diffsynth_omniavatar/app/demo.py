@@ -27,18 +27,18 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from .checkpoint import read_config, weight_files
-from .clip import read_frames
-from .config import Conventions
-from .evaluate import correlation, generate_file, load_family, psnr, static_region, validation_loss, write_video
-from .files import NANO_FOLDER, NANO_I2V
-from .nano.batch import Sampling
-from .nano.measure import measure_mouth
-from .nano.speaker import SIZE, Identity, SpeakerClip, draw_clip, write_clips
-from .pipeline import OmniAvatarPipeline
-from .plots import line_plot
-from .timeline import FRAME_RATE, SAMPLE_RATE
-from .training.callbacks import find_latest
+from ..generation.pipeline import OmniAvatarPipeline
+from ..media.clip import read_frames
+from ..media.timeline import FRAME_RATE, SAMPLE_RATE
+from ..metrics.plots import line_plot
+from ..model.checkpoint import read_config, weight_files
+from ..model.config import Conventions
+from ..model.files import NANO_FOLDER, NANO_I2V
+from ..nano.batch import Sampling
+from ..nano.evaluate import correlation, generate_file, load_family, psnr, static_region, validation_loss, write_video
+from ..nano.measure import measure_mouth
+from ..nano.speaker import SIZE, Identity, SpeakerClip, draw_clip, write_clips
+from ..training.callbacks import find_latest
 
 FRAMES = 73
 """Of a video: three chunks."""

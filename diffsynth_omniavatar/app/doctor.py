@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .files import HUB_FOLDER, HubFiles, ModelFiles, model_files
-from .versions import UnsupportedHostError, check_transformers, host_generation, host_version
+from .. import host
+from ..host.versions import UnsupportedHostError
+from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, model_files
 
 PACKAGES = (
     "torch",
@@ -102,10 +103,8 @@ def check_packages() -> Iterator[Finding]:
 def check_host() -> Iterator[Finding]:
     """DiffSynth-Studio: its version, and whether it can be imported."""
     try:
-        version = host_version()
-        generation = host_generation(version)
-        check_transformers(version, importlib.metadata.version("transformers"))
-        importlib.import_module(f"{__package__}.host")
+        version, generation = host.VERSION, host.GENERATION
+        _ = host.WanVideoPipeline  # imports the host
     except (UnsupportedHostError, importlib.metadata.PackageNotFoundError) as error:
         yield Finding("problem", *_text_and_fix(str(error)))
     except (ImportError, OSError) as error:
@@ -226,7 +225,7 @@ def _download_command(part: str, model: str, folder: str | None) -> str:
 def check_checkpoint(path: str) -> Iterator[Finding]:
     """What an OmniAvatar checkpoint is."""
     try:
-        from .checkpoint import load_checkpoint
+        from ..model.checkpoint import load_checkpoint
     except ImportError as error:
         yield Finding("problem", f"{path} cannot be read: {error}")
         return

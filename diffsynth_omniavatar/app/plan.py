@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any, NamedTuple
 
-from .config import PRESETS, LoRAConfig, OmniAvatarConfig
-from .memory_plan import (
+from ..media.timeline import latent_frames
+from ..model.blocks.memory_plan import (
     KEEPABLE,
     SPARE,
     BlockShape,
@@ -34,7 +34,7 @@ from .memory_plan import (
     plan_kept,
     step_memory,
 )
-from .timeline import latent_frames
+from ..model.config import PRESETS, LoRAConfig, OmniAvatarConfig
 
 GIB = 2**30
 CONTEXT = 0.75

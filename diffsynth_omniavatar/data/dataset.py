@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import IMAGE_SIZES, Conventions
+from ..media.timeline import MAX_TOKENS
+from ..model.config import IMAGE_SIZES, Conventions
 from .sources import (
     NETWORKS,
     BadSampleError,
@@ -33,7 +34,6 @@ from .sources import (
     draw_below,
     read_clips,
 )
-from .timeline import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 

@@ -34,15 +34,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import __version__, host
-from .audio import AudioEncoder
-from .checkpoint import write_atomically
-from .clip import iter_frames, to_video
-from .conditioning import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit, encode_video
-from .config import PRESETS
+from .. import __version__, host
+from ..generation.conditioning import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit, encode_video
+from ..generation.pipeline import OmniAvatarPipeline
+from ..media.clip import iter_frames, to_video
+from ..media.timeline import SAMPLES_PER_FRAME, audio_rows
+from ..model.checkpoint import write_atomically
+from ..model.config import PRESETS
+from ..model.files import HubFiles, Source, model_files
+from ..model.speech_encoder import AudioEncoder
 from .dataset import Scan, add_data_arguments, data_of, scan_clips
-from .files import HubFiles, Source, model_files
-from .pipeline import OmniAvatarPipeline
 from .sources import (
     CACHE_FORMAT,
     CACHE_INDEX,
@@ -59,7 +60,6 @@ from .sources import (
     reference_start,
     text_key,
 )
-from .timeline import SAMPLES_PER_FRAME, audio_rows
 
 logger = logging.getLogger(__name__)
 
@@ -644,7 +644,7 @@ def run(args: argparse.Namespace) -> int:
     parts = {part: getattr(args, part) for part in PARTS}
     files = model_files(args.model, args.models_folder, parts)
     if files.is_small_family:
-        from .nano.family import register_family
+        from ..model.small_family import register_family
 
         register_family()
     sources = {part: files.sources[part] for part in PARTS}

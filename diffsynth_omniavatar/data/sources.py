@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .clip import (
+from ..media.clip import (
     Size,
     fit_image,
     image_to_tensor,
@@ -40,8 +40,8 @@ from .clip import (
     speech_waveform,
     to_bytes,
 )
-from .config import LATENT_CHANNELS, Conventions
-from .timeline import MAX_TOKENS, SAMPLES_PER_FRAME, chunk_length, latent_frames, video_frames
+from ..media.timeline import MAX_TOKENS, SAMPLES_PER_FRAME, chunk_length, latent_frames, video_frames
+from ..model.config import LATENT_CHANNELS, Conventions
 
 SIZE_STEP = 16
 """Height and width of samples are multiples of it: 8 by the VAE, 2 by the denoiser's patches."""

@@ -33,10 +33,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from . import host
-from .clip import Sound, fit_image, image_to_tensor, load_image, speech_waveform, to_unit_range
-from .config import AUDIO_WINDOW
-from .timeline import SAMPLES_PER_FRAME, audio_rows, latent_frames
+from .. import host
+from ..media.clip import Sound, fit_image, image_to_tensor, load_image, speech_waveform, to_unit_range
+from ..media.timeline import SAMPLES_PER_FRAME, audio_rows, latent_frames
+from ..model.config import AUDIO_WINDOW
 
 if TYPE_CHECKING:
     from .pipeline import OmniAvatarPipeline

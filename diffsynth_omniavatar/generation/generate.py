@@ -14,8 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from . import conditioning
-from .clip import (
+from ..media.clip import (
     Sound,
     VideoWriter,
     add_silence,
@@ -27,9 +26,10 @@ from .clip import (
     speech_waveform,
     to_video,
 )
+from ..media.timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
+from . import conditioning
 from .conditioning import ImageSource, MaskSource, SoundSource, load_mouth_mask, paste_outside_mouth
 from .pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
-from .timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 
 logger = logging.getLogger(__name__)
 

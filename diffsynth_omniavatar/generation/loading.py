@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from . import host
-from .checkpoint import LORA_KEY, normalise_keys, read_shapes, weight_files
-from .files import NANO_I2V, NANO_V2V, HubFiles, ModelFiles, PathOrPaths, Source, model_files
-from .nano.family import register_family
+from .. import host
+from ..model.checkpoint import LORA_KEY, normalise_keys, read_shapes, weight_files
+from ..model.files import NANO_I2V, NANO_V2V, HubFiles, ModelFiles, PathOrPaths, Source, model_files
+from ..model.small_family import register_family
 from .pipeline import OmniAvatarPipeline
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -18,15 +18,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import checkpoint, conditioning, host
-from .audio import AudioEncoder
-from .blocks import BlockRunner, block_weights
-from .clip import Sound, load_image, load_sound, match_size, speech_waveform
-from .config import LATENT_CHANNELS, Conventions
-from .dit import OmniAvatarDiT, model_fn_omniavatar
-from .nano.family import register_family
-from .sequence_parallel import SequenceParallel
-from .timeline import audio_rows, chunk_length, clip_length
+from .. import host
+from ..media.clip import Sound, load_image, load_sound, match_size, speech_waveform
+from ..media.timeline import audio_rows, chunk_length, clip_length
+from ..model import checkpoint
+from ..model.blocks.runner import BlockRunner, block_weights
+from ..model.blocks.sequence_parallel import SequenceParallel
+from ..model.config import LATENT_CHANNELS, Conventions
+from ..model.dit import OmniAvatarDiT, model_fn_omniavatar
+from ..model.small_family import register_family
+from ..model.speech_encoder import AudioEncoder
+from . import conditioning
 
 logger = logging.getLogger(__name__)
 
@@ -481,4 +483,4 @@ def unregister() -> None:
         return
     host.WanVideoPipeline.from_pretrained = _original_from_pretrained
     _original_from_pretrained = None
-    host.remove_model_entries(__package__)
+    host.remove_model_entries(__package__.partition(".")[0])

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv3d_input
 from torch.utils.checkpoint import checkpoint
 
-from ..timeline import video_frames
+from ..media.timeline import video_frames
 
 logger = logging.getLogger(__name__)
 

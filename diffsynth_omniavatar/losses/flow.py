@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..conditioning import StepRecord
+from ..generation.conditioning import StepRecord
 
 if TYPE_CHECKING:
-    from ..pipeline import OmniAvatarPipeline
+    from ..generation.pipeline import OmniAvatarPipeline
 
 
 @contextmanager

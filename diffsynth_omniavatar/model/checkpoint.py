@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import host
+from .. import host
 from .config import AUDIO_WINDOW, LATENT_CHANNELS, PRESETS, CheckpointConfig, LoRAConfig, OmniAvatarConfig
 from .dit import OmniAvatarDiT, config_fields, state_dict_shapes
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .timeline import MAX_TOKENS, clip_length
+from ..media.timeline import MAX_TOKENS, clip_length
 
 LATENT_CHANNELS = 16
 WAV2VEC2_BASE_DIM = 10752

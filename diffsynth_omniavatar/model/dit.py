@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import BlockRunner
+from ..host import WanModel, sinusoidal_embedding_1d
+from .blocks.runner import BlockRunner
 from .config import AUDIO_WINDOW, OmniAvatarConfig
-from .host import WanModel, sinusoidal_embedding_1d
 
 if TYPE_CHECKING:
-    from .host import TeaCache
+    from ..host import TeaCache
 
 AUDIO_NORM_EPS = 1e-5
 

@@ -28,7 +28,7 @@ SMALL_FAMILY = {
     "omniavatar": "omniavatar",
 }
 """Part -> its name in the folder of a small family (`nano.family`)."""
-NANO_FOLDER = Path(__file__).parent / "nano" / "weights"
+NANO_FOLDER = Path(__file__).parent.parent / "nano" / "weights"
 """The trained small model that is part of this package: I2V, a full checkpoint in the place of "omniavatar"."""
 NANO_I2V = NANO_FOLDER / SMALL_FAMILY["omniavatar"] / "model.safetensors"
 NANO_V2V = NANO_FOLDER / "omniavatar_v2v" / "model.safetensors"

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch.utils.hooks import RemovableHandle
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from .timeline import FRAME_RATE, SAMPLES_PER_FRAME
+from ..media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 
 ONE_PASS_SECONDS = 300
 """Longest sound whose rows all attend to each other; longer sound is encoded in windows of this length."""

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint import load_checkpoint, save_safetensors
-from ..files import NANO_FOLDER, NANO_I2V, NANO_V2V
-from ..files import SMALL_FAMILY as FILES
-from .family import half, write_fresh_nano
+from ..model.checkpoint import load_checkpoint, save_safetensors
+from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
+from ..model.files import SMALL_FAMILY as FILES
+from ..model.small_family import half, write_fresh_nano
 from .speaker import draw_identity
 
 PROMPTS = 2000

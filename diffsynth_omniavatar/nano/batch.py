@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clip import to_bytes, to_video
-from ..conditioning import (
+from ..generation.conditioning import (
     ConditionUnit,
     MaskedVideoUnit,
     PrefixUnit,
@@ -23,9 +22,10 @@ from ..conditioning import (
     match_colours,
     paste_outside_mouth,
 )
-from ..generate import chunk_features
-from ..pipeline import OmniAvatarPipeline
-from ..timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
+from ..generation.generate import chunk_features
+from ..generation.pipeline import OmniAvatarPipeline
+from ..media.clip import to_bytes, to_video
+from ..media.timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 
 SEED_STEP = 1000
 """Seeds between the clips of a batch; each chunk of a clip takes one."""

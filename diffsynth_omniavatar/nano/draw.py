@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..timeline import FRAME_RATE, SAMPLES_PER_FRAME
+from ..media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from .speaker import Split, draw_clip, draw_sentence, draw_voice, phoneme_labels, synthesise
 
 T = TypeVar("T")

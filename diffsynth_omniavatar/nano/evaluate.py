@@ -28,17 +28,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .clip import Sound, VideoWriter, read_frames
-from .conditioning import ConditionUnit, load_mouth_mask
-from .files import NANO_FOLDER, NANO_I2V, NANO_V2V
-from .generate import GeneratedVideo, generate
-from .loading import load_pipeline
-from .nano.batch import Sampling, Take, encode_videos, generate_takes, pixels
-from .nano.measure import correlation, measure_mouth, measure_sway
-from .nano.speaker import SIZE, Identity, Motion, SpeakerClip, draw_clip, render
-from .pipeline import OmniAvatarPipeline
-from .plots import Series, line_plot
-from .timeline import FRAME_RATE, SAMPLE_RATE
+from ..generation.conditioning import ConditionUnit, load_mouth_mask
+from ..generation.generate import GeneratedVideo, generate
+from ..generation.loading import load_pipeline
+from ..generation.pipeline import OmniAvatarPipeline
+from ..media.clip import Sound, VideoWriter, read_frames
+from ..media.timeline import FRAME_RATE, SAMPLE_RATE
+from ..metrics.plots import Series, line_plot
+from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
+from .batch import Sampling, Take, encode_videos, generate_takes, pixels
+from .measure import correlation, measure_mouth, measure_sway
+from .speaker import SIZE, Identity, Motion, SpeakerClip, draw_clip, render
 
 # -------------------------------------------------------------------------------------------------------------- figures
 

@@ -34,8 +34,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from ..clip import Sound, VideoWriter
-from ..timeline import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from ..media.clip import Sound, VideoWriter
+from ..media.timeline import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 Split = Literal["train", "evaluation"]
 Colour = tuple[float, float, float]

@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2Model
 
-from ..audio import AudioEncoder, normalise
-from ..checkpoint import write_atomically
-from ..timeline import SAMPLES_PER_FRAME
+from ..media.timeline import SAMPLES_PER_FRAME
+from ..model.checkpoint import write_atomically
+from ..model.small_family import NANO, half
+from ..model.speech_encoder import AudioEncoder, normalise
 from .draw import draw_speech
-from .family import NANO, half
 from .speaker import PHONEMES
 
 CLIP_FRAMES = 125

@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import host
-from ..checkpoint import write_atomically
-from ..clip import to_bytes, to_video
-from ..files import SMALL_FAMILY as FILES
+from ..media.clip import to_bytes, to_video
+from ..model.checkpoint import write_atomically
+from ..model.files import SMALL_FAMILY as FILES
+from ..model.small_family import NANO, SmallVAE, half
 from .draw import draw_frames
-from .family import NANO, SmallVAE, half
 from .measure import correlation, measure_mouth
 from .speaker import FACE, MOUTH, OPENING, SIZE
 

@@ -19,18 +19,11 @@ import torch
 from torch import Tensor
 
 from ..losses import trepa
-from ..losses.decode import (
-    Window,
-    decode_frames,
-    decode_with_losses,
-    frames_of,
-    predicted_latents,
-    surrogate_loss,
-)
+from ..losses.decode import Window, decode_frames, decode_with_losses, frames_of, predicted_latents, surrogate_loss
 from ..losses.lpips import LpipsLoss
 from ..losses.sync import SyncLoss, mel_spectrogram, mel_window
 from ..losses.trepa import TrepaLoss
-from ..timeline import SAMPLES_PER_FRAME
+from ..media.timeline import SAMPLES_PER_FRAME
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..clip import filmstrip
 from ..host import DiffusionTrainingModule, ModelLogger
+from ..media.clip import filmstrip
 from .accelerator import STATE_FILE, OmniAccelerator
 from .loader import rng_state, set_rng_state
 

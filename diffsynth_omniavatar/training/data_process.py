@@ -19,9 +19,9 @@ from rich.progress import Progress
 from torch.utils.data import Dataset
 
 from .. import host
-from ..pipeline import OmniAvatarPipeline
-from ..precompute import BegunCache, CacheOptions, CacheWriter, PrecomputeReport, RawClip, begin, read_raw_clip
-from ..sources import ClipFacts, ClipSettings, ClipSource, Recipe, VideoClip
+from ..data.precompute import BegunCache, CacheOptions, CacheWriter, PrecomputeReport, RawClip, begin, read_raw_clip
+from ..data.sources import ClipFacts, ClipSettings, ClipSource, Recipe, VideoClip
+from ..generation.pipeline import OmniAvatarPipeline
 
 Processed = dict[str, Any]
 

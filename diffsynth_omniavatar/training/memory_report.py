@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..blocks import BlockRunner
-from ..config import LoRAConfig, OmniAvatarConfig
-from ..memory_plan import KEEPABLE, BlockShape, Kept, count_weights, option_changes, plan_kept, step_memory
+from ..model.blocks.memory_plan import KEEPABLE, BlockShape, Kept, count_weights, option_changes, plan_kept, step_memory
+from ..model.blocks.runner import BlockRunner
+from ..model.config import LoRAConfig, OmniAvatarConfig
 
 if TYPE_CHECKING:
     from .module import StepSettings

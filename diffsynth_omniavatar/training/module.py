@@ -11,15 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import checkpoint, conditioning, host
-from ..blocks import COMPARED_GRADIENTS, TORCH, BlockRunner, block_weights
-from ..clip import to_video
-from ..config import CheckpointConfig, LoRAConfig
-from ..dataset import TrainingSample
+from .. import host
+from ..data.dataset import TrainingSample
+from ..generation import conditioning
+from ..generation.pipeline import OmniAvatarPipeline
 from ..losses.flow import flow_loss
-from ..memory_plan import Way
-from ..pipeline import OmniAvatarPipeline
-from ..timeline import SAMPLES_PER_FRAME
+from ..media.clip import to_video
+from ..media.timeline import SAMPLES_PER_FRAME
+from ..model import checkpoint
+from ..model.blocks.memory_plan import Way
+from ..model.blocks.runner import COMPARED_GRADIENTS, TORCH, BlockRunner, block_weights
+from ..model.config import CheckpointConfig, LoRAConfig
 from .auxiliary import AuxiliaryLosses
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from ..generate import GeneratedVideo, generate
+from ..generation.generate import GeneratedVideo, generate
 from .accelerator import OmniAccelerator
 from .callbacks import ValidationResult
 from .module import ENCODERS, OmniAvatarTrainingModule

@@ -15,14 +15,16 @@ import soundfile
 import torch
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar import cli, doctor, files, loading
-from diffsynth_omniavatar.checkpoint import CheckpointError, load_checkpoint
-from diffsynth_omniavatar.clip import load_sound, probe_video, read_frames
-from diffsynth_omniavatar.config import Conventions
-from diffsynth_omniavatar.generate import generate
-from diffsynth_omniavatar.nano.family import write_random_family
+from diffsynth_omniavatar.app import cli, doctor
+from diffsynth_omniavatar.generation import loading
+from diffsynth_omniavatar.generation.generate import generate
+from diffsynth_omniavatar.media.clip import load_sound, probe_video, read_frames
+from diffsynth_omniavatar.model import files
+from diffsynth_omniavatar.model.checkpoint import CheckpointError, load_checkpoint
+from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.small_family import write_random_family
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--steps", "1", "--overlap", "5", "--cfg_scale", "1", "--no-show_progress", "--device", "cpu"]
 
 
@@ -75,7 +77,7 @@ def generate_flags(inputs, out):
 
 def test_help_imports_no_torch():
     code = (
-        "import sys\nfrom diffsynth_omniavatar.cli import main\n"
+        "import sys\nfrom diffsynth_omniavatar.app.cli import main\n"
         "for arguments in (['--help'], ['generate', '--help']):\n"
         "    try:\n        main(arguments)\n    except SystemExit as end:\n        assert end.code == 0\n"
         "print([name for name in ('torch', 'diffsynth', 'numpy', 'av') if name in sys.modules])"
@@ -242,7 +244,7 @@ def test_interrupt_before_the_first_chunk_says_so(tmp_path, inputs, capsys, monk
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["diffsynth_omniavatar.generate"], "generate", interrupted)
+    monkeypatch.setattr(sys.modules["diffsynth_omniavatar.generation.generate"], "generate", interrupted)
     out = tmp_path / "old.mp4"
     out.write_bytes(b"of an earlier run")
     assert run("generate", *generate_flags(inputs, out)) == cli.INTERRUPTED

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from stand_in import write_nano_like_family
 
-from diffsynth_omniavatar import cli, demo
-from diffsynth_omniavatar.clip import probe_video
+from diffsynth_omniavatar.app import cli, demo
+from diffsynth_omniavatar.media.clip import probe_video
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker import draw_clip, draw_identity
 

@@ -13,10 +13,11 @@ import pytest
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from diffsynth_omniavatar import cli, host, train
-from diffsynth_omniavatar.timeline import MAX_TOKENS
+from diffsynth_omniavatar import host, train
+from diffsynth_omniavatar.app import cli
+from diffsynth_omniavatar.media.timeline import MAX_TOKENS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 STUB = """#!{python}
 import json, sys

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffsynth_omniavatar import blocks, cli, plan, train
-from diffsynth_omniavatar.config import PRESETS, LoRAConfig
-from diffsynth_omniavatar.dit import OmniAvatarDiT, state_dict_shapes
-from diffsynth_omniavatar.memory_plan import (
+from diffsynth_omniavatar import train
+from diffsynth_omniavatar.app import cli, plan
+from diffsynth_omniavatar.model.blocks import runner as blocks
+from diffsynth_omniavatar.model.blocks.memory_plan import (
     KEEPABLE,
     BlockShape,
     Way,
@@ -24,7 +24,9 @@ from diffsynth_omniavatar.memory_plan import (
     plan_kept,
     step_memory,
 )
-from diffsynth_omniavatar.nano.family import TINY
+from diffsynth_omniavatar.model.config import PRESETS, LoRAConfig
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes
+from diffsynth_omniavatar.model.small_family import TINY
 from diffsynth_omniavatar.training import memory_report
 from diffsynth_omniavatar.training.memory_report import Reading, predicted_rows, report_lines
 from diffsynth_omniavatar.training.module import StepSettings, add_lora, select_trainable, trainable_parameters

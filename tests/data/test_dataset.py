@@ -19,18 +19,11 @@ from PIL import Image
 from synthetic_clips import noise, shown, write_levels, write_prepared, write_table
 from torch.utils.data import DataLoader
 
-from diffsynth_omniavatar import dataset as dataset_module
-from diffsynth_omniavatar.clip import Sound, VideoWriter, read_frames
-from diffsynth_omniavatar.config import Conventions
-from diffsynth_omniavatar.dataset import OmniAvatarDataset, check_dataset, scan_clips
-from diffsynth_omniavatar.sources import (
-    BadSampleError,
-    ClipFacts,
-    ClipSettings,
-    ClipSource,
-    Recipe,
-    read_clips,
-)
+from diffsynth_omniavatar.data import dataset as dataset_module
+from diffsynth_omniavatar.data.dataset import OmniAvatarDataset, check_dataset, scan_clips
+from diffsynth_omniavatar.data.sources import BadSampleError, ClipFacts, ClipSettings, ClipSource, Recipe, read_clips
+from diffsynth_omniavatar.media.clip import Sound, VideoWriter, read_frames
+from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.training.loader import seed_cpu_generators
 
 SETTINGS = ClipSettings(height=32, width=32)

@@ -20,14 +20,14 @@ from synthetic_clips import shown, write_levels, write_prepared, write_table, wr
 from test_dataset import draw
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar import precompute as precompute_module
-from diffsynth_omniavatar.clip import Sound
-from diffsynth_omniavatar.config import CheckpointConfig, Conventions
-from diffsynth_omniavatar.dataset import OmniAvatarDataset, check_dataset, scan_clips
-from diffsynth_omniavatar.nano import family
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.precompute import CacheOptions, encoder_pipeline, precompute, reference_places
-from diffsynth_omniavatar.sources import Cache, ClipSettings, Recipe, StaleCacheError, read_clips
+from diffsynth_omniavatar.data import precompute as precompute_module
+from diffsynth_omniavatar.data.dataset import OmniAvatarDataset, check_dataset, scan_clips
+from diffsynth_omniavatar.data.precompute import CacheOptions, encoder_pipeline, precompute, reference_places
+from diffsynth_omniavatar.data.sources import Cache, ClipSettings, Recipe, StaleCacheError, read_clips
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.media.clip import Sound
+from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings
 
 SETTINGS = ClipSettings(height=32, width=32, in_dim=49)
@@ -386,7 +386,7 @@ def test_the_command_writes_a_cache(family_folder: Path, tmp_path: Path, capsys:
 
 def test_two_processes_write_what_one_writes(family_folder: Path, tmp_path: Path) -> None:
     table = write_some_bad(tmp_path)
-    worker = Path(__file__).with_name("precompute_worker.py")
+    worker = Path(__file__).parents[1] / "precompute_worker.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
     done = subprocess.run(
         [*launch, str(family_folder), str(table), str(tmp_path / "two")],

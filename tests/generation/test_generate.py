@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.clip import Sound, VideoWriter, probe_video, read_frames
-from diffsynth_omniavatar.conditioning import draw_mouth_mask, image_tensor, load_mouth_mask, match_colours
-from diffsynth_omniavatar.config import Conventions
-from diffsynth_omniavatar.generate import _SourceVideo, generate
-from diffsynth_omniavatar.nano import family
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.timeline import forth_and_back, latent_frames
+from diffsynth_omniavatar.generation.conditioning import draw_mouth_mask, image_tensor, load_mouth_mask, match_colours
+from diffsynth_omniavatar.generation.generate import _SourceVideo, generate
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.media.clip import Sound, VideoWriter, probe_video, read_frames
+from diffsynth_omniavatar.media.timeline import forth_and_back, latent_frames
+from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.config import Conventions
 
 FAST = {"steps": 1, "cfg_scale": 1.0, "show_progress": False}
 

@@ -7,10 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar import blocks, files, host, loading
-from diffsynth_omniavatar.config import Conventions
-from diffsynth_omniavatar.nano.family import register_family, write_random_family
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.generation import loading
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.model import files
+from diffsynth_omniavatar.model.blocks import runner as blocks
+from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.small_family import register_family, write_random_family
 
 BLEND_TOLERANCE = (
     1e-4  # of [-1, 1]: W x + scale B A x in place of (W + scale B A) x, in float32 through the whole model

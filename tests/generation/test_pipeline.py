@@ -7,10 +7,11 @@ import pytest
 import torch
 from golden_models import Goldens, relative_deviation
 
-from diffsynth_omniavatar import conditioning, host, pipeline
-from diffsynth_omniavatar.config import Conventions
-from diffsynth_omniavatar.nano import family
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.generation import conditioning, pipeline
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.config import Conventions
 
 TOLERANCE = 1e-5  # of the goldens' README
 SCHEDULER_TOLERANCE = 1e-6

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-PATCHES = Path(__file__).resolve().parents[1] / "patches"
+PATCHES = Path(__file__).resolve().parents[2] / "patches"
 RELEASED = "as released"
 
 

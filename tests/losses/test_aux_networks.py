@@ -21,7 +21,7 @@ from diffsynth_omniavatar.losses import frozen, lpips, sync, trepa
 from diffsynth_omniavatar.losses.sync import StableSyncNet, SyncLoss, mel_spectrogram, mel_window
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
 
-FOLDER = Path(os.environ.get("OMNIAVATAR_GOLDENS_AUX", Path(__file__).resolve().parent / "goldens_aux"))
+FOLDER = Path(os.environ.get("OMNIAVATAR_GOLDENS_AUX", Path(__file__).resolve().parents[1] / "goldens_aux"))
 TOLERANCE = 1e-5
 
 

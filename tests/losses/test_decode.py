@@ -20,7 +20,7 @@ from diffsynth_omniavatar.losses.decode import (
     predicted_latents,
     surrogate_loss,
 )
-from diffsynth_omniavatar.nano.family import SmallVAE, _randomise
+from diffsynth_omniavatar.model.small_family import SmallVAE, _randomise
 
 RELATIVE = 1e-6
 """Of the largest gradient: sums in float32, in another order."""

@@ -17,8 +17,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffsynth_omniavatar import clip, config
-from diffsynth_omniavatar.clip import Sound, VideoWriter, iter_frames, load_image, load_sound, probe_video, read_frames
+from diffsynth_omniavatar.media import clip
+from diffsynth_omniavatar.media.clip import (
+    Sound,
+    VideoWriter,
+    iter_frames,
+    load_image,
+    load_sound,
+    probe_video,
+    read_frames,
+)
+from diffsynth_omniavatar.model import config
 
 GREY_STEP = 4
 """Grey levels between frames of a synthetic clip; lossy coding changes a flat picture by less than half of that."""

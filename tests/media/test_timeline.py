@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from diffsynth_omniavatar import timeline
-from diffsynth_omniavatar.timeline import Chunk, ChunkPlan, plan_chunks
+from diffsynth_omniavatar.media import timeline
+from diffsynth_omniavatar.media.timeline import Chunk, ChunkPlan, plan_chunks
 
 LENGTHS_AND_OVERLAPS = [(5, 1), (17, 5), (17, 13), (21, 9), (57, 13), (105, 1), (105, 13)]
 
@@ -158,5 +158,5 @@ def test_too_few_tokens_are_refused() -> None:
 
 
 def test_imports_neither_torch_nor_diffsynth() -> None:
-    code = "import sys, diffsynth_omniavatar.timeline; print({'torch', 'numpy', 'diffsynth'} & set(sys.modules))"
+    code = "import sys, diffsynth_omniavatar.media.timeline; print({'torch', 'numpy', 'diffsynth'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

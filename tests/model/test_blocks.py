@@ -12,10 +12,11 @@ import torch
 from golden_models import Goldens, relative_deviation
 from torch.utils.checkpoint import checkpoint
 
-from diffsynth_omniavatar import blocks, memory_plan
-from diffsynth_omniavatar.blocks import BlockCall, BlockRunner, Modulation
-from diffsynth_omniavatar.config import LoRAConfig
-from diffsynth_omniavatar.memory_plan import KEEPABLE, BlockShape, describe, kept_bytes, plan_kept
+from diffsynth_omniavatar.model.blocks import memory_plan
+from diffsynth_omniavatar.model.blocks import runner as blocks
+from diffsynth_omniavatar.model.blocks.memory_plan import KEEPABLE, BlockShape, describe, kept_bytes, plan_kept
+from diffsynth_omniavatar.model.blocks.runner import BlockCall, BlockRunner, Modulation
+from diffsynth_omniavatar.model.config import LoRAConfig
 from diffsynth_omniavatar.training import module
 from diffsynth_omniavatar.training.module import StepSettings, add_lora, choose_blocks, select_trainable
 

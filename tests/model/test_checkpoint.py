@@ -11,11 +11,11 @@ import torch
 from golden_models import Goldens, relative_deviation
 from safetensors.torch import load_file, save_file
 
-from diffsynth_omniavatar import checkpoint as ckpt
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig
-from diffsynth_omniavatar.dit import OmniAvatarDiT, state_dict_shapes
-from diffsynth_omniavatar.nano import family
+from diffsynth_omniavatar.model import checkpoint as ckpt
+from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5
@@ -378,7 +378,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_loading_through_the_host(family_folder, tmp_path):
     """LoRA and merged checkpoints give the same pipeline, from folders and files, with the checkpoint's conventions."""
-    from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+    from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 
     configs = family.family_configs(family_folder)
     source = family_folder / family.FILES["omniavatar"]
@@ -403,7 +403,7 @@ def test_loading_through_the_host(family_folder, tmp_path):
 
 
 def test_a_checkpoint_without_its_base_says_what_to_add(family_folder):
-    from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+    from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 
     configs = family.family_configs(family_folder)
     without_base = [c for c in configs["model_configs"] if c.path != str(family_folder / family.FILES["dit"])]

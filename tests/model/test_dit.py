@@ -5,8 +5,8 @@ import torch
 from golden_models import Goldens, relative_deviation
 from recipe import inp
 
-from diffsynth_omniavatar.config import PRESETS, OmniAvatarConfig
-from diffsynth_omniavatar.dit import AudioPack, OmniAvatarDiT, state_dict_shapes
+from diffsynth_omniavatar.model.config import PRESETS, OmniAvatarConfig
+from diffsynth_omniavatar.model.dit import AudioPack, OmniAvatarDiT, state_dict_shapes
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README: threads, attention kernels and processors differ by up to 1.5e-6
 GRADIENT_TOLERANCE = 5e-5

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from sequence_parallel_worker import CLIPS, PROCESSES, final_latents
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar import cli
-from diffsynth_omniavatar.blocks import BlockRunner
-from diffsynth_omniavatar.clip import read_frames
-from diffsynth_omniavatar.config import Conventions
-from diffsynth_omniavatar.loading import load_pipeline
-from diffsynth_omniavatar.nano.family import write_random_family
-from diffsynth_omniavatar.sequence_parallel import SequenceParallel
+from diffsynth_omniavatar.app import cli
+from diffsynth_omniavatar.generation.loading import load_pipeline
+from diffsynth_omniavatar.media.clip import read_frames
+from diffsynth_omniavatar.model.blocks.runner import BlockRunner
+from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
+from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.small_family import write_random_family
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5  # float32, against the host's blocks: another order of the same operations
 
 
@@ -47,7 +47,7 @@ def flags(families, tmp_path_factory):
 def many(families, flags, tmp_path_factory):
     """What several processes make: a folder with latents of each and a video, and what they print."""
     folder = tmp_path_factory.mktemp("many")
-    worker = Path(__file__).with_name("sequence_parallel_worker.py")
+    worker = Path(__file__).parents[1] / "sequence_parallel_worker.py"
     words = [worker, *families, folder / "latents", *flags, "--out", folder / "video.mp4"]
     done = subprocess.run(
         [sys.executable, *map(str, words)],

@@ -12,9 +12,9 @@ from recipe import keyed_randn, weight
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Model
 
-from diffsynth_omniavatar import audio
-from diffsynth_omniavatar.audio import AudioEncoder, normalise
-from diffsynth_omniavatar.timeline import SAMPLES_PER_FRAME
+from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME
+from diffsynth_omniavatar.model import speech_encoder as audio
+from diffsynth_omniavatar.model.speech_encoder import AudioEncoder, normalise
 
 TINY: dict[str, Any] = {
     "hidden_size": 16,

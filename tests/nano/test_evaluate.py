@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from stand_in import write_nano_like_family
 
-from diffsynth_omniavatar import evaluate
-from diffsynth_omniavatar.clip import Sound, VideoWriter
-from diffsynth_omniavatar.evaluate import best_lag, colour_drift, correlation, drift_at_end, psnr, static_region
-from diffsynth_omniavatar.generate import generate
+from diffsynth_omniavatar.generation.generate import generate
+from diffsynth_omniavatar.media.clip import Sound, VideoWriter
+from diffsynth_omniavatar.metrics.plots import line_plot
+from diffsynth_omniavatar.nano import evaluate
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
+from diffsynth_omniavatar.nano.evaluate import best_lag, colour_drift, correlation, drift_at_end, psnr, static_region
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker import SIZE, draw_clip
-from diffsynth_omniavatar.plots import line_plot
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, Wav2Vec2Model
 
-from diffsynth_omniavatar import files, host, loading, pipeline
-from diffsynth_omniavatar.audio import AudioEncoder, normalise
-from diffsynth_omniavatar.checkpoint import (
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.generation import loading, pipeline
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.model import files
+from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.checkpoint import (
     EXTRA_MODULES,
     adapted_layers,
     grow_model,
@@ -18,10 +21,10 @@ from diffsynth_omniavatar.checkpoint import (
     load_checkpoint,
     save_omniavatar,
 )
-from diffsynth_omniavatar.config import CheckpointConfig, LoRAConfig
-from diffsynth_omniavatar.nano import assemble, draw, family, train_speech, train_vae
+from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
+from diffsynth_omniavatar.model.speech_encoder import AudioEncoder, normalise
+from diffsynth_omniavatar.nano import assemble, draw, train_speech, train_vae
 from diffsynth_omniavatar.nano.speaker import draw_clip
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
 
 PACKAGED = files.NANO_FOLDER
 PROMPT = "A person with long grey hair in blue clothes, in front of a beige wall, talks and keeps the head still."

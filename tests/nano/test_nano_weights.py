@@ -5,10 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffsynth_omniavatar import cli, demo, evaluate
-from diffsynth_omniavatar.files import NANO_FOLDER
+from diffsynth_omniavatar.app import cli, demo
+from diffsynth_omniavatar.model.files import NANO_FOLDER
+from diffsynth_omniavatar.model.small_family import NANO, SmallVAE
+from diffsynth_omniavatar.nano import evaluate
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
-from diffsynth_omniavatar.nano.family import NANO, SmallVAE
 from diffsynth_omniavatar.nano.measure import correlation, measure_mouth
 from diffsynth_omniavatar.nano.speaker import cut_start, draw_clip
 from diffsynth_omniavatar.nano.train_vae import figures, reconstruct

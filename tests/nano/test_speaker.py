@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffsynth_omniavatar.clip import load_sound, read_frames, speech_waveform
-from diffsynth_omniavatar.conditioning import load_mouth_mask
+from diffsynth_omniavatar.generation.conditioning import load_mouth_mask
+from diffsynth_omniavatar.media.clip import load_sound, read_frames, speech_waveform
 from diffsynth_omniavatar.nano import speaker
 from diffsynth_omniavatar.nano.measure import measure_mouth, measure_sway
 from diffsynth_omniavatar.nano.speaker import PHONEMES, SIZE, draw_clip, draw_identity, draw_voice, render, synthesise

@@ -15,7 +15,7 @@ from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.losses.lpips import LpipsLoss
 from diffsynth_omniavatar.losses.sync import SyncLoss, mel_spectrogram
 from diffsynth_omniavatar.losses.trepa import TrepaLoss
-from diffsynth_omniavatar.nano import family
+from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.training.accelerator import DivergedError
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
 
@@ -168,7 +168,7 @@ def test_training_live_and_from_a_cache(folder, tmp_path, monkeypatch, mode):
     for name in ("loss", "flow", "sync", "lpips", "trepa"):
         assert len(logged_values(tmp_path / "live", name)) == 2
 
-    from diffsynth_omniavatar.precompute import CacheOptions, encoder_pipeline, precompute
+    from diffsynth_omniavatar.data.precompute import CacheOptions, encoder_pipeline, precompute
 
     args = train.parse_arguments(flags(folder, tmp_path / "cached", *more))
     conventions = train.conventions_of(args)

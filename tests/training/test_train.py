@@ -12,13 +12,14 @@ import yaml
 from safetensors.torch import load_file
 from synthetic_clips import noise, write_table, write_texture
 
-from diffsynth_omniavatar import checkpoint, host, train
-from diffsynth_omniavatar.clip import probe_video
-from diffsynth_omniavatar.nano import family
-from diffsynth_omniavatar.precompute import encoder_pipeline, precompute
-from diffsynth_omniavatar.sources import read_clips
+from diffsynth_omniavatar import host, train
+from diffsynth_omniavatar.data.precompute import encoder_pipeline, precompute
+from diffsynth_omniavatar.data.sources import read_clips
+from diffsynth_omniavatar.media.clip import probe_video
+from diffsynth_omniavatar.model import checkpoint
+from diffsynth_omniavatar.model import small_family as family
 
-RECORDED = Path(__file__).parent / "recorded_losses.json"
+RECORDED = Path(__file__).parents[1] / "recorded_losses.json"
 LOSS_TOLERANCE = 1e-3
 """AdamW moves a weight by the learning rate even where its gradient is rounding noise, which other processors round
 otherwise; on one processor, one and two threads differ by 2e-7."""
@@ -280,7 +281,7 @@ def test_missing_networks_are_named(folder, tmp_path, capsys):
 def test_the_real_command_line(folder, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "-m"]
     command += ["diffsynth_omniavatar.train", *flags(folder, tmp_path, "--max_steps", "1")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr[-3000:]
     assert "trainable parameters" in result.stdout and (tmp_path / "step-1" / "model.safetensors").is_file()
     resolved = train.parse_arguments(["--config", str(tmp_path / "config.yaml"), "--max_steps", "2"])

@@ -191,7 +191,7 @@ def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):
 
 
 def run_in_two_processes(folder: Path, *arguments: str) -> None:
-    script = Path(__file__).with_name("training_toy.py")
+    script = Path(__file__).parents[1] / "training_toy.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",

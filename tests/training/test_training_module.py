@@ -6,12 +6,14 @@ import pytest
 import torch
 from golden_models import Goldens, relative_deviation
 
-from diffsynth_omniavatar import checkpoint, conditioning, host
-from diffsynth_omniavatar.config import CheckpointConfig, Conventions
-from diffsynth_omniavatar.dataset import TrainingSample
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.data.dataset import TrainingSample
+from diffsynth_omniavatar.generation import conditioning
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses.flow import flow_loss
-from diffsynth_omniavatar.nano import family
-from diffsynth_omniavatar.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.model import checkpoint
+from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings, select_trainable
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README

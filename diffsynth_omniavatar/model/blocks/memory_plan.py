@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .config import AUDIO_WINDOW, LoRAConfig, OmniAvatarConfig
+from ..config import AUDIO_WINDOW, LoRAConfig, OmniAvatarConfig
 
 KEEPABLE = ("attention", "middle", "qkv", "ffn")
 """Results that a block can keep: the self-attention's output and log-sum-exp; the tokens between the block's parts and

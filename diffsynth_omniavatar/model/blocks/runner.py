@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from .host import flash_attention
+from ...host import flash_attention
 from .memory_plan import KEEPABLE, BlockShape, Kept, auto_budget, chunk_count, describe, kept_bytes, plan_kept
 from .sequence_parallel import SequenceParallel
 from .streaming import MainMemory, StreamedWeights
