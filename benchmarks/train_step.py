@@ -37,10 +37,10 @@ from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME, latent_frames
 from diffsynth_omniavatar.model.blocks.memory_plan import describe
 from diffsynth_omniavatar.model.blocks.runner import expandable_segments
 from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
-from diffsynth_omniavatar.train import memory_amount
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_checkpoints
+from diffsynth_omniavatar.training.flags import memory_amount
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
 from diffsynth_omniavatar.training.settings import LoopSettings
 

@@ -13,9 +13,11 @@ import pytest
 from accelerate.commands.config import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from diffsynth_omniavatar import host, train
+from diffsynth_omniavatar import host
 from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.media.timeline import MAX_TOKENS
+from diffsynth_omniavatar.training import run
+from diffsynth_omniavatar.training.flags import build_parser, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -51,8 +53,8 @@ def launched(commands: list[list[str]]) -> argparse.Namespace:
 def training_flags(launch: argparse.Namespace) -> argparse.Namespace:
     """The launcher's flags, none of them abbreviated."""
     arguments = launch.training_script_args
-    assert {flag for flag in arguments if flag.startswith("--")} <= set(train.build_parser()._option_string_actions)
-    return train.parse_arguments(arguments)
+    assert {flag for flag in arguments if flag.startswith("--")} <= set(build_parser()._option_string_actions)
+    return parse_arguments(arguments)
 
 
 def documented_commands(file: Path) -> list[list[str]]:
@@ -65,7 +67,7 @@ def documented_commands(file: Path) -> list[list[str]]:
 def flags_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
     """The flags of a command of `omniavatar`, from its help."""
     if command == "train":
-        return set(train.build_parser()._option_string_actions)
+        return set(build_parser()._option_string_actions)
     with pytest.raises(SystemExit):
         cli.parse([command, "--help"])
     return set(re.findall(r"--[\w-]+", capsys.readouterr().out))
@@ -82,7 +84,7 @@ def test_training_scripts(script: str, tmp_path: Path) -> None:
     assert f"Wan2.1-T2V-{size}:" in args.model_id_with_origin_paths and args.omniavatar_checkpoint.endswith(size)
     downloads = {command[command.index("--local-dir") + 1] for command in commands if command[0] == "hf"}
     assert downloads == {args.omniavatar_checkpoint, args.wav2vec2_path} - {None}
-    conventions = train.conventions_of(argparse.Namespace(**{**vars(args), "omniavatar_checkpoint": None}))
+    conventions = run.conventions_of(argparse.Namespace(**{**vars(args), "omniavatar_checkpoint": None}))
     assert conventions.first_frame == (args.first_frame or "known")
 
 

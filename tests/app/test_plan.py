@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffsynth_omniavatar import train
 from diffsynth_omniavatar.app import cli, plan
 from diffsynth_omniavatar.model.blocks import runner as blocks
 from diffsynth_omniavatar.model.blocks.memory_plan import (
@@ -28,6 +27,7 @@ from diffsynth_omniavatar.model.config import PRESETS, LoRAConfig
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes
 from diffsynth_omniavatar.model.small_family import TINY
 from diffsynth_omniavatar.training import memory_report
+from diffsynth_omniavatar.training.flags import build_parser
 from diffsynth_omniavatar.training.memory_report import Reading, predicted_rows, report_lines
 from diffsynth_omniavatar.training.module import StepSettings, add_lora, select_trainable, trainable_parameters
 
@@ -211,7 +211,7 @@ def test_the_command_names_flags_of_the_launcher(capsys, gpu):
     chosen = [line.removeprefix("Use: ") for line in lines if line.startswith("Use: ")]
     assert (code, len(chosen)) == ((1, 0) if gpu == "6" else (0, 1))
     for flags in chosen:
-        train.build_parser().parse_args(flags.split())
+        build_parser().parse_args(flags.split())
 
 
 @pytest.mark.parametrize(

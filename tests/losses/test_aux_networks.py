@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from goldens_aux.make_goldens import SIZES, fill, inp, pictures, sound
 from recipe import keyed_randn
 from safetensors.torch import load_file
+from small_networks import small_syncnet, small_videomae
 from torch import Tensor, nn
 
 from diffsynth_omniavatar.losses import frozen, lpips, sync, trepa
@@ -35,22 +36,6 @@ def close(got: Tensor, wanted: Tensor) -> None:
     """Within 1e-5 of the largest magnitude."""
     error = (got.detach() - wanted).abs().max() / wanted.abs().max()
     assert got.shape == wanted.shape and error <= TOLERANCE, f"off by {error:.1e} of the largest"
-
-
-def small_syncnet(dtype: torch.dtype = torch.float32, **options: Any) -> StableSyncNet:
-    sizes = {name: SIZES["sync"][name] for name in ("audio_channels", "visual_channels")}
-    network = StableSyncNet(**sizes, **options)
-    fill(network)
-    frozen.freeze(network, "cpu", dtype)
-    return network
-
-
-def small_videomae(dtype: torch.dtype = torch.float32, **options: Any) -> VideoMAE:
-    sizes = {name: SIZES["trepa"][name] for name in ("width", "depth", "heads", "inner", "size")}
-    network = VideoMAE(**sizes | {"size": 56} | options)
-    fill(network)
-    frozen.freeze(network, "cpu", dtype)
-    return network
 
 
 @pytest.fixture(scope="module")

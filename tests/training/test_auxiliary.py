@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from synthetic_clips import write_table, write_texture
-from test_aux_networks import small_syncnet, small_videomae
-from test_train import MODES, flags
-from test_training_module import live_sample, make_module
+from small_networks import small_syncnet, small_videomae
+from training_runs import MODES, flags, live_sample, make_module, write_inputs
 
-from diffsynth_omniavatar import train
+from diffsynth_omniavatar import host
 from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.losses.lpips import LpipsLoss
 from diffsynth_omniavatar.losses.sync import SyncLoss, mel_spectrogram
 from diffsynth_omniavatar.losses.trepa import TrepaLoss
 from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.accelerator import DivergedError
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
+from diffsynth_omniavatar.training.flags import parse_arguments
 
 FRAMES = 21
 WEIGHTS = {"sync_weight": 0.3, "lpips_weight": 0.5, "trepa_weight": 20.0, "recon_weight": 0.7}
@@ -37,15 +37,7 @@ def all_losses(**options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A family, and two clips as a table."""
-    folder = tmp_path_factory.mktemp("auxiliary")
-    family.write_random_family(folder / "family")
-    rows = [
-        {"video": write_texture(folder / f"{index}.mp4", 25, seed=index).name, "prompt": f"speaker {index}"}
-        for index in range(2)
-    ]
-    write_table(folder / "clips.csv", rows)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("auxiliary"))
 
 
 @pytest.fixture(scope="module")
@@ -158,36 +150,36 @@ def logged_values(output, name):
 @pytest.mark.parametrize("mode", ["i2v", "v2v-masked"])
 def test_training_live_and_from_a_cache(folder, tmp_path, monkeypatch, mode):
     """The command line: all losses are logged; the sound of the mel is in the cache."""
-    monkeypatch.setattr(train, "load_syncnet", lambda *_: small_syncnet())
-    monkeypatch.setattr(train, "load_videomae", lambda *_: small_videomae())
-    monkeypatch.setattr(train, "load_lpips", lambda *_: Distance())
+    monkeypatch.setattr(run, "load_syncnet", lambda *_: small_syncnet())
+    monkeypatch.setattr(run, "load_videomae", lambda *_: small_videomae())
+    monkeypatch.setattr(run, "load_lpips", lambda *_: Distance())
     files = ["--syncnet_path", "s", "--videomae_path", "v", "--aux_memory", "segments"]
     more = ["--use_sync_loss", "--use_lpips_loss", "--use_trepa_loss", *files, *MODES[mode], "--max_steps", "2"]
     more += ["--prefix_frames", "1", "--min_frames", "17", "--fixed_length", "--num_frames", "21"]
-    assert train.main(flags(folder, tmp_path / "live", *more)) == 0
+    assert run.main(flags(folder, tmp_path / "live", *more)) == 0
     for name in ("loss", "flow", "sync", "lpips", "trepa"):
         assert len(logged_values(tmp_path / "live", name)) == 2
 
     from diffsynth_omniavatar.data.precompute import CacheOptions, encoder_pipeline, precompute
 
-    args = train.parse_arguments(flags(folder, tmp_path / "cached", *more))
-    conventions = train.conventions_of(args)
-    settings = train.clip_settings(args, conventions)
+    args = parse_arguments(flags(folder, tmp_path / "cached", *more))
+    conventions = run.conventions_of(args)
+    settings = run.clip_settings(args, conventions)
     models = folder / "family"
-    configs = [train.host.ModelConfig(path=path) for path in json.loads(args.model_paths)[1:]]
+    configs = [host.ModelConfig(path=path) for path in json.loads(args.model_paths)[1:]]
     pipe = encoder_pipeline(
         settings,
         model_configs=configs,
-        tokenizer_config=train.host.ModelConfig(path=args.tokenizer_path),
+        tokenizer_config=host.ModelConfig(path=args.tokenizer_path),
         wav2vec2=models / family.FILES["wav2vec2"],
         device="cpu",
         dtype=torch.float32,
     )
     options = CacheOptions(references=25, audio_dtype=torch.float32)  # every frame, as without a cache
-    recipe = train.recipe_of(args, conventions)
-    precompute(pipe, train.named_clips(args), tmp_path / "cache", settings=settings, recipe=recipe, options=options)
+    recipe = run.recipe_of(args, conventions)
+    precompute(pipe, run.named_clips(args), tmp_path / "cache", settings=settings, recipe=recipe, options=options)
     cache = ["--dataset_base_path", str(tmp_path / "cache"), "--dataset_metadata_path", str(tmp_path / "cache")]
-    assert train.main(flags(folder, tmp_path / "cached", *more, *cache)) == 0
+    assert run.main(flags(folder, tmp_path / "cached", *more, *cache)) == 0
     live, cached = (logged_values(tmp_path / run, "sync") for run in ("live", "cached"))
     assert live == pytest.approx(cached, rel=1e-4)
 
@@ -197,9 +189,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(folder, tmp_path,
         def forward(self, ours, theirs):
             return (ours - theirs).mean((1, 2, 3), keepdim=True) * float("nan")
 
-    monkeypatch.setattr(train, "load_lpips", lambda *_: Broken())
+    monkeypatch.setattr(run, "load_lpips", lambda *_: Broken())
     with pytest.raises(DivergedError, match=r"the lpips loss is nan in step 1.*clip|sample"):
-        train.train(train.parse_arguments(flags(folder, tmp_path, "--use_lpips_loss", "--max_steps", "1")))
+        run.train(parse_arguments(flags(folder, tmp_path, "--use_lpips_loss", "--max_steps", "1")))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(folder, tmp_path,
 def test_faulty_flags_are_named(folder, tmp_path, capsys, monkeypatch, more, message):
     import re
 
-    monkeypatch.setattr(train, "load_videomae", lambda *_: small_videomae())
-    monkeypatch.setattr(train, "load_lpips", lambda *_: Distance())
-    assert train.main(flags(folder, tmp_path, "--max_steps", "1", *more)) == 2
+    monkeypatch.setattr(run, "load_videomae", lambda *_: small_videomae())
+    monkeypatch.setattr(run, "load_lpips", lambda *_: Distance())
+    assert run.main(flags(folder, tmp_path, "--max_steps", "1", *more)) == 2
     assert re.search(message, capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""The launcher: DiffSynth's flags and ours, from real clips to a checkpoint that generates; losses as recorded."""
+"""Training from the command line, from real clips to a checkpoint that generates; losses as recorded."""
 
 import json
 import os
@@ -10,52 +10,27 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from synthetic_clips import noise, write_table, write_texture
+from synthetic_clips import noise, write_table
+from training_runs import MODES, flags, write_inputs
 
-from diffsynth_omniavatar import host, train
+from diffsynth_omniavatar import host
 from diffsynth_omniavatar.data.precompute import encoder_pipeline, precompute
 from diffsynth_omniavatar.data.sources import read_clips
 from diffsynth_omniavatar.media.clip import probe_video
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.training import run
+from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
 
 RECORDED = Path(__file__).parents[1] / "recorded_losses.json"
 LOSS_TOLERANCE = 1e-3
 """AdamW moves a weight by the learning rate even where its gradient is rounding noise, which other processors round
 otherwise; on one processor, one and two threads differ by 2e-7."""
-MODES = {
-    "i2v": [],
-    "v2v-known": ["--omniavatar_mode", "v2v", "--prefix_frames", "1", "--mouth_weight", "4"],
-    "v2v-masked": ["--omniavatar_mode", "v2v", "--first_frame", "masked"],
-    "v2v-reference": ["--omniavatar_mode", "v2v", "--use_ref_sequence", "--prefix_frames", "1,5", "--num_frames", "9"],
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A family of small networks and a table of two clips."""
-    folder = tmp_path_factory.mktemp("training")
-    family.write_random_family(folder / "family")
-    rows = [
-        {"video": write_texture(folder / f"{index}.mp4", 25, seed=index).name, "prompt": f"speaker {index}"}
-        for index in range(2)
-    ]
-    write_table(folder / "clips.csv", rows)
-    return folder
-
-
-def flags(folder, output, *more):
-    """A command line that trains on the clips."""
-    models = folder / "family"
-    paths = [str(models / family.FILES[name]) for name in ("dit", "text_encoder", "vae")]
-    return [
-        "--dataset_base_path", str(folder), "--dataset_metadata_path", str(folder / "clips.csv"),
-        "--model_paths", json.dumps(paths), "--tokenizer_path", str(models / family.FILES["tokenizer"]),
-        "--wav2vec2_path", str(models / family.FILES["wav2vec2"]),
-        "--omniavatar_checkpoint", str(models / family.FILES["omniavatar"]),
-        "--output_path", str(output), "--height", "32", "--width", "32", "--num_frames", "17", "--dtype", "float32",
-        "--learning_rate", "1e-3", "--seed", "7", "--enable_csv_log", *more,
-    ]  # fmt: skip
+    return write_inputs(tmp_path_factory.mktemp("training"))
 
 
 def losses_of(output):
@@ -66,7 +41,7 @@ def losses_of(output):
 @pytest.mark.parametrize("mode", MODES)
 def test_losses_are_those_recorded(folder, tmp_path, mode):
     """Ten steps of each mode; a change of these numbers is a change of the training."""
-    assert train.main(flags(folder, tmp_path, "--max_steps", "10", "--learning_rate", "1e-4", *MODES[mode])) == 0
+    assert run.main(flags(folder, tmp_path, "--max_steps", "10", "--learning_rate", "1e-4", *MODES[mode])) == 0
     losses = losses_of(tmp_path)
     recorded = json.loads(RECORDED.read_text()) if RECORDED.is_file() else {}
     if os.environ.get("OMNIAVATAR_RECORD_LOSSES"):
@@ -84,7 +59,7 @@ def test_losses_are_those_recorded(folder, tmp_path, mode):
 def test_losses_do_not_depend_on_how_the_blocks_are_computed(folder, tmp_path):
     """Results kept within a budget, inputs and weights in main memory: the losses that are recorded without them."""
     fast = ["--activation_memory", "0.0002", "--stream_weights", "--use_gradient_checkpointing_offload"]
-    assert train.main(flags(folder, tmp_path, "--max_steps", "10", "--learning_rate", "1e-4", *fast)) == 0
+    assert run.main(flags(folder, tmp_path, "--max_steps", "10", "--learning_rate", "1e-4", *fast)) == 0
     recorded = json.loads(RECORDED.read_text())[host.GENERATION]["i2v"]
     assert losses_of(tmp_path) == pytest.approx(recorded, rel=LOSS_TOLERANCE)
 
@@ -97,7 +72,7 @@ def test_lora_trains_on_a_base_that_the_host_quantised(folder, tmp_path, method)
     dit = folder / "family" / family.FILES["dit"]
     common = ["--max_steps", "10", "--dtype", "bfloat16", "--use_gradient_checkpointing"]
     for name, more in (("bf16", []), ("quantised", ["--quant_options", f"{dit}:{method}"])):
-        assert train.main(flags(folder, tmp_path / name, *common, *more)) == 0
+        assert run.main(flags(folder, tmp_path / name, *common, *more)) == 0
     plain, quantised = losses_of(tmp_path / "bf16"), losses_of(tmp_path / "quantised")
     assert quantised == pytest.approx(plain, rel=0.05) and quantised != plain
     tensors, wanted = (load_file(tmp_path / name / "step-10/model.safetensors") for name in ("quantised", "bf16"))
@@ -107,12 +82,12 @@ def test_lora_trains_on_a_base_that_the_host_quantised(folder, tmp_path, method)
 def test_what_wraps_the_denoisers_layers_is_refused(folder, tmp_path):
     dit = str(folder / "family" / family.FILES["dit"])
     if host.GENERATION == "wan_video_new":
-        with pytest.raises(train.FlagError, match=r"needs DiffSynth 2\.x"):
-            train.parse_arguments(flags(folder, tmp_path, "--fp8_models", dit))
+        with pytest.raises(FlagError, match=r"needs DiffSynth 2\.x"):
+            parse_arguments(flags(folder, tmp_path, "--fp8_models", dit))
         return
     for flag in ("--fp8_models", "--offload_models"):
-        with pytest.raises(train.FlagError, match=f"{flag} .*--quant_options '.*:torchao_fp8_w8a16'"):
-            train.parse_arguments(flags(folder, tmp_path, flag, dit))
+        with pytest.raises(FlagError, match=f"{flag} .*--quant_options '.*:torchao_fp8_w8a16'"):
+            parse_arguments(flags(folder, tmp_path, flag, dit))
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(folder, tmp_path):
@@ -126,13 +101,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder, tmp_path):
         "--max_steps",
         "5",
     ]
-    assert train.main(flags(folder, tmp_path / "whole", *common)) == 0
+    assert run.main(flags(folder, tmp_path / "whole", *common)) == 0
     parts = flags(folder, tmp_path / "parts", *common, "--save_steps", "1", "--checkpoints_total_limit", "2")
-    assert train.main(parts) == 0
+    assert run.main(parts) == 0
     for step in (4, 5):
         (tmp_path / "parts" / f"step-{step}").rename(tmp_path / f"old-{step}")
     (tmp_path / "old-4").rename(tmp_path / "parts" / "step-4")
-    assert train.main([*parts, "--resume", "latest"]) == 0
+    assert run.main([*parts, "--resume", "latest"]) == 0
     wanted = load_file(tmp_path / "whole" / "step-5" / "model.safetensors")
     for found in (tmp_path / "parts" / "step-5", tmp_path / "old-5"):
         tensors = load_file(found / "model.safetensors")
@@ -144,7 +119,7 @@ def test_training_from_the_base_starts_without_effect_of_sound(folder, tmp_path)
     arguments = flags(folder, tmp_path, "--max_steps", "2", "--lora_rank", "8")
     place = arguments.index("--omniavatar_checkpoint")
     del arguments[place : place + 2]
-    assert train.main(arguments) == 0
+    assert run.main(arguments) == 0
     loaded = checkpoint.load_checkpoint(tmp_path / "step-2")
     assert loaded.config.lora.rank == 8 and loaded.config.lora.alpha == 4.0
     assert loaded.config.conventions.leading_audio_rows == 0
@@ -164,13 +139,13 @@ def test_the_hosts_two_tasks_train_as_a_cache_does(folder, tmp_path, mode):
     only_dit = ["--model_paths", json.dumps([str(models / family.FILES["dit"])])]
     processing = ["--task", "sft:data_process", "--dataset_metadata_path", str(folder / "three.csv")]
     arguments = flags(folder, tmp_path / "processed", *more, *processing, "--model_paths", encoders)
-    assert train.main(arguments) == 0
+    assert run.main(arguments) == 0
     assert {path.suffix for path in (tmp_path / "processed" / "0").iterdir()} == {".pth"}
 
     clips = read_clips(folder / "three.csv")
-    args = train.parse_arguments(arguments)
-    conventions = train.conventions_of(args)
-    settings = train.clip_settings(args, conventions)
+    args = parse_arguments(arguments)
+    conventions = run.conventions_of(args)
+    settings = run.clip_settings(args, conventions)
     pipe = encoder_pipeline(
         settings,
         model_configs=[host.ModelConfig(path=path) for path in json.loads(encoders)],
@@ -179,11 +154,11 @@ def test_the_hosts_two_tasks_train_as_a_cache_does(folder, tmp_path, mode):
         device="cpu",
         dtype=torch.float32,
     )
-    report = precompute(pipe, clips, tmp_path / "cache", settings=settings, recipe=train.recipe_of(args, conventions))
+    report = precompute(pipe, clips, tmp_path / "cache", settings=settings, recipe=run.recipe_of(args, conventions))
     assert [name for name, _ in report.faults] == ["broken.mp4"]
     for task, cache in (("sft:train", "processed"), ("sft", "cache")):
         data = ["--dataset_base_path", str(tmp_path / cache), "--dataset_metadata_path", str(tmp_path / cache)]
-        assert train.main(flags(folder, tmp_path / task, *more, *only_dit, *data, "--task", task)) == 0
+        assert run.main(flags(folder, tmp_path / task, *more, *only_dit, *data, "--task", task)) == 0
     assert losses_of(tmp_path / "sft:train") == losses_of(tmp_path / "sft")
 
 
@@ -199,14 +174,14 @@ def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
     lines.write_text(f"a face@@{tmp_path / 'face.png'}@@{tmp_path / 'speech.wav'}\n")
     options = ["--max_steps", "2", "--max_tokens", "17"]
     validation = ["--validation_data", str(lines), "--validation_steps", "1", "--validation_num_inference_steps", "1"]
-    assert train.main(flags(folder, tmp_path / "plain", *options)) == 0
+    assert run.main(flags(folder, tmp_path / "plain", *options)) == 0
     validation += [
         "--validate_at_start",
         "--validation_metrics",
         "synthetic_clips:frame_count,synthetic_clips:sound_name",
     ]
     validation += ["--enable_tensorboard_log"]
-    assert train.main(flags(folder, tmp_path / "validated", *options, *validation)) == 0
+    assert run.main(flags(folder, tmp_path / "validated", *options, *validation)) == 0
     assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "validated")
     for step in (0, 1, 2):
         info = probe_video(tmp_path / "validated" / "validation" / f"step-{step}" / "000.mp4")
@@ -220,7 +195,7 @@ def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(folder, tmp_path, capsys):
-    assert train.main(flags(folder, tmp_path / "run", "--dry_run", "--num_epochs", "3")) == 0
+    assert run.main(flags(folder, tmp_path / "run", "--dry_run", "--num_epochs", "3")) == 0
     plan = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("mode"))
     assert plan == {"mode": "i2v, 33 channels"} and not (tmp_path / "run").exists()
 
@@ -230,14 +205,14 @@ def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_
     file.write_text(
         yaml.safe_dump({"max_steps": 9, "lora_alpha": 3, "prefix_frames": [1, 5], "omniavatar_mode": "v2v"})
     )
-    args = train.parse_arguments(flags(folder, tmp_path, "--config", str(file), "--max_steps", "4"))
+    args = parse_arguments(flags(folder, tmp_path, "--config", str(file), "--max_steps", "4"))
     assert (args.max_steps, args.lora_alpha, args.prefix_frames, args.omniavatar_mode) == (4, 3, (1, 5), "v2v")
     file.write_text("learning_rat: 1\nmax_step: 3\n")
-    with pytest.raises(train.FlagError, match=r"unknown keys: learning_rat, max_step"):
-        train.parse_arguments(flags(folder, tmp_path, "--config", str(file)))
+    with pytest.raises(FlagError, match=r"unknown keys: learning_rat, max_step"):
+        parse_arguments(flags(folder, tmp_path, "--config", str(file)))
     file.write_text("lr_schedule: sometimes\n")
-    with pytest.raises(train.FlagError, match=r"lr_schedule is 'sometimes', wanted one of"):
-        train.parse_arguments(flags(folder, tmp_path, "--config", str(file)))
+    with pytest.raises(FlagError, match=r"lr_schedule is 'sometimes', wanted one of"):
+        parse_arguments(flags(folder, tmp_path, "--config", str(file)))
 
 
 @pytest.mark.parametrize(
@@ -266,14 +241,14 @@ def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_
 def test_faulty_flags_are_named(folder, tmp_path, capsys, more, message):
     import re
 
-    assert train.main(flags(folder, tmp_path, *more)) == 2
+    assert run.main(flags(folder, tmp_path, *more)) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
 def test_missing_networks_are_named(folder, tmp_path, capsys):
     models = folder / "family"
     only_dit = json.dumps([str(models / family.FILES["dit"])])
-    assert train.main(flags(folder, tmp_path, "--model_paths", only_dit)) == 2
+    assert run.main(flags(folder, tmp_path, "--model_paths", only_dit)) == 2
     error = capsys.readouterr().err
     assert "vae for" in error and "text_encoder for" in error and "put it into a cache" in error
 
@@ -284,5 +259,5 @@ def test_the_real_command_line(folder, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr[-3000:]
     assert "trainable parameters" in result.stdout and (tmp_path / "step-1" / "model.safetensors").is_file()
-    resolved = train.parse_arguments(["--config", str(tmp_path / "config.yaml"), "--max_steps", "2"])
+    resolved = parse_arguments(["--config", str(tmp_path / "config.yaml"), "--max_steps", "2"])
     assert (resolved.learning_rate, resolved.max_steps, resolved.dataset_base_path) == (1e-3, 2, str(folder))

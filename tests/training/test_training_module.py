@@ -1,62 +1,27 @@
 """The training step is the authors' recipe on the host's loss, and only what should train does."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from golden_models import Goldens, relative_deviation
+from training_runs import FRAMES, SIZE, live_sample, make_module
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.data.dataset import TrainingSample
 from diffsynth_omniavatar.generation import conditioning
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
-from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings, select_trainable
+from diffsynth_omniavatar.training.module import StepSettings, select_trainable
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5
-FRAMES, SIZE = 9, 32
 LATENTS = (16, 3, 4, 4)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {in_dim: family.write_random_family(tmp_path_factory.mktemp(str(in_dim)), in_dim) for in_dim in (33, 49)}
-
-
-def make_module(folder, settings=None, conventions=None, **replaced):
-    configs = family.family_configs(folder)
-    pipe = OmniAvatarPipeline.from_pretrained(
-        torch_dtype=torch.float32, device="cpu", omniavatar_lora="adapters", **configs
-    )
-    pipe.conventions = conventions or Conventions(leading_audio_rows=0)
-    loaded = checkpoint.load_checkpoint(folder / family.FILES["omniavatar"])
-    config = replace(loaded.config, model=pipe.dit.config, conventions=pipe.conventions, **replaced)
-    return OmniAvatarTrainingModule(pipe, config, settings or StepSettings(use_gradient_checkpointing=False))
-
-
-def live_sample(**changed):
-    generator = torch.Generator().manual_seed(5)
-    no = torch.zeros(1, dtype=torch.bool)
-    pixels = (torch.rand((1, FRAMES, SIZE, SIZE, 3), generator=generator) * 255).to(torch.uint8)
-    fields = {
-        "sources": ["clip"],
-        "num_frames": FRAMES,
-        "height": SIZE,
-        "width": SIZE,
-        "prefix_frames": 5,
-        "drop_text": no,
-        "drop_audio": no,
-        "drop_prefix": no,
-        "target_video": pixels,
-        "reference_image": pixels[:, 7],
-        "waveforms": [0.1 * torch.randn(640 * 12, generator=generator)],
-        "prompts": ["a man"],
-    }
-    return TrainingSample(**{**fields, **changed})
 
 
 def unit_range(pixels):

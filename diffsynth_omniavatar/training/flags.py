@@ -1,0 +1,343 @@
+"""The flags of training: the host's and OmniAvatar's, values for them from a file, and which of them go together."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .. import host
+from ..losses.decode import AUX_MEMORY
+from ..model.config import IMAGE_SIZES, LORA_TARGETS
+from .auxiliary import AuxiliaryLosses
+
+DESCRIPTION = """Train OmniAvatar with DiffSynth's own loop:
+
+    accelerate launch -m diffsynth_omniavatar.train --dataset_base_path data --dataset_metadata_path data/metadata.csv \
+        --model_id_with_origin_paths "Wan-AI/Wan2.1-T2V-14B:diffusion_pytorch_model*.safetensors,..." --output_path
+        runs/a
+
+The flags are DiffSynth's, with OmniAvatar's beside them; `--config FILE.yaml` gives values for flags that the
+command line does not give. `--dry_run` prints the plan and ends.
+"""
+DENOISER_FILES = "diffusion_pytorch_model"
+"""How the files of Wan's transformer begin."""
+TASKS = ("sft", "sft:data_process", "sft:train")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+UNUSED_HOST_FLAGS = {
+    "lora_base_model": "the LoRA always goes on the denoiser",
+    "lora_checkpoint": "use --omniavatar_checkpoint",
+    "preset_lora_path": "merge it into the base first",
+    "preset_lora_model": "merge it into the base first",
+    "extra_inputs": "OmniAvatar's inputs follow from --omniavatar_mode",
+    "resume_from_checkpoint": "use --resume",
+    "template_model_id_or_path": "OmniAvatar has no template model",
+    "audio_processor_config": "use --wav2vec2_path",
+    "remove_prefix_in_ckpt": "checkpoints have the released names",
+    "data_file_keys": "the columns are video, audio, reference and mask",
+    "max_pixels": "give --height and --width, or let clips choose among the trained sizes",
+    "enable_lora_hot_loading": "the LoRA trains",
+}
+"""Flags of the host that have no meaning here -> what to do instead."""
+
+
+ALL_LOSSES = ("sync", "lpips", "trepa")
+AUXILIARY_FLAGS = {
+    "syncnet_path": ("sync",),
+    "sync_loss_form": ("sync",),
+    "sync_stride": ("sync",),
+    "aux_sync_weight": ("sync",),
+    "vgg_path": ("lpips",),
+    "lpips_window": ("lpips",),
+    "aux_lpips_weight": ("lpips",),
+    "videomae_path": ("trepa",),
+    "trepa_stride": ("trepa",),
+    "aux_trepa_weight": ("trepa",),
+    "aux_dtype": ("sync", "trepa"),
+    "aux_recon_weight": ALL_LOSSES,
+    "aux_num_frames": ALL_LOSSES,
+    "aux_memory": ALL_LOSSES,
+}
+"""Flags of the losses on decoded frames -> the losses of which one must be on."""
+
+
+class FlagError(ValueError):
+    """Flags or configuration that cannot be; the message says what to change."""
+
+
+def frame_counts(text: str) -> tuple[int, ...]:
+    """ "1,5,9,13" -> (1, 5, 9, 13); "" -> ()."""
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def memory_amount(text: str) -> float | str:
+    """ "auto" -> "auto"; "16" -> 16.0."""
+    if text == "auto":
+        return text
+    gib = float(text)
+    if gib < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; give GiB, or auto")
+    return gib
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The host's flags and OmniAvatar's."""
+    parser = host.wan_parser()
+    parser.prog = "diffsynth_omniavatar.train"
+    parser.allow_abbrev = False
+    for action in parser._actions:
+        action.required = False  # the host requires dataset_base_path, which may come from --config
+    parser.description = DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(lora_rank=128, lora_target_modules=",".join(LORA_TARGETS), num_frames=None)
+    _add_model_flags(parser.add_argument_group("OmniAvatar: model"))
+    _add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
+    _add_auxiliary_flags(parser.add_argument_group("OmniAvatar: losses on decoded frames"))
+    _add_speed_flags(parser.add_argument_group("OmniAvatar: speed and memory"))
+    _add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
+    return parser
+
+
+def _add_model_flags(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--omniavatar_mode",
+        choices=["i2v", "v2v"],
+        default="i2v",
+        help="Animate a portrait, or change a video's mouth.",
+    )
+    add("--omniavatar_checkpoint", help="Start from this checkpoint instead of the base model's weights alone.")
+    add(
+        "--use_ref_sequence",
+        action="store_true",
+        help="V2V with a second clip of the person: 65 channels instead of 49.",
+    )
+    add("--wav2vec2_path", help="Folder of wav2vec2-base-960h. Not needed with cached audio features.")
+    add(
+        "--tokenizer_path",
+        help="Folder of umt5-xxl's tokenizer; the host's default is downloaded. Not needed with caches.",
+    )
+    add("--lora_alpha", type=float, help="LoRA scale is alpha / rank. Default: half the rank, as the authors have it.")
+    add("--dtype", choices=list(DTYPES), default="bfloat16", help="Number format of the weights.")
+    add(
+        "--offload_frozen", action="store_true", help="Keep text encoder, VAE and wav2vec2 in main memory between uses."
+    )
+
+
+def _add_recipe_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--first_frame", choices=["known", "masked"], help="V2V: frame 0 is given, or masked like the others.")
+    add("--prefix_frames", type=frame_counts, help="Known frames at the start, one drawn for each sample: 1,5,9,13.")
+    add(
+        "--leading_audio_rows", type=int, choices=[0, 1], help="Rows of zeros before the sound; follows the checkpoint."
+    )
+    add("--mouth_mask", help="V2V: image, white is kept. Default: the built-in mask.")
+    add("--mouth_weight", type=float, help="V2V: weight of the loss inside the mouth mask; 1 outside.")
+    add("--text_drop_prob", type=float, default=0.1)
+    add("--audio_drop_prob", type=float, default=0.1)
+    add("--prefix_drop_prob", type=float, default=0.1)
+    add("--min_frames", type=int, help="Shortest sample, 4n+1. Default: 4 more than the longest prefix.")
+    add("--fixed_length", action="store_true", help="Samples as long as their clip and the limits allow.")
+    add(
+        "--max_tokens",
+        type=int,
+        help="Longest sample, frames * height * width / 1024; default: the checkpoint's, 30000.",
+    )
+    add("--image_sizes", choices=list(IMAGE_SIZES), help="Sizes among which clips choose; default: the checkpoint's.")
+    add(
+        "--batch_size",
+        type=int,
+        default=1,
+        help="Clips of one size and length in a step; the host draws one timestep for all.",
+    )
+
+
+def _add_auxiliary_flags(group: Any) -> None:
+    add, default = group.add_argument, AuxiliaryLosses
+    add("--use_sync_loss", action="store_true", help="StableSyncNet: lips and sound fit together.")
+    add("--use_lpips_loss", action="store_true", help="LPIPS (VGG) of the lower half of the frames.")
+    add("--use_trepa_loss", action="store_true", help="VideoMAE v2: the video moves like the clip.")
+    add("--syncnet_path", help="LatentSync's stable_syncnet.pt.")
+    add("--vgg_path", help="torchvision's vgg16-397923af.pth; without it, it is downloaded.")
+    add("--videomae_path", help="VideoMAE v2's vit_g_hybrid_pt_1200e_ssv2_ft.pth.")
+    add("--aux_recon_weight", type=float, default=default.recon_weight, help="Of the flow loss beside the others.")
+    add("--aux_sync_weight", type=float, default=default.sync_weight)
+    add("--aux_lpips_weight", type=float, default=default.lpips_weight)
+    add("--aux_trepa_weight", type=float, default=default.trepa_weight)
+    add("--aux_num_frames", type=int, help="Decode only so many successive frames, drawn anew in each step.")
+    add("--sync_loss_form", choices=["cosine", "logits"], default="cosine")
+    add("--sync_stride", type=int, default=16, help="Frames from a window of 16 to the next.")
+    add("--trepa_stride", type=int, default=16, help="Frames from a window of 16 to the next.")
+    add("--lpips_window", type=int, default=4, help="Frames that VGG sees at a time; only memory depends on it.")
+    add("--aux_dtype", choices=[*DTYPES, "float16"], default="bfloat16", help="Of StableSyncNet and VideoMAE.")
+    add("--aux_memory", choices=AUX_MEMORY, default="auto", help="Where the decoder's backward keeps what it needs.")
+
+
+def _add_speed_flags(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--activation_memory",
+        type=memory_amount,
+        metavar="auto|GIB",
+        help="LoRA: keep results of the blocks for the backward pass instead of computing them again, dearest first: "
+        "so many GiB, or what the GPU has free. The result is the same.",
+    )
+    add("--compile", action="store_true", help="Compile the transformer's blocks; the first steps take a minute.")
+    add(
+        "--stream_weights",
+        action="store_true",
+        help="LoRA: the blocks' frozen weights wait in main memory and come to the GPU one block ahead.",
+    )
+    add("--reference", action="store_true", help="DiffSynth's own blocks, whatever these flags say: to compare.")
+
+
+def _add_loop_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--max_steps", type=int, help="Optimizer steps in all; default: --num_epochs times the data.")
+    add("--warmup_steps", type=int, default=0)
+    add("--lr_schedule", choices=["constant", "cosine", "linear"], default="constant")
+    add("--max_grad_norm", type=float, default=math.inf, help="Clip the gradient's L2 norm to this.")
+    add("--fp32_master_weights", action="store_true", help="AdamW steps float32 copies of the trained weights.")
+    add("--seed", type=int, default=0)
+    add("--resume", help="'latest' of --output_path (or start anew if there is none), or a checkpoint folder.")
+    add("--checkpoints_total_limit", type=int, help="Keep only so many checkpoints.")
+    add("--validation_data", help="File of lines prompt@@image@@audio (V2V: prompt@@video@@audio).")
+    add("--validation_steps", type=int, help="Optimizer steps between validations.")
+    add("--validation_num_inference_steps", type=int, default=25)
+    add("--validate_at_start", action="store_true")
+    add("--validation_metrics", default="", help="Functions that measure a video: module:function, comma-separated.")
+    add("--strict_data", action="store_true", help="Stop at an unreadable clip instead of passing over it.")
+    add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
+    add("--config", help="YAML or JSON file: flag name -> value; the command line has precedence.")
+    add("--vram_report", action="store_true", help="Print the memory of each stage after the third step (CUDA).")
+    add("--dry_run", action="store_true", help="Print the plan and end.")
+    add("--debug", action="store_true", help="Show the whole traceback of an error.")
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags of the command line over values of `--config` over defaults.
+
+    Raises:
+        FlagError: an unknown key, or flags that contradict each other or the host.
+    """
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        other = {
+            "fp8_models",
+            "quant_options",
+            "enable_model_cpu_offload",
+            "enable_optimizer_cpu_offload",
+            "offload_models",
+        }
+        missing = [flag for flag in unknown if flag.lstrip("-").split("=")[0] in other]
+        hint = f" {', '.join(missing)} needs DiffSynth 2.x." if missing else ""
+        raise FlagError(f"Unknown flags: {' '.join(unknown)}.{hint}")
+    if known.config is not None:
+        parser.set_defaults(**_config_values(parser, Path(known.config)))
+        known = parser.parse_args(argv)
+    _check_flags(parser, known)
+    return known
+
+
+def _config_values(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FlagError(f"--config {path} does not exist.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(content, dict):
+        raise FlagError(f"--config {path} holds a {type(content).__name__}, wanted flag names and values.")
+    actions = {action.dest: action for action in parser._actions}
+    unknown = [key for key in content if key not in actions or key in ("config", "help")]
+    if unknown:
+        raise FlagError(f"--config {path} has unknown keys: {', '.join(map(str, unknown))}.")
+    values = {}
+    for key, value in content.items():
+        action = actions[key]
+        if value is None:
+            continue
+        if isinstance(value, list):
+            value = ",".join(map(str, value)) if key != "model_paths" else json.dumps(value)
+        elif isinstance(value, Mapping):
+            value = json.dumps(value)
+        if action.choices is not None and value not in action.choices:
+            raise FlagError(f"--config {path}: {key} is {value!r}, wanted one of {list(action.choices)}.")
+        values[key] = action.type(value) if callable(action.type) and isinstance(value, str) else value
+    return values
+
+
+def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    faults = [
+        f"--{name} has no meaning here: {instead}"
+        for name, instead in UNUSED_HOST_FLAGS.items()
+        if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
+    ]
+    faults += [*_task_faults(args), *_loss_faults(parser, args), *_model_faults(args)]
+    if faults:
+        raise FlagError("; ".join(faults) + ".")
+
+
+def _task_faults(args: argparse.Namespace) -> Iterator[str]:
+    """Of mode, task, sizes, validation and data."""
+    for name in ("use_ref_sequence", "first_frame", "mouth_mask", "mouth_weight"):
+        if getattr(args, name) and args.omniavatar_mode != "v2v":
+            yield f"--{name} needs --omniavatar_mode v2v"
+    if args.task not in TASKS:
+        yield f"--task is {args.task}, wanted one of {', '.join(TASKS)}"
+    elif args.task != "sft" and host.GENERATION == "wan_video_new":
+        yield f"--task {args.task} needs DiffSynth 2.x; write caches with `omniavatar precompute`"
+    if args.task == "sft:data_process" and args.wav2vec2_path is None:
+        yield "--task sft:data_process needs --wav2vec2_path"
+    if args.image_sizes is not None and args.height is not None:
+        yield "--image_sizes and --height --width exclude each other"
+    if (args.height is None) != (args.width is None):
+        yield "give both --height and --width, or neither"
+    if (args.validation_data is None) != (args.validation_steps is None):
+        yield "--validation_data and --validation_steps go together"
+    if args.validation_metrics and args.validation_data is None:
+        yield "--validation_metrics needs --validation_data"
+    if not args.dataset_base_path and not args.dataset_metadata_path:
+        yield "name the data with --dataset_metadata_path and --dataset_base_path"
+
+
+def _loss_faults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[str]:
+    """Of the losses on decoded frames."""
+    for loss, path in (("sync", "syncnet_path"), ("trepa", "videomae_path")):
+        if getattr(args, f"use_{loss}_loss") and getattr(args, path) is None:
+            yield f"--use_{loss}_loss needs --{path}"
+    unused = [
+        f"--{flag}"
+        for flag, losses in AUXILIARY_FLAGS.items()
+        if getattr(args, flag) != parser.get_default(flag)
+        and not any(getattr(args, f"use_{one}_loss") for one in losses)
+    ]
+    if unused:
+        yield f"{', '.join(unused)}: the loss is not on; add --use_sync_loss, --use_lpips_loss, --use_trepa_loss"
+
+
+def _model_faults(args: argparse.Namespace) -> Iterator[str]:
+    """Of the base model, what trains of it, and where its weights wait."""
+    if args.model_paths is None and args.model_id_with_origin_paths is None:
+        yield "name the base model with --model_paths or --model_id_with_origin_paths"
+    if args.trainable_models not in (None, "dit"):
+        yield f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA"
+    own_blocks = args.compile or args.stream_weights or args.activation_memory is not None
+    if own_blocks and not args.reference and getattr(args, "enable_model_cpu_offload", False):
+        yield (
+            "--enable_model_cpu_offload brings weights when DiffSynth's blocks run: --stream_weights instead of it, or "
+            "without --compile and --activation_memory"
+        )
+    for flag in ("fp8_models", "offload_models"):
+        for named in (getattr(args, flag, None) or "").split(","):
+            if DENOISER_FILES in named:
+                yield (
+                    f"--{flag} {named}: DiffSynth wraps the denoiser's layers for it, and LoRA does not go on those; "
+                    f"--quant_options '{named}:torchao_fp8_w8a16' keeps the weights in 8 bits, --stream_weights in "
+                    "main memory"
+                )

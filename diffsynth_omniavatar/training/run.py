@@ -1,0 +1,428 @@
+"""A training run: what the flags say becomes pipeline, data, losses and validation, and the host's loop runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from .. import host
+from ..data.dataset import OmniAvatarDataset
+from ..data.precompute import encoder_pipeline
+from ..data.sources import ClipSettings, ClipSource, Recipe, read_clips
+from ..generation.pipeline import OmniAvatarPipeline
+from ..losses.decode import choose_memory
+from ..losses.lpips import LpipsLoss, load_lpips
+from ..losses.sync import SyncLoss, load_syncnet
+from ..losses.trepa import TrepaLoss, load_videomae
+from ..media.timeline import latent_frames
+from ..model import checkpoint
+from ..model.blocks.memory_plan import BlockShape
+from ..model.blocks.runner import expandable_segments
+from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfig
+from ..model.small_family import register_family
+from ..model.speech_encoder import AudioEncoder
+from .accelerator import OmniAccelerator
+from .auxiliary import AuxiliaryLosses
+from .callbacks import TrainingLogger, find_latest
+from .data_process import process_data
+from .flags import DTYPES, FlagError, parse_arguments
+from .memory_report import predicted_rows
+from .module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
+from .settings import LoopSettings, steps_in_epochs
+from .validation import Validation, load_metrics, read_samples
+
+logger = logging.getLogger(__name__)
+
+MODE_CHANNELS = {"i2v": 33, "v2v": 49}
+
+
+class _NoTokenizer:
+    """In place of a tokenizer's ModelConfig where text comes from a cache."""
+
+    path = None
+
+    def download_if_necessary(self, **_: Any) -> None:
+        """Nothing."""
+
+
+def load_training_pipeline(
+    args: argparse.Namespace, conventions: Conventions, device: torch.device
+) -> tuple[OmniAvatarPipeline, CheckpointConfig]:
+    """The pipeline with LoRA and audio modules on it, and what its checkpoints will say."""
+    channels, dtype = channels_of(args), DTYPES[args.dtype]
+    full = args.trainable_models == "dit"
+    encoder = None if args.wav2vec2_path is None else AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
+    options: dict[str, Any] = {"torch_dtype": dtype, "device": str(device)}
+    if args.tokenizer_path is not None:
+        options["tokenizer_config"] = host.ModelConfig(path=args.tokenizer_path)
+    elif not _names_text_encoder(args):
+        options["tokenizer_config"] = None if host.GENERATION == "wan_video" else _NoTokenizer()
+    if args.omniavatar_checkpoint is not None:
+        configs = [*_base_configs(args, device), host.ModelConfig(path=args.omniavatar_checkpoint)]
+        options["omniavatar_lora"] = "fused" if full else "adapters"
+        options["omniavatar_channels"] = channels
+        pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
+        lora = checkpoint.read_lora(args.omniavatar_checkpoint)
+        if lora is None and not full:
+            lora = _lora_flags(args)
+            add_lora(pipe.dit, lora)
+    else:
+        lora = _lora_flags(args)
+        pipe = host.WanVideoPipeline.from_pretrained(model_configs=_base_configs(args, device), **options)
+        if pipe.dit is None:
+            raise FlagError("the base model has no denoiser: add diffusion_pytorch_model*.safetensors of Wan2.1-T2V")
+        generator = torch.Generator().manual_seed(args.seed)
+        width = {} if encoder is None else {"audio_dim": encoder.feature_dim}
+        checkpoint.initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
+        if not full:
+            add_lora(pipe.dit, lora)
+        pipe = OmniAvatarPipeline.adopt(pipe, conventions)
+    pipe.conventions = conventions
+    if encoder is not None:
+        pipe.speech_encoder = encoder
+    config = CheckpointConfig(
+        in_dim=channels, lora=None if full else lora, model=pipe.dit.config, conventions=conventions
+    )
+    return pipe, config
+
+
+def channels_of(args: argparse.Namespace) -> int:
+    """Input channels of the denoiser that the flags ask for."""
+    return 65 if args.use_ref_sequence else MODE_CHANNELS[args.omniavatar_mode]
+
+
+def _base_configs(args: argparse.Namespace, device: torch.device) -> list[Any]:
+    """The host's ModelConfigs of its flags, as its own trainer makes them."""
+    offered = ("fp8_models", "offload_models", "quant_options")
+    extra = {name: getattr(args, name) for name in offered if hasattr(args, name)}
+    if extra:
+        extra["device"] = str(device)
+    module = host.DiffusionTrainingModule()
+    return module.parse_model_configs(args.model_paths, args.model_id_with_origin_paths, **extra)
+
+
+def _names_text_encoder(args: argparse.Namespace) -> bool:
+    named = f"{args.model_paths or ''},{args.model_id_with_origin_paths or ''}"
+    return "umt5" in named or "text_encoder" in named
+
+
+def _lora_flags(args: argparse.Namespace) -> LoRAConfig:
+    alpha = args.lora_rank / 2 if args.lora_alpha is None else args.lora_alpha
+    return LoRAConfig(rank=args.lora_rank, alpha=alpha, target_modules=tuple(args.lora_target_modules.split(",")))
+
+
+def conventions_of(args: argparse.Namespace) -> Conventions:
+    """Those of the checkpoint that training starts from, or else frames that hear their own row; flags override."""
+    given: dict[str, Any] = {
+        "first_frame": args.first_frame,
+        "leading_audio_rows": args.leading_audio_rows,
+        "prefix_frames": args.prefix_frames,
+        "max_tokens": args.max_tokens,
+        "image_sizes": IMAGE_SIZES.get(args.image_sizes) if args.height is None else ((args.height, args.width),),
+    }
+    if args.first_frame == "masked" and args.prefix_frames is None:
+        given["prefix_frames"] = ()
+    start = Conventions(leading_audio_rows=0)
+    if args.omniavatar_checkpoint is not None:
+        start = checkpoint.read_config(checkpoint.weight_files(args.omniavatar_checkpoint)).conventions
+    conventions = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
+    if args.omniavatar_mode == "v2v" and conventions.first_frame == "known" and not conventions.prefix_frames:
+        raise FlagError("--first_frame known makes frame 0 known: --prefix_frames must name at least 1.")
+    return conventions
+
+
+def named_clips(args: argparse.Namespace) -> list[ClipSource]:
+    """The clips that the flags name."""
+    return read_clips(args.dataset_metadata_path or args.dataset_base_path, args.dataset_base_path)
+
+
+def recipe_of(args: argparse.Namespace, conventions: Conventions) -> Recipe:
+    """The random choices that the flags ask for."""
+    return Recipe(
+        prefix_frames=conventions.prefix_frames,
+        text_drop_prob=args.text_drop_prob,
+        audio_drop_prob=args.audio_drop_prob,
+        prefix_drop_prob=args.prefix_drop_prob,
+        max_tokens=conventions.max_tokens,
+        num_frames=args.num_frames,
+        min_frames=args.min_frames,
+        dynamic_length=not args.fixed_length,
+    )
+
+
+def clip_settings(args: argparse.Namespace, conventions: Conventions) -> ClipSettings:
+    """What the model takes of a clip."""
+    return ClipSettings(
+        in_dim=channels_of(args),
+        conventions=conventions,
+        height=args.height,
+        width=args.width,
+        mouth_mask=None if args.mouth_mask is None else Path(args.mouth_mask),
+        sound=args.use_sync_loss,
+    )
+
+
+def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAvatarDataset:
+    """The samples that the flags name. In a distributed run every process must call it."""
+    return OmniAvatarDataset(
+        named_clips(args),
+        settings=clip_settings(args, conventions),
+        recipe=recipe_of(args, conventions),
+        batch_size=args.batch_size,
+        repeat=args.dataset_repeat,
+        strict=args.strict_data,
+    )
+
+
+def check_networks(dataset: OmniAvatarDataset, pipe: OmniAvatarPipeline, auxiliary: AuxiliaryLosses | None) -> None:
+    """Raise FlagError if the samples or the losses need a network that was not loaded."""
+    needed = dataset.needed_networks()
+    if auxiliary is not None:
+        needed["vae"] = "the losses on decoded frames"
+    flags = {"speech_encoder": "--wav2vec2_path", "text_encoder": "--model_paths", "vae": "--model_paths"}
+    missing = [
+        f"{name} for {purpose} (add it with {flags[name]}, or put it into a cache)"
+        for name, purpose in needed.items()
+        if getattr(pipe, name, None) is None
+    ]
+    if missing:
+        raise FlagError(f"training needs {'; '.join(missing)}.")
+
+
+def load_auxiliary(args: argparse.Namespace, device: torch.device) -> AuxiliaryLosses | None:
+    """The losses on decoded frames that the flags ask for, with their networks on the device."""
+    if not (args.use_sync_loss or args.use_lpips_loss or args.use_trepa_loss):
+        return None
+    dtype = getattr(torch, args.aux_dtype)
+    sync = trepa = lpips = None
+    if args.use_sync_loss:
+        sync = SyncLoss(load_syncnet(args.syncnet_path, device, dtype), args.sync_loss_form, args.sync_stride)
+    if args.use_lpips_loss:
+        lpips = LpipsLoss(load_lpips(args.vgg_path, device), args.lpips_window)
+    if args.use_trepa_loss:
+        trepa = TrepaLoss(load_videomae(args.videomae_path, device, dtype), args.trepa_stride)
+    return AuxiliaryLosses(
+        sync=sync,
+        lpips=lpips,
+        trepa=trepa,
+        recon_weight=args.aux_recon_weight,
+        sync_weight=args.aux_sync_weight,
+        lpips_weight=args.aux_lpips_weight,
+        trepa_weight=args.aux_trepa_weight,
+        num_frames=args.aux_num_frames,
+        memory=choose_memory(args.aux_memory, device),
+    )
+
+
+def check_lengths(dataset: OmniAvatarDataset, auxiliary: AuxiliaryLosses | None) -> None:
+    """Raise FlagError if samples can be shorter than a window of the losses."""
+    if auxiliary is not None and dataset.recipe.shortest < auxiliary.shortest:
+        raise FlagError(
+            f"samples can have {dataset.recipe.shortest} frames, but {' and '.join(auxiliary.names)} look at "
+            f"{auxiliary.shortest} at once: --min_frames 17"
+        )
+
+
+def make_validation(
+    args: argparse.Namespace, module: OmniAvatarTrainingModule, accelerator: OmniAccelerator
+) -> Validation | None:
+    """What generates and measures the validation videos; None without `--validation_data`."""
+    if args.validation_data is None:
+        return None
+    return Validation(
+        module=module,
+        accelerator=accelerator,
+        samples=read_samples(args.validation_data),
+        folder=Path(args.output_path) / "validation",
+        steps=args.validation_num_inference_steps,
+        seed=args.seed,
+        metrics=load_metrics(args.validation_metrics),
+        at_start=args.validate_at_start,
+    )
+
+
+def print_plan(lines: Iterable[tuple[str, Any]]) -> None:
+    """A table of names and values."""
+    for name, value in lines:
+        print(f"{name:<24} {value}")
+
+
+def plan_of(
+    args: argparse.Namespace,
+    dataset: OmniAvatarDataset,
+    module: OmniAvatarTrainingModule,
+    settings: LoopSettings,
+    processes: int,
+) -> list[tuple[str, Any]]:
+    """What `--dry_run` prints."""
+    height, width = args.height, args.width
+    size = f"{height}x{width}" if height else "of the clips, among the trained sizes"
+    trained = trainable_parameters(module)
+    others = sum(value.nbytes for name, value in module.named_parameters() if not name.startswith("pipe.dit."))
+    frames = args.num_frames or "up to max_tokens"
+    tokens = module.config.conventions.max_tokens
+    if height and args.num_frames:
+        tokens = latent_frames(args.num_frames) * (height // 16) * (width // 16)
+    config = module.pipe.dit.config
+    memory = predicted_rows(
+        config,
+        module.config.lora,
+        module.settings,
+        BlockShape.of(config, batch=args.batch_size, tokens=tokens, element_size=DTYPES[args.dtype].itemsize),
+        module.pipe.dit.runner,
+        fp32_master_weights=settings.fp32_master_weights,
+    )
+    return [
+        ("mode", f"{args.omniavatar_mode}, {module.config.in_dim} channels"),
+        ("samples", len(dataset)),
+        ("size", size),
+        ("frames", frames),
+        ("losses", ", ".join(["flow", *(module.auxiliary.names if module.auxiliary is not None else [])])),
+        ("transformer tokens", tokens),
+        ("processes", processes),
+        ("batch", f"{args.batch_size} x accumulation {settings.gradient_accumulation_steps} x {processes} process(es)"),
+        ("optimizer steps", settings.max_steps),
+        ("trainable parameters", f"{trained:,}"),
+        ("encoders", f"{others / 2**30:.2f} GiB"),
+        *memory,
+        *([("quantised", "not counted")] if hasattr(module.pipe.dit, "quantize_config") else []),
+    ]
+
+
+def _resume_folder(args: argparse.Namespace) -> Path | None:
+    if args.resume is None:
+        return None
+    return find_latest(args.output_path) if args.resume == "latest" else Path(args.resume)
+
+
+def _loop_settings(args: argparse.Namespace, samples: int, processes: int) -> LoopSettings:
+    steps = args.max_steps or steps_in_epochs(args.num_epochs, samples, processes, args.gradient_accumulation_steps)
+    return LoopSettings(
+        max_steps=steps,
+        seed=args.seed,
+        lr_schedule=args.lr_schedule,
+        warmup_steps=args.warmup_steps,
+        max_grad_norm=args.max_grad_norm,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        fp32_master_weights=args.fp32_master_weights,
+        resume=_resume_folder(args),
+    )
+
+
+def _save_arguments(args: argparse.Namespace) -> None:
+    values = {name: value for name, value in sorted(vars(args).items()) if name not in ("config", "dry_run")}
+    text = yaml.safe_dump({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    checkpoint.write_atomically(Path(args.output_path) / "config.yaml", write)
+
+
+def _logger_options(args: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "enable_tensorboard_log",
+        "enable_csv_log",
+        "enable_wandb_log",
+        "enable_swanlab_log",
+        "wandb_project",
+        "swanlab_project",
+    )
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None:
+    """`--task sft:data_process`: write a cache to the output path."""
+    accelerator = Accelerator()
+    settings = clip_settings(args, conventions)
+    pipe = encoder_pipeline(
+        settings,
+        model_configs=_base_configs(args, accelerator.device),
+        tokenizer_config=None if args.tokenizer_path is None else host.ModelConfig(path=args.tokenizer_path),
+        wav2vec2=args.wav2vec2_path,
+        device=str(accelerator.device),
+        dtype=DTYPES[args.dtype],
+    )
+    report = process_data(
+        pipe,
+        named_clips(args),
+        settings=settings,
+        recipe=recipe_of(args, conventions),
+        accelerator=accelerator,
+        args=args,
+    )
+    if accelerator.is_main_process:
+        for name, reason in report.faults:
+            logger.warning("left out: %s: %s", name, reason)
+        print(f"{args.output_path}: {report.encoded} clips encoded, {len(report.faults)} faults")
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run what the flags say."""
+    processes = PartialState().num_processes
+    register_family()
+    conventions = conventions_of(args)
+    if args.task == "sft:data_process":
+        run_data_process(args, conventions)
+        return
+    dataset = build_dataset(args, conventions)
+    settings = _loop_settings(args, len(dataset), processes)
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
+    accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
+    place = torch.device("cpu") if args.stream_weights and not args.reference else accelerator.device
+    pipe, config = load_training_pipeline(args, conventions, place)
+    pipe.device = accelerator.device
+    auxiliary = load_auxiliary(args, accelerator.device)
+    check_lengths(dataset, auxiliary)
+    check_networks(dataset, pipe, auxiliary)
+    module = OmniAvatarTrainingModule(pipe, config, _step_settings(args), auxiliary)
+    module.on_parts = accelerator.report_parts
+    if accelerator.is_main_process:
+        print_plan(plan_of(args, dataset, module, settings, processes))
+    if args.dry_run:
+        return
+    if accelerator.is_main_process:
+        _save_arguments(args)
+    training_logger = TrainingLogger(
+        accelerator,
+        module,
+        args.output_path,
+        trained_tensors=module.trained_tensors,
+        export=module.export,
+        checkpoints_total_limit=args.checkpoints_total_limit,
+        validate=make_validation(args, module, accelerator),
+        validation_steps=args.validation_steps,
+        log_steps=args.log_steps,
+        **_logger_options(args),
+    )
+    args.num_epochs = accelerator.epochs_to_run(len(dataset))
+    host.launch_training_task(accelerator, dataset, module, training_logger, args)
+
+
+def _step_settings(args: argparse.Namespace) -> StepSettings:
+    names = [field.name for field in dataclasses.fields(StepSettings)]
+    return StepSettings(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the exit code is 2 for faulty flags."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    expandable_segments()
+    try:
+        train(parse_arguments(argv))
+    except (ValueError, FileNotFoundError) as error:
+        if "--debug" in (sys.argv if argv is None else argv):
+            raise
+        print(f"diffsynth_omniavatar.train: error: {error}", file=sys.stderr)
+        return 2
+    return 0
