@@ -41,8 +41,8 @@ from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_checkpoints
 from diffsynth_omniavatar.training.flags import memory_amount
-from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
-from diffsynth_omniavatar.training.settings import LoopSettings
+from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, add_lora, trainable_parameters
+from diffsynth_omniavatar.training.settings import LoopSettings, StepSettings
 
 SAVED_STEP = 3
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -12,7 +12,8 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import Conventions
-from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings
+from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule
+from diffsynth_omniavatar.training.settings import StepSettings
 
 FRAMES, SIZE = 9, 32
 """Of `live_sample`."""

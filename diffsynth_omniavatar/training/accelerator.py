@@ -211,8 +211,15 @@ class OmniAccelerator(Accelerator):
         configure(self.state.deepspeed_plugin, self.settings)
         hide_frozen_networks(model)
         engine, _ = super().prepare(model, optimizer)
-        self.engine = EngineOptimizer(engine, self)
+        self.engine = EngineOptimizer(engine, self._after_engine_step)
         return engine, self.engine, *others
+
+    def _after_engine_step(self) -> None:
+        """Count the engine's step. One with a gradient that is not finite has been made, and is not saved."""
+        if self.engine is not None and self.sync_gradients:
+            norm = self.engine.gradient_norm()
+            self.check_finite("gradient norm", norm)
+            self.finish_step(lr=self.engine.groups[0]["lr"], grad_norm=norm)
 
     def _exchange(self, obj: Any) -> Any:
         if isinstance(obj, torch.nn.Module):
@@ -294,7 +301,7 @@ class OmniAccelerator(Accelerator):
         self.check_finite("loss", value)
         self.report(loss=value)
         if self.engine is not None and self.sync_gradients:
-            self.engine.before_backward()
+            self.engine.before_backward(self.settings.lr_factor(self.steps_done))
         super().backward(loss, **kwargs)
 
     def finish_step(self, **values: float) -> None:

@@ -6,16 +6,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..model.blocks.memory_plan import KEEPABLE, BlockShape, Kept, count_weights, option_changes, plan_kept, step_memory
 from ..model.blocks.runner import BlockRunner
 from ..model.config import LoRAConfig, OmniAvatarConfig
-
-if TYPE_CHECKING:
-    from .module import StepSettings
+from .settings import StepSettings
 
 logger = logging.getLogger(__name__)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,56 +18,14 @@ from ..losses.flow import flow_loss
 from ..media.clip import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..model import checkpoint
-from ..model.blocks.memory_plan import Way
 from ..model.blocks.runner import COMPARED_GRADIENTS, TORCH, BlockRunner, block_weights
 from ..model.config import CheckpointConfig, LoRAConfig
 from .auxiliary import AuxiliaryLosses
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
+from .settings import StepSettings
 
 ENCODERS = ("text_encoder", "vae", "speech_encoder")
 """Frozen networks that a cache makes superfluous."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSettings:
-    """How a training step computes."""
-
-    mouth_weight: float | None = None
-    """V2V: weight of the squared error inside the mouth mask, 1 outside; the mean stays a weighted mean."""
-    use_gradient_checkpointing: bool = True
-    use_gradient_checkpointing_offload: bool = False
-    """Let the blocks' inputs wait for the backward pass in main memory."""
-    activation_memory: float | Literal["auto"] | None = None
-    """GiB for results of the blocks that are kept for the backward pass beside the blocks' inputs, or "auto"; see
-    `blocks.BlockRunner`. Needs LoRA. None recomputes all or nothing, as gradient checkpointing says."""
-    compile: bool = False
-    """Compile the pieces of a block."""
-    stream_weights: bool = False
-    """Let the frozen weights of the blocks wait in main memory, and come one block ahead. Needs LoRA."""
-    fp32_master_weights: bool = False
-    """AdamW steps float32 copies, so that its moments take float32 too."""
-    reference: bool = False
-    """Use the host's own blocks, whatever the three settings above say."""
-    offload_frozen: bool = False
-    """Keep text encoder, VAE and wav2vec2 in main memory and bring each to the device for its work only."""
-    max_timestep_boundary: float = 1.0
-    min_timestep_boundary: float = 0.0
-    tiled: bool = False
-    """Encode videos in VAE tiles: less memory, shifted colours."""
-    vram_report: bool = False
-    """Print the memory of each stage of the third step, and what flags would change of it (CUDA)."""
-
-    @property
-    def way(self) -> Way:
-        """How the blocks are computed."""
-        own = self.compile or self.stream_weights or self.activation_memory is not None
-        if self.reference or not own:
-            return Way(offload=self.use_gradient_checkpointing_offload)
-        return Way(
-            blocks="compiled" if self.compile else "eager",
-            offload=self.use_gradient_checkpointing_offload,
-            stream=self.stream_weights,
-        )
 
 
 def add_lora(dit: Any, lora: LoRAConfig) -> None:
@@ -237,25 +194,21 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
 
     def cached_audio(self, sample: TrainingSample) -> Tensor | None:
         """Cached features [B, F, C], those of silence where the recipe drops the sound."""
-        if sample.audio_features is None:
-            return None
-        if not sample.drop_audio.any():
-            return sample.audio_features
-        silent = sample.silent_features
-        if silent is None:
-            silent = self.pipe.encode_speech(torch.zeros(sample.num_frames * SAMPLES_PER_FRAME), sample.num_frames)
-        return torch.where(sample.drop_audio.view(-1, 1, 1), silent.to(sample.audio_features), sample.audio_features)
+
+        def silence() -> Tensor:
+            if sample.silent_features is not None:
+                return sample.silent_features
+            return self.pipe.encode_speech(torch.zeros(sample.num_frames * SAMPLES_PER_FRAME), sample.num_frames)
+
+        return _with_dropped(sample.audio_features, sample.drop_audio, silence)
 
     def cached_context(self, sample: TrainingSample) -> Tensor | None:
         """Cached text embeddings [B, L, D], that of the empty prompt where the recipe drops the text."""
-        if sample.context is None:
-            return None
-        if not sample.drop_text.any():
-            return sample.context
-        empty = sample.empty_context
-        if empty is None:
-            empty = self.pipe.encode_prompt("")
-        return torch.where(sample.drop_text.view(-1, 1, 1), empty.to(sample.context), sample.context)
+
+        def no_text() -> Tensor:
+            return self.pipe.encode_prompt("") if sample.empty_context is None else sample.empty_context
+
+        return _with_dropped(sample.context, sample.drop_text, no_text)
 
     @contextmanager
     def encoders_on_device(self) -> Iterator[None]:
@@ -282,6 +235,13 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
     def export(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write `trained_tensors` as a single safetensors file that `from_pretrained` and `omniavatar convert` read."""
         checkpoint.save_safetensors(path, tensors, self.config)
+
+
+def _with_dropped(values: Tensor | None, drop: Tensor, nothing: Callable[[], Tensor]) -> Tensor | None:
+    """Values [B, n, C] with `nothing()`, [n, C] or [1, n, C], in the place of the clips to drop, bool [B]."""
+    if values is None or not drop.any():
+        return values
+    return torch.where(drop.view(-1, 1, 1), nothing().to(values), values)
 
 
 def _pixels(frames: Tensor | None) -> Tensor | None:

@@ -37,8 +37,8 @@ from .callbacks import TrainingLogger, find_latest
 from .data_process import process_data
 from .flags import DTYPES, FlagError, parse_arguments
 from .memory_report import predicted_rows
-from .module import OmniAvatarTrainingModule, StepSettings, add_lora, trainable_parameters
-from .settings import LoopSettings, steps_in_epochs
+from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
+from .settings import LoopSettings, StepSettings, steps_in_epochs
 from .validation import Validation, load_metrics, read_samples
 
 logger = logging.getLogger(__name__)
@@ -305,18 +305,15 @@ def _resume_folder(args: argparse.Namespace) -> Path | None:
     return find_latest(args.output_path) if args.resume == "latest" else Path(args.resume)
 
 
+def _given(args: argparse.Namespace, settings: type) -> dict[str, Any]:
+    """What the flags say of the fields of a dataclass."""
+    names = [field.name for field in dataclasses.fields(settings)]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
 def _loop_settings(args: argparse.Namespace, samples: int, processes: int) -> LoopSettings:
     steps = args.max_steps or steps_in_epochs(args.num_epochs, samples, processes, args.gradient_accumulation_steps)
-    return LoopSettings(
-        max_steps=steps,
-        seed=args.seed,
-        lr_schedule=args.lr_schedule,
-        warmup_steps=args.warmup_steps,
-        max_grad_norm=args.max_grad_norm,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        fp32_master_weights=args.fp32_master_weights,
-        resume=_resume_folder(args),
-    )
+    return LoopSettings(**_given(args, LoopSettings) | {"max_steps": steps, "resume": _resume_folder(args)})
 
 
 def _save_arguments(args: argparse.Namespace) -> None:
@@ -385,7 +382,7 @@ def train(args: argparse.Namespace) -> None:
     auxiliary = load_auxiliary(args, accelerator.device)
     check_lengths(dataset, auxiliary)
     check_networks(dataset, pipe, auxiliary)
-    module = OmniAvatarTrainingModule(pipe, config, _step_settings(args), auxiliary)
+    module = OmniAvatarTrainingModule(pipe, config, StepSettings(**_given(args, StepSettings)), auxiliary)
     module.on_parts = accelerator.report_parts
     if accelerator.is_main_process:
         print_plan(plan_of(args, dataset, module, settings, processes))
@@ -407,11 +404,6 @@ def train(args: argparse.Namespace) -> None:
     )
     args.num_epochs = accelerator.epochs_to_run(len(dataset))
     host.launch_training_task(accelerator, dataset, module, training_logger, args)
-
-
-def _step_settings(args: argparse.Namespace) -> StepSettings:
-    names = [field.name for field in dataclasses.fields(StepSettings)]
-    return StepSettings(**{name: getattr(args, name) for name in names if hasattr(args, name)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

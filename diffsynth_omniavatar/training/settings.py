@@ -1,4 +1,4 @@
-"""How a training run goes: numbers only, no torch."""
+"""How a training run goes and how a step computes: plain values, no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from ..model.blocks.memory_plan import Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +61,45 @@ class LoopSettings:
 def steps_in_epochs(epochs: int, samples: int, processes: int, gradient_accumulation_steps: int) -> int:
     """The optimizer steps in `epochs` passes over `samples` samples: the max_steps of a run that is given in epochs."""
     return max(1, epochs * samples // (processes * gradient_accumulation_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """How a training step computes."""
+
+    mouth_weight: float | None = None
+    """V2V: weight of the squared error inside the mouth mask, 1 outside; the mean stays a weighted mean."""
+    use_gradient_checkpointing: bool = True
+    use_gradient_checkpointing_offload: bool = False
+    """Let the blocks' inputs wait for the backward pass in main memory."""
+    activation_memory: float | Literal["auto"] | None = None
+    """GiB for results of the blocks that are kept for the backward pass beside the blocks' inputs, or "auto"; see
+    `blocks.BlockRunner`. Needs LoRA. None recomputes all or nothing, as gradient checkpointing says."""
+    compile: bool = False
+    """Compile the pieces of a block."""
+    stream_weights: bool = False
+    """Let the frozen weights of the blocks wait in main memory, and come one block ahead. Needs LoRA."""
+    fp32_master_weights: bool = False
+    """AdamW steps float32 copies, so that its moments take float32 too."""
+    reference: bool = False
+    """Use the host's own blocks, whatever the three settings above say."""
+    offload_frozen: bool = False
+    """Keep text encoder, VAE and wav2vec2 in main memory and bring each to the device for its work only."""
+    max_timestep_boundary: float = 1.0
+    min_timestep_boundary: float = 0.0
+    tiled: bool = False
+    """Encode videos in VAE tiles: less memory, shifted colours."""
+    vram_report: bool = False
+    """Print the memory of each stage of the third step, and what flags would change of it (CUDA)."""
+
+    @property
+    def way(self) -> Way:
+        """How the blocks are computed."""
+        own = self.compile or self.stream_weights or self.activation_memory is not None
+        if self.reference or not own:
+            return Way(offload=self.use_gradient_checkpointing_offload)
+        return Way(
+            blocks="compiled" if self.compile else "eager",
+            offload=self.use_gradient_checkpointing_offload,
+            stream=self.stream_weights,
+        )

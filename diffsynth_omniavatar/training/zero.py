@@ -6,17 +6,14 @@ formats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .settings import LoopSettings
-
-if TYPE_CHECKING:
-    from .accelerator import OmniAccelerator
 
 SHARDS = "deepspeed"
 """Folder in a checkpoint: weights and optimizer as the engine writes them, a file for each process."""
@@ -66,30 +63,34 @@ def gathered_weights(module: torch.nn.Module, stage: int) -> Iterator[None]:
 
 
 class EngineOptimizer:
-    """Takes the place of the host's optimizer: the engine has stepped when the host calls it."""
+    """Takes the place of the host's optimizer: the engine has stepped when the host calls it.
 
-    def __init__(self, engine: Any, accelerator: OmniAccelerator) -> None:
+    Args:
+        engine: DeepSpeed's.
+        after_step: called where the host steps its optimizer.
+    """
+
+    def __init__(self, engine: Any, after_step: Callable[[], None]) -> None:
         self.engine = engine
-        self.accelerator = accelerator
+        self.after_step = after_step
 
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups."""
         return self.engine.optimizer.param_groups
 
-    def before_backward(self) -> None:
+    def before_backward(self, lr_factor: float) -> None:
         """Set the learning rate of the step that the engine makes at the end of this backward pass."""
-        factor = self.accelerator.settings.lr_factor(self.accelerator.steps_done)
         for group in self.groups:
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = group["initial_lr"] * lr_factor
+
+    def gradient_norm(self) -> float:
+        """The L2 norm of the gradient of the engine's last step."""
+        return float(self.engine.get_global_grad_norm())
 
     def step(self) -> None:
-        """Count the engine's step. One with a gradient that is not finite has been made, and is not saved."""
-        accelerator = self.accelerator
-        if accelerator.sync_gradients:
-            norm = float(self.engine.get_global_grad_norm())
-            accelerator.check_finite("gradient norm", norm)
-            accelerator.finish_step(lr=self.groups[0]["lr"], grad_norm=norm)
+        """Tell that the engine has stepped."""
+        self.after_step()
 
     def zero_grad(self) -> None:
         """Nothing: the engine clears the gradients that it used."""

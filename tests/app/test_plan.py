@@ -29,7 +29,8 @@ from diffsynth_omniavatar.model.small_family import TINY
 from diffsynth_omniavatar.training import memory_report
 from diffsynth_omniavatar.training.flags import build_parser
 from diffsynth_omniavatar.training.memory_report import Reading, predicted_rows, report_lines
-from diffsynth_omniavatar.training.module import StepSettings, add_lora, select_trainable, trainable_parameters
+from diffsynth_omniavatar.training.module import add_lora, select_trainable, trainable_parameters
+from diffsynth_omniavatar.training.settings import StepSettings
 
 GIB = 2**30
 TABLE = plan.Table.read(

@@ -28,7 +28,8 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.clip import Sound
 from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
-from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule, StepSettings
+from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule
+from diffsynth_omniavatar.training.settings import StepSettings
 
 SETTINGS = ClipSettings(height=32, width=32, in_dim=49)
 RECIPE = Recipe(prefix_frames=(1, 5), max_tokens=17)

@@ -18,7 +18,8 @@ from diffsynth_omniavatar.model.blocks.memory_plan import KEEPABLE, BlockShape, 
 from diffsynth_omniavatar.model.blocks.runner import BlockCall, BlockRunner, Modulation
 from diffsynth_omniavatar.model.config import LoRAConfig
 from diffsynth_omniavatar.training import module
-from diffsynth_omniavatar.training.module import StepSettings, add_lora, choose_blocks, select_trainable
+from diffsynth_omniavatar.training.module import add_lora, choose_blocks, select_trainable
+from diffsynth_omniavatar.training.settings import StepSettings
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5

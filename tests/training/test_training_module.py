@@ -12,7 +12,8 @@ from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
-from diffsynth_omniavatar.training.module import StepSettings, select_trainable
+from diffsynth_omniavatar.training.module import select_trainable
+from diffsynth_omniavatar.training.settings import StepSettings
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5
