@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffsynth_omniavatar"
 WITHOUT_HOST = ("media.timeline", "media.clip", "model.config", "model.speech_encoder", "model.files", "host.versions")
 WITHOUT_HOST += (
+    "losses.frame_decoder",
     "losses.decode",
     "losses.frozen",
     "losses.sync",

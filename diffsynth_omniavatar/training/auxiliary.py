@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..losses import trepa
-from ..losses.decode import Window, decode_frames, decode_with_losses, frames_of, predicted_latents, surrogate_loss
+from ..losses.decode import Window, decode_with_losses, predicted_latents, surrogate_loss
+from ..losses.frame_decoder import decode_frames, frames_of
 from ..losses.lpips import LpipsLoss
 from ..losses.sync import SyncLoss, mel_spectrogram, mel_window
 from ..losses.trepa import TrepaLoss

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from diffsynth_omniavatar.losses.decode import (
-    FrameDecoder,
     Window,
     choose_memory,
     decode_with_losses,
-    frames_of,
-    latent_of,
     predicted_latents,
     surrogate_loss,
 )
+from diffsynth_omniavatar.losses.frame_decoder import FrameDecoder, frames_of, latent_of
 from diffsynth_omniavatar.model.small_family import SmallVAE, _randomise
 
 RELATIVE = 1e-6
