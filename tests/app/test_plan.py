@@ -235,7 +235,7 @@ def test_what_cannot_be_is_refused(flags, message):
 
 
 def test_the_command_needs_no_torch():
-    code = "import sys; from diffsynth_omniavatar import cli; cli.main(['plan', '--gpu', '24']); "
+    code = "import sys; from diffsynth_omniavatar.app import cli; cli.main(['plan', '--gpu', '24']); "
     code += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
