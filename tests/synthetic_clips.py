@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffsynth_omniavatar.media.clip import Sound, VideoWriter
-from diffsynth_omniavatar.nano.speaker import draw_clip
+from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 
 LEVEL_STEP = 6
 """Grey levels between frames; lossless coding of a flat picture changes less than half of that."""

@@ -17,7 +17,8 @@ WITHOUT_HOST += (
     "losses.sync",
     "losses.lpips",
     "losses.trepa",
-    "nano.speaker",
+    "nano.speaker.clips",
+    "nano.speaker.recording",
     "nano.measure",
 )
 

@@ -37,7 +37,9 @@ from ..model.files import NANO_FOLDER, NANO_I2V
 from ..nano.batch import Sampling
 from ..nano.evaluate import correlation, generate_file, load_family, psnr, static_region, validation_loss, write_video
 from ..nano.measure import measure_mouth
-from ..nano.speaker import SIZE, Identity, SpeakerClip, draw_clip, write_clips
+from ..nano.speaker.clips import SpeakerClip, draw_clip, write_clips
+from ..nano.speaker.drawing import SIZE
+from ..nano.speaker.identity import Identity
 from ..training.callbacks import find_latest
 
 FRAMES = 73
@@ -70,7 +72,7 @@ NEWCOMER = Identity(
     parting=4.0,
     fringe=-5.0,
 )
-"""A narrow face, high brows, a low fringe and big eyes: sizes that `speaker.draw_identity` never draws. The colours are
+"""A narrow face, high brows, a low fringe and big eyes: sizes that `draw_identity` never draws. The colours are
 those of others, as the small VAE shows no new ones."""
 
 

@@ -17,7 +17,7 @@ from ..model.checkpoint import load_checkpoint, save_safetensors
 from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import half, write_fresh_nano
-from .speaker import draw_identity
+from .speaker.identity import draw_identity
 
 PROMPTS = 2000
 """Prompts from which the tokenizer learns its words."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from ..media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
-from .speaker import Split, draw_clip, draw_sentence, draw_voice, phoneme_labels, synthesise
+from .processes import process_map
+from .speaker.clips import draw_clip
+from .speaker.phonemes import draw_sentence, phoneme_labels
+from .speaker.splits import Split
+from .speaker.voice import draw_voice, synthesise
 
 T = TypeVar("T")
 
@@ -41,8 +43,5 @@ def _speech(seed: int, *, frames: int, split: Split) -> tuple[np.ndarray, np.nda
 
 def _in_parallel(work: Callable[[int], T], seeds: Sequence[int]) -> list[T]:
     cores = os.cpu_count() or 1
-    if cores == 1 or len(seeds) < 4 * cores:
-        return [work(seed) for seed in seeds]
-    # Forking a process in which torch has started threads can hang.
-    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(work, seeds, chunksize=4))
+    with process_map(cores if len(seeds) >= 4 * cores else 1) as map_over:
+        return map_over(work, seeds)

@@ -38,7 +38,10 @@ from ..metrics.plots import Series, line_plot
 from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from .batch import Sampling, Take, encode_videos, generate_takes, pixels
 from .measure import correlation, measure_mouth, measure_sway
-from .speaker import SIZE, Identity, Motion, SpeakerClip, draw_clip, render
+from .speaker.clips import SpeakerClip, draw_clip
+from .speaker.drawing import SIZE, render
+from .speaker.identity import Identity
+from .speaker.motion import Motion
 
 # -------------------------------------------------------------------------------------------------------------- figures
 

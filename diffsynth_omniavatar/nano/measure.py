@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .speaker import CORNER, INSIDE, LIP, NARROW, OPENING, SIZE, SPREAD
+from .speaker.drawing import CORNER, INSIDE, LIP, NARROW, OPENING, SIZE, SPREAD
 
 SEARCHED = (0.50, 0.92, 0.10, 0.90)
 """Rows and columns among which the mouth is looked for, in parts of height and width."""
@@ -23,7 +23,7 @@ LEAST_PIXELS = 12
 
 
 def measure_mouth(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Openness and width of the speaker's mouth, in the units of `speaker.render`.
+    """Openness and width of the speaker's mouth, in the units of `drawing.render`.
 
     Args:
         frames: uint8 [F, H, W, 3], RGB, H = W.

@@ -30,7 +30,7 @@ from ..model.checkpoint import write_atomically
 from ..model.small_family import NANO, half
 from ..model.speech_encoder import AudioEncoder, normalise
 from .draw import draw_speech
-from .speaker import PHONEMES
+from .speaker.phonemes import PHONEMES
 
 CLIP_FRAMES = 125
 SHORTEST = 33

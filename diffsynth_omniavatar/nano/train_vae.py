@@ -35,7 +35,7 @@ from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import NANO, SmallVAE, half
 from .draw import draw_frames
 from .measure import correlation, measure_mouth
-from .speaker import FACE, MOUTH, OPENING, SIZE
+from .speaker.drawing import FACE, MOUTH, OPENING, SIZE
 
 CLIP_FRAMES = 33
 STAGES = ((0.10, 1), (0.60, 5), (0.80, 9), (1.00, 17))

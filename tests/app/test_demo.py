@@ -12,7 +12,8 @@ from stand_in import write_nano_like_family
 from diffsynth_omniavatar.app import cli, demo
 from diffsynth_omniavatar.media.clip import probe_video
 from diffsynth_omniavatar.nano.measure import measure_mouth
-from diffsynth_omniavatar.nano.speaker import draw_clip, draw_identity
+from diffsynth_omniavatar.nano.speaker.clips import draw_clip
+from diffsynth_omniavatar.nano.speaker.identity import draw_identity
 
 SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
 

@@ -17,7 +17,8 @@ from diffsynth_omniavatar.nano import evaluate
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
 from diffsynth_omniavatar.nano.evaluate import best_lag, colour_drift, correlation, drift_at_end, psnr, static_region
 from diffsynth_omniavatar.nano.measure import measure_mouth
-from diffsynth_omniavatar.nano.speaker import SIZE, draw_clip
+from diffsynth_omniavatar.nano.speaker.clips import draw_clip
+from diffsynth_omniavatar.nano.speaker.drawing import SIZE
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from diffsynth_omniavatar.model.checkpoint import (
 from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder, normalise
 from diffsynth_omniavatar.nano import assemble, draw, train_speech, train_vae
-from diffsynth_omniavatar.nano.speaker import draw_clip
+from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 
 PACKAGED = files.NANO_FOLDER
 PROMPT = "A person with long grey hair in blue clothes, in front of a beige wall, talks and keeps the head still."

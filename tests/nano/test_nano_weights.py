@@ -11,7 +11,7 @@ from diffsynth_omniavatar.model.small_family import NANO, SmallVAE
 from diffsynth_omniavatar.nano import evaluate
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
 from diffsynth_omniavatar.nano.measure import correlation, measure_mouth
-from diffsynth_omniavatar.nano.speaker import cut_start, draw_clip
+from diffsynth_omniavatar.nano.speaker.clips import cut_start, draw_clip
 from diffsynth_omniavatar.nano.train_vae import figures, reconstruct
 from diffsynth_omniavatar.training.callbacks import find_latest
 

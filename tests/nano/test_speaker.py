@@ -10,9 +10,16 @@ import torch
 
 from diffsynth_omniavatar.generation.conditioning import load_mouth_mask
 from diffsynth_omniavatar.media.clip import load_sound, read_frames, speech_waveform
-from diffsynth_omniavatar.nano import speaker
 from diffsynth_omniavatar.nano.measure import measure_mouth, measure_sway
-from diffsynth_omniavatar.nano.speaker import PHONEMES, SIZE, draw_clip, draw_identity, draw_voice, render, synthesise
+from diffsynth_omniavatar.nano.speaker import phonemes
+from diffsynth_omniavatar.nano.speaker.__main__ import main
+from diffsynth_omniavatar.nano.speaker.clips import cut_start, draw_clip, write_clips
+from diffsynth_omniavatar.nano.speaker.drawing import SIZE, render
+from diffsynth_omniavatar.nano.speaker.identity import draw_identity
+from diffsynth_omniavatar.nano.speaker.motion import Motion, draw_motion, still
+from diffsynth_omniavatar.nano.speaker.phonemes import PHONEMES, Sentence, draw_sentence, mouth_curves, phoneme_labels
+from diffsynth_omniavatar.nano.speaker.recording import mouth_of_recording
+from diffsynth_omniavatar.nano.speaker.voice import draw_voice, synthesise
 
 FRAMES = 61
 
@@ -92,7 +99,7 @@ def test_splits_share_no_words_looks_or_voices():
         rng = np.random.default_rng(0)
         identities = [draw_identity(rng, split=split) for _ in range(150)]
         voices = [draw_voice(rng, split=split) for _ in range(150)]
-        words = {repr(speaker._draw_word(rng, split)) for _ in range(150)}
+        words = {repr(phonemes._draw_word(rng, split)) for _ in range(150)}
         tones = {int(np.log(voice.pitch / 90) / np.log(3) * 20) for voice in voices}
         return {identity.look for identity in identities}, words, tones
 
@@ -123,42 +130,42 @@ def test_loudness_does_not_tell_the_mouth_but_the_spectrum_does(clips):
 
 def test_phonemes_look_the_same_in_all_voices():
     rng = np.random.default_rng(0)
-    sentence = speaker.draw_sentence(rng, 2.0, split="train")
+    sentence = draw_sentence(rng, 2.0, split="train")
     high, low = (draw_voice(rng, split="train") for _ in range(2))
     sounds = [synthesise(sentence, voice, np.random.default_rng(1), 32000) for voice in (high, low)]
     assert abs(correlation(*sounds)) < 0.5
-    openness, width = speaker.mouth_curves(sentence, 50)
-    labels = speaker.phoneme_labels(sentence, 50)
+    openness, width = mouth_curves(sentence, 50)
+    labels = phoneme_labels(sentence, 50)
     targets = np.array([(PHONEMES[label].openness, PHONEMES[label].width) for label in labels])
     assert correlation(openness, targets[:, 0]) > 0.8 and correlation(width, targets[:, 1]) > 0.8
 
 
 def test_the_mouth_is_where_the_sound_is():
     """One open vowel between pauses: sound and openness have their middle at the same time."""
-    sentence = speaker.Sentence(np.array([0, 1, 0]), np.array([0.7, 0.3, 1.0]), np.ones(3))
+    sentence = Sentence(np.array([0, 1, 0]), np.array([0.7, 0.3, 1.0]), np.ones(3))
     voice = replace(draw_voice(np.random.default_rng(0), split="train"), hiss=0.0)
     sound = synthesise(sentence, voice, np.random.default_rng(1), 32000)
     power = sound.astype(float) ** 2
     heard = (power * (np.arange(32000) + 0.5)).sum() / power.sum() / 16000
-    openness, _ = speaker.mouth_curves(sentence, 50)
+    openness, _ = mouth_curves(sentence, 50)
     seen = (openness * (np.arange(50) + 0.5)).sum() / openness.sum() / 25
     assert seen == pytest.approx(0.85, abs=1e-3)
     assert heard == pytest.approx(0.85, abs=0.02)
 
 
 def test_silence_closes_the_mouth(clips):
-    pause = speaker.Sentence(np.array([0]), np.array([9.0]), np.array([0.0]))
-    openness, width = speaker.mouth_curves(pause, 5)
+    pause = Sentence(np.array([0]), np.array([9.0]), np.array([0.0]))
+    openness, width = mouth_curves(pause, 5)
     assert not openness.any() and (width == 0.5).all()
-    seen, _ = measure_mouth(render(clips[0].identity, openness, width, speaker.still(5)))
+    seen, _ = measure_mouth(render(clips[0].identity, openness, width, still(5)))
     assert np.abs(seen).max() < 0.03
-    for curve in speaker.mouth_of_recording(np.zeros(3200, np.float32)):
+    for curve in mouth_of_recording(np.zeros(3200, np.float32)):
         assert curve.shape == (5,)
-    assert not speaker.mouth_of_recording(np.zeros(3200, np.float32))[0].any()
+    assert not mouth_of_recording(np.zeros(3200, np.float32))[0].any()
 
 
 def test_a_recording_drives_the_mouth_roughly(clips):
-    found = [speaker.mouth_of_recording(clip.waveform) for clip in clips]
+    found = [mouth_of_recording(clip.waveform) for clip in clips]
     assert correlation(np.concatenate([o for o, _ in found]), np.concatenate([c.openness for c in clips])) > 0.75
     assert correlation(np.concatenate([w for _, w in found]), np.concatenate([c.width for c in clips])) > 0.6
 
@@ -167,9 +174,7 @@ def test_head_and_eyes_know_nothing_of_the_sound(clips):
     """The head moves alike to any sound, and the mouth is the same however the head moves."""
     clip = clips[1]
     rng = np.random.default_rng(0)
-    moved = [
-        render(clip.identity, clip.openness, clip.width, speaker.draw_motion(rng, FRAMES, sways=s)) for s in (0, 1)
-    ]
+    moved = [render(clip.identity, clip.openness, clip.width, draw_motion(rng, FRAMES, sways=s)) for s in (0, 1)]
     (still, _), (swaying, _) = (measure_mouth(frames) for frames in moved)
     assert np.abs(still - swaying).max() < 0.05
     upper = slice(0, SIZE // 2)
@@ -217,14 +222,14 @@ def test_what_speech_changes_lies_inside_the_mouth_mask():
     for identity in (draw_identity(rng, split="train") for _ in range(8)):
         for x, y, roll in corners:
             place = [np.full(4, value, np.float32) for value in (x, y, roll, 0, 0)]
-            frames = render(identity, openness, width, speaker.Motion(*place)).astype(int)
+            frames = render(identity, openness, width, Motion(*place)).astype(int)
             changed = (frames != frames[:1]).any(axis=(0, 3))
             assert changed.any() and not (changed & kept).any()
 
 
 def test_the_corners_of_that_test_are_as_far_as_the_head_goes():
     rng = np.random.default_rng(0)
-    motions = [speaker.draw_motion(rng, 100, sways=True) for _ in range(100)]
+    motions = [draw_motion(rng, 100, sways=True) for _ in range(100)]
     for name, limit in (("x", 9.1), ("y", 1.4), ("roll", 0.045)):
         assert max(np.abs(getattr(motion, name)).max() for motion in motions) <= limit
 
@@ -233,7 +238,7 @@ def test_the_corners_of_that_test_are_as_far_as_the_head_goes():
 
 
 def test_written_clips_are_read_back_in_step(tmp_path):
-    table = speaker.write_clips(tmp_path / "data", range(2, 4), 33, split="train")
+    table = write_clips(tmp_path / "data", range(2, 4), 33, split="train")
     with table.open(newline="") as content:
         rows = list(csv.DictReader(content))
     assert [row["video"] for row in rows] == ["train_000002.mp4", "train_000003.mp4"]
@@ -259,11 +264,11 @@ def test_written_clips_are_read_back_in_step(tmp_path):
 
 def test_what_is_spoken_before_a_clip_is_cut_in_picture_and_sound(tmp_path):
     whole = draw_clip(3, 60, split="train")
-    cut = speaker.cut_start(whole, 20)
+    cut = cut_start(whole, 20)
     assert np.array_equal(cut.frames, whole.frames[20:]) and np.array_equal(cut.openness, whole.openness[20:])
     assert len(cut.waveform) == 640 * 40 and np.array_equal(cut.waveform, whole.waveform[20 * 640 :])
-    assert np.array_equal(speaker.render(cut.identity, cut.openness, cut.width, cut.motion), cut.frames)
-    table = speaker.write_clips(tmp_path, range(8), 9, split="train", lead=40)
+    assert np.array_equal(render(cut.identity, cut.openness, cut.width, cut.motion), cut.frames)
+    table = write_clips(tmp_path, range(8), 9, split="train", lead=40)
     starts = [np.load(path)["phonemes"][0] for path in sorted(table.parent.glob("*.npz"))]
     assert any(starts)  # without a lead all begin with a pause, which is 0
 
@@ -274,15 +279,15 @@ def test_in_silent_clips_nobody_speaks(tmp_path):
     assert not silent.openness.any() and (silent.phonemes == 0).all()
     assert 0 < np.abs(silent.waveform).max() < 0.01 < np.abs(speaking.waveform).max()
     assert silent.prompt == speaking.prompt and np.array_equal(silent.motion.x, speaking.motion.x)
-    table = speaker.write_clips(tmp_path, range(12), 3, split="train", lead=40, silent=0.5)
+    table = write_clips(tmp_path, range(12), 3, split="train", lead=40, silent=0.5)
     speaks = [np.load(path)["openness"].any() for path in sorted(table.parent.glob("*.npz"))]
     assert 0 < sum(speaks) < 12
-    table = speaker.write_clips(tmp_path / "none", range(4), 3, split="train", silent=1.0)
+    table = write_clips(tmp_path / "none", range(4), 3, split="train", silent=1.0)
     assert not any(np.load(path)["openness"].any() for path in table.parent.glob("*.npz"))
 
 
 def test_the_command_line_writes_a_data_set(tmp_path, capsys):
     given = ["--clips", "1", "--frames", "5", "--seed", "9", "--split", "evaluation", "--workers", "1"]
-    speaker.main([str(tmp_path), *given])
+    main([str(tmp_path), *given])
     assert "metadata.csv" in capsys.readouterr().out
     assert read_frames(tmp_path / "evaluation_000009.mp4").shape == (5, SIZE, SIZE, 3)
