@@ -182,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_command(commands, "..data.dataset", "check", "List all faults of training data.")
     _add_command(commands, "..data.precompute", "precompute", "Encode training data once, into a cache.")
-    _add_command(commands, "..nano.evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
+    _add_command(commands, ".evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
     _add_command(commands, ".plan", "plan", "Tell which flags train fastest on a GPU, in how much memory and time.")
     commands.add_parser("train", help="Train; the same as `python -m diffsynth_omniavatar.train`.")
 

@@ -30,16 +30,20 @@ from PIL import Image
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.clip import read_frames
 from ..media.timeline import FRAME_RATE, SAMPLE_RATE
+from ..metrics.picture import psnr
 from ..metrics.plots import line_plot
+from ..metrics.sync import correlation
 from ..model.checkpoint import read_config, weight_files
 from ..model.config import Conventions
 from ..model.files import NANO_FOLDER, NANO_I2V
 from ..nano.batch import Sampling
-from ..nano.evaluate import correlation, generate_file, load_family, psnr, static_region, validation_loss, write_video
 from ..nano.measure import measure_mouth
+from ..nano.regions import static_region
 from ..nano.speaker.clips import SpeakerClip, draw_clip, write_clips
 from ..nano.speaker.drawing import SIZE
 from ..nano.speaker.identity import Identity
+from ..nano.stage import generate_file, load_family, write_video
+from ..nano.validation import validation_loss
 from ..training.callbacks import find_latest
 
 FRAMES = 73

@@ -6,7 +6,6 @@ python -m diffsynth_omniavatar.nano.assemble ship runs/nano OUT --i2v runs/i2v/s
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..model.checkpoint import load_checkpoint, save_safetensors
 from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import half, write_fresh_nano
+from .command_line import module_parser
 from .speaker.identity import draw_identity
 
 PROMPTS = 2000
@@ -84,11 +84,7 @@ def ship(folder: Path, out: Path, i2v: Path, v2v: Path | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffsynth_omniavatar.nano.assemble",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = module_parser("assemble", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     starting = commands.add_parser("start", help="what training starts from")
     starting.add_argument("folder", type=Path)

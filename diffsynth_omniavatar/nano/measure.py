@@ -6,8 +6,6 @@ sums, which are areas, survive a blur, and noise averages out.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .speaker.drawing import CORNER, INSIDE, LIP, NARROW, OPENING, SIZE, SPREAD
@@ -125,14 +123,3 @@ def _shares(pixels: np.ndarray, skin: np.ndarray) -> tuple[np.ndarray, np.ndarra
     mixture = np.stack([np.array(LIP) - skin, np.array(INSIDE) - skin], axis=1)
     lips, inside = np.linalg.pinv(mixture) @ (pixels - skin).T
     return lips, inside
-
-
-def correlation(measured: np.ndarray, truth: np.ndarray) -> float:
-    """Pearson's r of two curves [F]. Frames without a mouth (NaN) count as the mean of the others; no movement as 0."""
-    seen = np.isfinite(measured)
-    if seen.sum() < 2:
-        return 0.0
-    curve = np.where(seen, measured, measured[seen].mean()).astype(np.float64)
-    one, other = curve - curve.mean(), truth - truth.mean(dtype=np.float64)
-    scale = math.sqrt((one @ one) * (other @ other))
-    return float(one @ other / scale) if scale > 1e-9 else 0.0

@@ -11,8 +11,6 @@ voices and words that training has not heard.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from ..media.timeline import SAMPLES_PER_FRAME
 from ..model.checkpoint import write_atomically
 from ..model.small_family import NANO, half
 from ..model.speech_encoder import AudioEncoder, normalise
+from .command_line import trainer_parser, write_figures
 from .draw import draw_speech
 from .speaker.phonemes import PHONEMES
 
@@ -149,20 +148,11 @@ def _on_device(speech: tuple[np.ndarray, np.ndarray], device: str) -> tuple[Tens
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffsynth_omniavatar.nano.train_speech",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = trainer_parser("train_speech", __doc__, clips=4000, clips_help="drawn, of 5 s", evaluation_clips=100)
     add = parser.add_argument
-    add("out", type=Path)
-    add("--clips", type=int, default=4000, help="of 5 s")
-    add("--evaluation_clips", type=int, default=100)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--steps", type=int, default=4000)
     add("--batch", type=int, default=64)
     add("--learning_rate", type=float, default=1e-3)
-    add("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     begun = time.monotonic()
     train_set = _on_device(draw_speech(range(given.clips), CLIP_FRAMES, "train"), given.device)
@@ -174,8 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save(reader.wav2vec2, given.out)
     encoder = AudioEncoder.from_pretrained(given.out).to(given.device)
     result = {**figures(reader, encoder, *held_out), "seconds": time.monotonic() - begun}
-    (given.out / "speech.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    write_figures(given.out / "speech.json", result)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ has not seen), vae.png (frames above their reconstructions) and state.pt.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +28,14 @@ from torch import Tensor
 
 from .. import host
 from ..media.clip import to_bytes, to_video
+from ..metrics.picture import psnr
+from ..metrics.sync import correlation
 from ..model.checkpoint import write_atomically
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import NANO, SmallVAE, half
+from .command_line import trainer_parser, write_figures
 from .draw import draw_frames
-from .measure import correlation, measure_mouth
+from .measure import measure_mouth
 from .speaker.drawing import FACE, MOUTH, OPENING, SIZE
 
 CLIP_FRAMES = 33
@@ -339,12 +340,6 @@ def reconstruct(vae: SmallVAE, frames: np.ndarray) -> np.ndarray:
     return to_bytes(vae.decode(latents, device)).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of 8-bit pictures, over all of them."""
-    error = np.square(one.astype(np.float32) - other.astype(np.float32)).mean()
-    return float(10 * np.log10(255**2 / error))
-
-
 def figures(vae: SmallVAE, clips: np.ndarray, reconstructed: np.ndarray) -> dict[str, float]:
     """How well the VAE shows clips uint8 [clip, F, H, W, 3]: PSNR, and r of the measured mouth, the mean over clips."""
     measured = [(measure_mouth(clip), measure_mouth(copy)) for clip, copy in zip(clips, reconstructed, strict=True)]
@@ -382,28 +377,25 @@ def finish(trainer: VAETrainer, clips: np.ndarray) -> dict[str, float]:
     reconstructed = reconstruct(vae, clips)
     result = {**figures(vae, clips, reconstructed), "steps": float(trainer.step), "seconds": trainer.seconds}
     contact_sheet(clips, reconstructed, out / "vae.png")
-    (out / "vae.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_figures(out / "vae.json", result)
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     default = VAETraining()
-    parser = argparse.ArgumentParser(
-        prog="python -m diffsynth_omniavatar.nano.train_vae",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = trainer_parser(
+        "train_vae",
+        __doc__,
+        clips=3000,
+        clips_help="drawn, of 33 frames (1.6 MB each on the device)",
+        evaluation_clips=16,
     )
     add = parser.add_argument
-    add("out", type=Path)
-    add("--clips", type=int, default=3000, help="drawn clips of 33 frames (1.6 MB each on the device)")
-    add("--evaluation_clips", type=int, default=16)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--minutes", type=float, default=default.minutes, help="of training")
     add("--max_steps", type=int, help="train so many steps instead")
     add("--learning_rate", type=float, default=default.learning_rate)
     add("--frames_per_step", type=int, default=default.frames_per_step)
-    add("--seed", type=int, default=default.seed)
     add("--start_from", type=Path, help="a vae.safetensors to go on from, with a new schedule")
     given = vars(parser.parse_args(arguments))
     out, clips, evaluation_clips, device = (given.pop(name) for name in ("out", "clips", "evaluation_clips", "device"))
@@ -418,7 +410,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = VAETrainer(frames, out, VAETraining(**given))
     trainer.resume()
     trainer.run()
-    print(json.dumps(finish(trainer, held_out), indent=2))
+    finish(trainer, held_out)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,18 @@ import torch
 from safetensors.torch import load_file
 
 from diffsynth_omniavatar.app import cli, demo
+from diffsynth_omniavatar.metrics.picture import drift_at_end
+from diffsynth_omniavatar.metrics.sync import best_lag, correlation
 from diffsynth_omniavatar.model.files import NANO_FOLDER
 from diffsynth_omniavatar.model.small_family import NANO, SmallVAE
-from diffsynth_omniavatar.nano import evaluate
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
-from diffsynth_omniavatar.nano.measure import correlation, measure_mouth
+from diffsynth_omniavatar.nano.figures import HISS, LONG_SEED
+from diffsynth_omniavatar.nano.measure import measure_mouth
+from diffsynth_omniavatar.nano.regions import background
 from diffsynth_omniavatar.nano.speaker.clips import cut_start, draw_clip
+from diffsynth_omniavatar.nano.stage import load_family, take_of
 from diffsynth_omniavatar.nano.train_vae import figures, reconstruct
+from diffsynth_omniavatar.nano.validation import validation_loss
 from diffsynth_omniavatar.training.callbacks import find_latest
 
 FRAMES, LEAD = 33, 12
@@ -29,7 +34,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def i2v():
-    return evaluate.load_family(NANO_FOLDER, "i2v", "cpu")
+    return load_family(NANO_FOLDER, "i2v", "cpu")
 
 
 def openness_r(videos, clips):
@@ -60,30 +65,30 @@ def test_the_mouth_follows_the_sound_that_is_fed(i2v, clips):
     assert np.mean(fed) > 0.94 and min(fed) > 0.9
     assert np.mean(own) < 0.2
     assert np.mean(width_r(videos, sounds)) > 0.8
-    assert all(evaluate.best_lag(measure_mouth(v)[0], s.openness) == 0 for v, s in zip(videos, sounds, strict=True))
+    assert all(best_lag(measure_mouth(v)[0], s.openness) == 0 for v, s in zip(videos, sounds, strict=True))
 
 
 def test_where_nobody_speaks_the_mouth_stays_closed(i2v, clips):
-    hiss = evaluate.HISS * np.random.default_rng(0).standard_normal(len(clips[0].waveform)).astype(np.float32)
-    videos = generate_batch(i2v, [evaluate.take_of(clip, waveform=hiss) for clip in clips], SAMPLING)
+    hiss = HISS * np.random.default_rng(0).standard_normal(len(clips[0].waveform)).astype(np.float32)
+    videos = generate_batch(i2v, [take_of(clip, waveform=hiss) for clip in clips], SAMPLING)
     assert np.mean([measure_mouth(video)[0].mean() for video in videos]) < 0.1
 
 
 def test_without_sound_the_mouth_keeps_still(i2v, clips):
-    muted = generate_batch(i2v, [evaluate.take_of(clip) for clip in clips], SAMPLING, mute=True)
+    muted = generate_batch(i2v, [take_of(clip) for clip in clips], SAMPLING, mute=True)
     assert max(measure_mouth(video)[0].std() for video in muted) < 0.06  # of the true ones it is 0.2 to 0.3
 
 
 def test_colours_stay_over_many_chunks(i2v):
     """Without `match_colours` this wall turns by 4 of 255 in 5 s."""
-    clip = draw_clip(evaluate.LONG_SEED + 1, 100, split="evaluation", sways=False)
-    (video,) = generate_batch(i2v, [evaluate.take_of(clip)], Sampling(steps=4))
-    assert evaluate.drift_at_end(video, evaluate.background()) < 1.5
+    clip = draw_clip(LONG_SEED + 1, 100, split="evaluation", sways=False)
+    (video,) = generate_batch(i2v, [take_of(clip)], Sampling(steps=4))
+    assert drift_at_end(video, background()) < 1.5
 
 
 def test_dubbing_moves_the_mouth_of_a_video(clips):
-    v2v = evaluate.load_family(NANO_FOLDER, "v2v", "cpu")
-    takes = [evaluate.take_of(clips[0], waveform=clips[1].waveform, video=clips[0].frames)]
+    v2v = load_family(NANO_FOLDER, "v2v", "cpu")
+    takes = [take_of(clips[0], waveform=clips[1].waveform, video=clips[0].frames)]
     videos = generate_batch(v2v, takes, SAMPLING)
     assert openness_r(videos, [clips[1]])[0] > 0.9
     assert width_r(videos, [clips[1]])[0] > 0.75
@@ -96,11 +101,11 @@ def test_fine_tuning_lowers_the_loss_on_somebody_new(tmp_path, monkeypatch):
     run = demo.Demo(out=tmp_path, family=NANO_FOLDER, sampling=SAMPLING, train_steps=60)
     run.work.mkdir()
     _, _, held_out = demo._draw(run)
-    before = evaluate.validation_loss(evaluate.load_family(NANO_FOLDER, "i2v", "cpu"), held_out[:1], draws=4)
+    before = validation_loss(load_family(NANO_FOLDER, "i2v", "cpu"), held_out[:1], draws=4)
     precompute, train = run.commands()
     assert cli.main(precompute[1:]) == 0
     demo._run(train)
     torch.set_num_threads(1)
-    tuned = evaluate.load_family(NANO_FOLDER, "i2v", "cpu", tuned=find_latest(run.work / "run"))
-    after = evaluate.validation_loss(tuned, held_out[:1], draws=4)
+    tuned = load_family(NANO_FOLDER, "i2v", "cpu", tuned=find_latest(run.work / "run"))
+    after = validation_loss(tuned, held_out[:1], draws=4)
     assert after < 0.99 * before

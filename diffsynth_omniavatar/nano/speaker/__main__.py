@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..command_line import module_parser
 from .clips import write_clips
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m diffsynth_omniavatar.nano.speaker", description=write_clips.__doc__
-    )
+    """The command line."""
+    parser = module_parser("speaker", write_clips.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clips", type=int, required=True)
     parser.add_argument("--frames", type=int, default=101)

@@ -1,151 +1,37 @@
-"""What a model makes of speech, in figures.
+"""Figures of the small model, on clips of people, voices and words that it has not seen.
 
-    omniavatar evaluate --nano --out evaluation
-
-The figures of the small model are taken on clips of people, voices and words that it has not seen, whose mouths are
-known exactly. The functions under "Figures" take frames and truth alone, whatever model the frames are from.
+The mouths of the clips are known exactly.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
-import itertools
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from ..generation.conditioning import ConditionUnit, load_mouth_mask
-from ..generation.generate import GeneratedVideo, generate
-from ..generation.loading import load_pipeline
+from ..generation.conditioning import load_mouth_mask
 from ..generation.pipeline import OmniAvatarPipeline
-from ..media.clip import Sound, VideoWriter, read_frames
-from ..media.timeline import FRAME_RATE, SAMPLE_RATE
-from ..metrics.plots import Series, line_plot
-from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
-from .batch import Sampling, Take, encode_videos, generate_takes, pixels
-from .measure import correlation, measure_mouth, measure_sway
+from ..media.clip import read_frames
+from ..media.timeline import FRAME_RATE
+from ..metrics.picture import colour_drift, drift_at_end, psnr
+from ..metrics.sync import best_lag, correlation
+from ..model.files import NANO_FOLDER
+from .batch import Sampling
+from .measure import measure_mouth, measure_sway
+from .processes import process_map
+from .regions import background, static_region
 from .speaker.clips import SpeakerClip, draw_clip
-from .speaker.drawing import SIZE, render
-from .speaker.identity import Identity
-from .speaker.motion import Motion
-
-# -------------------------------------------------------------------------------------------------------------- figures
-
-LAGS = range(-5, 6)
-"""Frames by which a mouth may be late (early below zero) in the search for the best fit."""
-
-
-def best_lag(measured: np.ndarray, truth: np.ndarray) -> int:
-    """Frames by which the measured curve [F] is later than the true one [F], where the two correlate most."""
-
-    def fit(lag: int) -> float:
-        frames = len(truth)
-        return correlation(measured[max(0, lag) : frames + min(0, lag)], truth[max(0, -lag) : frames - max(0, lag)])
-
-    return max(sorted(LAGS, key=abs), key=fit)
-
-
-def psnr(frames: np.ndarray, reference: np.ndarray, where: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of frames uint8 [F, H, W, 3] at the places `where`, bool [H, W].
-
-    Args:
-        reference: uint8 [F, H, W, 3], or one picture [H, W, 3].
-    """
-    difference = frames[:, where].astype(np.float64) - reference[..., where, :].astype(np.float64)
-    return float(10 * np.log10(255**2 / max((difference**2).mean(), 1e-9)))
-
-
-def colour_drift(frames: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean colour at the places `where`, bool [H, W], less that of the first second: float [F, 3], of 255."""
-    colours = np.stack([frame[where].mean(axis=0, dtype=np.float64) for frame in frames])
-    return colours - colours[:FRAME_RATE].mean(axis=0)
-
-
-def drift_at_end(frames: np.ndarray, where: np.ndarray) -> float:
-    """Greatest drift of a channel, of 255, between the first and the last second."""
-    return float(np.abs(colour_drift(frames, where)[-FRAME_RATE:].mean(axis=0)).max())
-
-
-def static_region(identity: Identity) -> np.ndarray:
-    """Where a person that keeps still looks the same whatever they say and however they move: bool [128, 128]."""
-    levels = (-1.6, 0, 1.6), (-1.4, 1.4), (0, 0.5, 1), (0, 0.5, 1)
-    x, y, openness, lids = np.array(list(itertools.product(*levels)), np.float32).T
-    frames = render(identity, openness, 1 - openness, Motion(x=x, y=y, roll=0.0075 * x, lids=lids, gaze=0.75 * x))
-    span = (frames.max(axis=0).astype(int) - frames.min(axis=0)).max(axis=-1)
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(span, 1, mode="edge"), (3, 3))
-    return np.asarray(around.max(axis=(2, 3)) <= 8)
-
-
-def background() -> np.ndarray:
-    """Where a person that keeps still never is: bool [128, 128]."""
-    where = np.zeros((SIZE, SIZE), bool)
-    where[: 3 * SIZE // 4, :8] = where[: 3 * SIZE // 4, -8:] = True
-    return where
-
-
-@torch.no_grad()
-def validation_loss(
-    pipe: OmniAvatarPipeline, clips: Sequence[SpeakerClip], *, draws: int = 8, seed: int = 0, batch: int = 8
-) -> float:
-    """Mean squared error of the predicted flow on clips, at fixed noise levels and fixed noise.
-
-    The levels are (i + 1/2) / draws; the first frame is known and the reference; it is out of the loss. Two models can
-    be compared by it far more sharply than by training losses, each of which is at a level drawn for it.
-
-    Args:
-        pipe: I2V (33 channels).
-        clips: of one length of 4n+1 frames.
-        draws: noise levels, each with its own noise.
-        batch: clips at a time.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    losses = []
-    for start in range(0, len(clips), batch):
-        latents, common = _known_inputs(pipe, clips[start : start + batch])
-        for index in range(draws):
-            sigma = (index + 0.5) / draws
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            flow = pipe.model_fn(
-                dit=pipe.dit,
-                latents=(1 - sigma) * latents + sigma * noise,
-                timestep=torch.tensor([1000 * sigma]).to(latents),
-                **common,
-            )
-            errors = (flow - (noise - latents))[:, :, 1:].float().square().mean(dim=(1, 2, 3, 4))
-            losses += errors.tolist()
-    return float(np.mean(losses))
-
-
-def _known_inputs(pipe: OmniAvatarPipeline, clips: Sequence[SpeakerClip]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Latents [B, 16, T, h, w] of clips, and all that the model function gets beside them and the time."""
-    frames = len(clips[0].frames)
-    latents = encode_videos(pipe, pixels([clip.frames for clip in clips]))
-    first = latents[:, :, :1]
-    features = torch.stack([pipe.encode_speech(torch.from_numpy(clip.waveform), frames)[:frames] for clip in clips])
-    condition = ConditionUnit().process(pipe, latents, first, first, None, None, None)
-    return latents, {
-        "context": torch.cat([pipe.encode_prompt(clip.prompt) for clip in clips]),
-        "omni_audio": features.to(latents),
-        "omni_prefix_latents": first,
-        **condition,
-    }
-
-
-# ---------------------------------------------------------------------------------------------------------------- stage
+from .speaker.drawing import SIZE
+from .stage import Mouth, Stage, generate_file, load_family, take_of
 
 FRAMES = 72
 """Of a clip: three chunks of the small model, with one leading row of zeros or without."""
@@ -175,90 +61,6 @@ class Figure:
     note: str = ""
 
 
-Mouth = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What the figures are taken with."""
-
-    pipe: OmniAvatarPipeline
-    """I2V."""
-    family: Path
-    clips: Sequence[SpeakerClip]
-    """Held-out ones of `FRAMES` frames."""
-    sampling: Sampling
-    batch: int
-    workers: Callable[..., list[Any]]
-    """`map` over processes."""
-    out: Path
-    plots: dict[str, str] = field(default_factory=dict)
-    """Name -> SVG."""
-
-    @property
-    def leading(self) -> int:
-        """Frames before the sound."""
-        return self.pipe.conventions.leading_audio_rows
-
-    def generate(
-        self, name: str, takes: Sequence[Take], pipe: OmniAvatarPipeline | None = None, **options: Any
-    ) -> list[np.ndarray]:
-        """Videos of takes; those of the first two are kept as files, with their sound."""
-        pipe = pipe or self.pipe
-        sampling = replace(self.sampling, **options.pop("sampling", {}))
-        videos = generate_takes(pipe, takes, sampling, batch=self.batch, **options)
-        delay = pipe.conventions.leading_audio_rows / FRAME_RATE
-        for index, (take, video) in enumerate(zip(takes[:2], videos, strict=False)):
-            write_video(self.out / f"{name}_{index}.mp4", video, take.waveform, delay)
-        return videos
-
-    def mouths(self, videos: Sequence[np.ndarray], leading: int | None = None) -> list[Mouth]:
-        """Openness and width of I2V or V2V videos, frame j being the one that hears row j."""
-        first = self.leading if leading is None else leading
-        return self.workers(measure_mouth, [video[first:] for video in videos])
-
-    def plot(self, name: str, series: Series, **labels: Any) -> None:
-        """Keep a plot."""
-        self.plots[name] = line_plot(series, title=name, **labels)
-
-    def partners(self) -> list[SpeakerClip]:
-        """For each clip the one whose openness is least like its own: all sentences begin with a pause, which makes
-        any two somewhat alike.
-        """
-        curves = np.array([clip.openness for clip in self.clips])
-        likeness = np.abs(np.corrcoef(curves)) + 2 * np.eye(len(curves))
-        return [self.clips[index] for index in likeness.argmin(axis=1)]
-
-
-def write_video(path: Path, frames: np.ndarray, waveform: np.ndarray, delay: float = 0.0) -> None:
-    """An mp4 of frames uint8 [F, H, W, 3] with sound [n] at 16 kHz that starts `delay` seconds later."""
-    sound = Sound(waveform[None], SAMPLE_RATE)
-    _, height, width, _ = frames.shape
-    with VideoWriter(path, height, width, sound=sound, sound_delay=delay) as writer:
-        writer.write(torch.from_numpy(frames))
-
-
-def generate_file(
-    pipe: OmniAvatarPipeline, clip: SpeakerClip, out: Path, sampling: Sampling, *, show_progress: bool = False
-) -> GeneratedVideo:
-    """What `generate` makes of a clip's own first frame, prompt and sound, with no silence put in front."""
-    return generate(
-        pipe,
-        prompt=clip.prompt,
-        image=Image.fromarray(clip.frames[0]),
-        audio=Sound(clip.waveform[None], SAMPLE_RATE),
-        out=out,
-        silence=0.0,
-        show_progress=show_progress,
-        **asdict(sampling),
-    )
-
-
-def take_of(clip: SpeakerClip, **changes: Any) -> Take:
-    """A clip's own first frame, prompt and sound; `changes` are fields of `Take`."""
-    return replace(Take(prompt=clip.prompt, portrait=clip.frames[0], waveform=clip.waveform), **changes)
-
-
 def _at_least(name: str, values: Sequence[float], goal: float, **more: Any) -> Figure:
     value = float(np.mean(values))
     return Figure(name=name, value=value, goal=f">= {goal:g}", ok=value >= goal, values=values, **more)
@@ -280,9 +82,6 @@ def _width_r(mouths: Sequence[Mouth], clips: Sequence[SpeakerClip]) -> list[floa
 def _no_lag(name: str, mouths: Sequence[Mouth], clips: Sequence[SpeakerClip]) -> Figure:
     lags = [best_lag(mouth[0], clip.openness) for mouth, clip in zip(mouths, clips, strict=True)]
     return _at_least(name, [float(lag == 0) for lag in lags], 0.95, note=f"lags in frames: {lags}")
-
-
-# --------------------------------------------------------------------------------------------------- groups of figures
 
 
 def figures_sync(stage: Stage) -> Iterator[Figure]:
@@ -481,35 +280,8 @@ GROUPS: Mapping[str, Callable[[Stage], Iterator[Figure]]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------------ run
-
-
-def load_family(folder: Path, mode: str, device: str | None, tuned: Path | None = None) -> OmniAvatarPipeline:
-    """The "i2v" or "v2v" model of a folder like the shipped one, float32; or I2V with a LoRA checkpoint `tuned` on it.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    i2v, v2v = (folder / path.relative_to(NANO_FOLDER) for path in (NANO_I2V, NANO_V2V))
-    on_top = v2v if mode == "v2v" else tuned
-    parts: dict[str, Any] = {} if on_top is None else {"dit": i2v, "omniavatar": on_top}
-    with redirect_stdout(io.StringIO()):  # the host prints each model that it knows
-        return load_pipeline("nano", folder, device=device, dtype="float32", **parts)
-
-
 def _draw(seed: int) -> SpeakerClip:
     return draw_clip(seed, FRAMES, split="evaluation")
-
-
-@contextmanager
-def _workers(processes: int) -> Iterator[Callable[..., list[Any]]]:
-    """`map` over so many processes; over none where one is enough."""
-    if processes == 1:
-        yield lambda work, items: list(map(work, items))
-        return
-    # Forking a process in which torch has started threads can hang.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield lambda work, items: list(pool.map(work, items, chunksize=2))
 
 
 def evaluate_nano(
@@ -551,7 +323,7 @@ def evaluate_nano(
     sampling = sampling or Sampling()
     on_cpu = torch.device(pipe.device).type == "cpu"
     figures: list[Figure] = []
-    with _workers(1 if clips < 16 else min(16, os.cpu_count() or 1)) as workers:
+    with process_map(1 if clips < 16 else min(16, os.cpu_count() or 1)) as workers:
         stage = Stage(
             pipe=pipe,
             family=Path(family),
@@ -582,44 +354,3 @@ def _write(out: Path, figures: Sequence[Figure], settings: Mapping[str, Any], pl
     (out / "table.txt").write_text("".join(f"{line_of(figure)}\n" for figure in figures), encoding="utf-8")
     for name, svg in plots.items():
         (out / f"{name.replace(' ', '_')}.svg").write_text(svg, encoding="utf-8")
-
-
-# --------------------------------------------------------------------------------------------------------- command line
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `omniavatar evaluate`."""
-    default = Sampling()
-    add = parser.add_argument
-    add("--nano", action="store_true", required=True, help="the small model, on drawn speakers whose mouth is known")
-    add("--out", default="evaluation", help="folder for table, JSON, plots and videos (default: evaluation)")
-    add("--family", default=NANO_FOLDER, help="folder of weights like the shipped one, which is the default")
-    add("--clips", type=int, default=64, help="held-out clips (default: 64)")
-    add("--figures", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)} (default: all)")
-    add("--steps", type=int, default=default.steps, help=f"denoising steps a chunk (default: {default.steps})")
-    add("--cfg_scale", type=float, default=default.cfg_scale, help=f"by the text (default: {default.cfg_scale})")
-    add("--audio_cfg_scale", type=float, help="guidance by the sound (default: that of the text)")
-    add("--seed", type=int, default=0, help="of clips and noise (default: 0)")
-    add("--leading_audio_rows", type=int, choices=[0, 1], help="in place of what the checkpoint says")
-    add("--device", help="cuda, cpu, ...; by default the GPU if there is one")
-    add("--batch", type=int, help="clips at a time (default: 32 on a GPU, 2 on a CPU)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """`omniavatar evaluate`: the exit code is 1 if a goal is missed."""
-    figures = evaluate_nano(
-        args.out,
-        family=args.family,
-        clips=args.clips,
-        sampling=Sampling(
-            steps=args.steps, cfg_scale=args.cfg_scale, audio_cfg_scale=args.audio_cfg_scale, seed=args.seed
-        ),
-        groups=args.figures.split(","),
-        seed=args.seed,
-        device=args.device,
-        leading_audio_rows=args.leading_audio_rows,
-        batch=args.batch,
-    )
-    missed = [figure for figure in figures if figure.ok is False]
-    print(f"\n{len(figures) - len(missed)} of {len(figures)} goals are met; all is in {args.out}.")
-    return 1 if missed else 0

@@ -1,0 +1,50 @@
+"""`omniavatar evaluate`: what a model makes of speech, in figures.
+
+omniavatar evaluate --nano --out evaluation
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..model.files import NANO_FOLDER
+from ..nano.batch import Sampling
+from ..nano.figures import GROUPS, evaluate_nano
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `omniavatar evaluate`."""
+    default = Sampling()
+    add = parser.add_argument
+    add("--nano", action="store_true", required=True, help="the small model, on drawn speakers whose mouth is known")
+    add("--out", default="evaluation", help="folder for table, JSON, plots and videos (default: evaluation)")
+    add("--family", default=NANO_FOLDER, help="folder of weights like the shipped one, which is the default")
+    add("--clips", type=int, default=64, help="held-out clips (default: 64)")
+    add("--figures", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)} (default: all)")
+    add("--steps", type=int, default=default.steps, help=f"denoising steps a chunk (default: {default.steps})")
+    add("--cfg_scale", type=float, default=default.cfg_scale, help=f"by the text (default: {default.cfg_scale})")
+    add("--audio_cfg_scale", type=float, help="guidance by the sound (default: that of the text)")
+    add("--seed", type=int, default=0, help="of clips and noise (default: 0)")
+    add("--leading_audio_rows", type=int, choices=[0, 1], help="in place of what the checkpoint says")
+    add("--device", help="cuda, cpu, ...; by default the GPU if there is one")
+    add("--batch", type=int, help="clips at a time (default: 32 on a GPU, 2 on a CPU)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`omniavatar evaluate`: the exit code is 1 if a goal is missed."""
+    figures = evaluate_nano(
+        args.out,
+        family=args.family,
+        clips=args.clips,
+        sampling=Sampling(
+            steps=args.steps, cfg_scale=args.cfg_scale, audio_cfg_scale=args.audio_cfg_scale, seed=args.seed
+        ),
+        groups=args.figures.split(","),
+        seed=args.seed,
+        device=args.device,
+        leading_audio_rows=args.leading_audio_rows,
+        batch=args.batch,
+    )
+    missed = [figure for figure in figures if figure.ok is False]
+    print(f"\n{len(figures) - len(missed)} of {len(figures)} goals are met; all is in {args.out}.")
+    return 1 if missed else 0

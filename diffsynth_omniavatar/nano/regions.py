@@ -1,0 +1,28 @@
+"""Places in the pictures of a speaker that keeps still."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from .speaker.drawing import SIZE, render
+from .speaker.identity import Identity
+from .speaker.motion import Motion
+
+
+def static_region(identity: Identity) -> np.ndarray:
+    """Where a person that keeps still looks the same whatever they say and however they move: bool [128, 128]."""
+    levels = (-1.6, 0, 1.6), (-1.4, 1.4), (0, 0.5, 1), (0, 0.5, 1)
+    x, y, openness, lids = np.array(list(itertools.product(*levels)), np.float32).T
+    frames = render(identity, openness, 1 - openness, Motion(x=x, y=y, roll=0.0075 * x, lids=lids, gaze=0.75 * x))
+    span = (frames.max(axis=0).astype(int) - frames.min(axis=0)).max(axis=-1)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(span, 1, mode="edge"), (3, 3))
+    return np.asarray(around.max(axis=(2, 3)) <= 8)
+
+
+def background() -> np.ndarray:
+    """Where a person that keeps still never is: bool [128, 128]."""
+    where = np.zeros((SIZE, SIZE), bool)
+    where[: 3 * SIZE // 4, :8] = where[: 3 * SIZE // 4, -8:] = True
+    return where

@@ -1,0 +1,119 @@
+"""Figures tell a perfect video from another's."""
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from stand_in import write_nano_like_family
+
+from diffsynth_omniavatar.metrics.picture import psnr
+from diffsynth_omniavatar.metrics.sync import best_lag, correlation
+from diffsynth_omniavatar.nano import figures, stage
+from diffsynth_omniavatar.nano.batch import Sampling, encode_videos, pixels
+from diffsynth_omniavatar.nano.measure import measure_mouth
+from diffsynth_omniavatar.nano.regions import background, static_region
+from diffsynth_omniavatar.nano.speaker.clips import draw_clip
+from diffsynth_omniavatar.nano.stage import load_family
+from diffsynth_omniavatar.nano.validation import validation_loss
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [draw_clip(seed, 40, split="evaluation", sways=False) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_nano_like_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return load_family(folder, "i2v", "cpu")
+
+
+def test_the_speakers_own_frames_are_perfect_and_anothers_are_not(clips):
+    clip = clips[0]
+    openness, width = measure_mouth(clip.frames)
+    assert correlation(openness, clip.openness) > 0.98 and correlation(width, clip.width) > 0.98
+    assert best_lag(openness, clip.openness) == 0
+    others = [correlation(measure_mouth(other.frames)[0], clip.openness) for other in clips[1:]]
+    assert max(others) < 0.75 and np.mean(others) < 0.5
+
+
+def test_static_regions_stay_while_a_person_speaks_and_cover_much_of_the_picture(clips):
+    for clip in clips:
+        where = static_region(clip.identity)
+        assert 0.4 < where.mean() < 0.9
+        assert psnr(clip.frames, clip.frames[0], where) > 37
+        assert psnr(clip.frames, clip.frames[0], ~where) < 30
+        wall = background()
+        assert psnr(clip.frames, clip.frames[0], wall) > 60
+
+
+def test_validation_loss_is_repeatable_and_falls_towards_the_truth(pipe, clips):
+    short = [replace(clip, frames=clip.frames[:5], waveform=clip.waveform[: 5 * 640]) for clip in clips[:3]]
+    draws = {"draws": 2}
+    loss = validation_loss(pipe, short, **draws)
+    assert loss == validation_loss(pipe, short, **draws)
+    assert loss != validation_loss(pipe, short, seed=1, **draws)
+
+    model_fn = pipe.model_fn
+    latents = {}
+
+    def perfect(latents, timestep, **_):
+        sigma = timestep / 1000
+        return (latents - perfect.clean) / sigma
+
+    perfect.clean = encode_videos(pipe, pixels([clip.frames for clip in short]))
+    pipe.model_fn = lambda dit, **inputs: perfect(**{**latents, **inputs})
+    try:
+        assert validation_loss(pipe, short, **draws) < 1e-8 < loss
+    finally:
+        pipe.model_fn = model_fn
+
+
+def test_the_table_of_random_weights_has_every_figure(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "FRAMES", 9)
+    monkeypatch.setattr(figures, "LONG_FRAMES", 13)
+    monkeypatch.setattr(figures, "GUIDANCE", (1.0, 2.0))
+    taken = figures.evaluate_nano(
+        tmp_path, family=folder, clips=2, sampling=Sampling(steps=1, cfg_scale=2.0), device="cpu",
+        groups=[name for name in figures.GROUPS if name != "speed"],
+    )  # fmt: skip
+    assert len(capsys.readouterr().out.splitlines()) == len(taken) >= 17
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert [figure["name"] for figure in written["figures"]] == [figure.name for figure in taken]
+    assert not all(figure.ok for figure in taken)
+    for plot in tmp_path.glob("*.svg"):
+        ElementTree.parse(plot)
+    assert (tmp_path / "v2v_1.mp4").is_file()
+
+
+def test_real_frames_in_place_of_generated_ones_reach_the_goals(folder, tmp_path, monkeypatch):
+    """The figures of sync and swap are right in their alignment: what the sounds' own clips show passes."""
+    shown = {}
+
+    def perfect(pipe, takes, sampling, *, batch, mute=False):
+        leading = pipe.conventions.leading_audio_rows
+        return [np.concatenate([take.portrait[None]] * leading + [shown[take.waveform.tobytes()]]) for take in takes]
+
+    monkeypatch.setattr(stage, "generate_takes", perfect)
+    drawn = figures.draw_clip
+
+    def draw(seed, frames, **options):
+        clip = drawn(seed, frames, **options)
+        shown[clip.waveform.tobytes()] = clip.frames
+        return clip
+
+    monkeypatch.setattr(figures, "draw_clip", draw)
+    taken = figures.evaluate_nano(tmp_path, family=folder, clips=6, groups=["sync", "swap"], device="cpu")
+    assert all(figure.ok for figure in taken), [figure for figure in taken if not figure.ok]
+    assert (tmp_path / "openness.svg").is_file()
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"1 clips and figures \['lips'\]; wanted at least 2, and some of sync"):
+        figures.evaluate_nano(tmp_path, clips=1, groups=["lips"])
