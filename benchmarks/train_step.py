@@ -31,7 +31,8 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses.decode import AUX_MEMORY, choose_memory
 from diffsynth_omniavatar.losses.frozen import freeze
 from diffsynth_omniavatar.losses.lpips import LpipsLoss
-from diffsynth_omniavatar.losses.sync import StableSyncNet, SyncLoss
+from diffsynth_omniavatar.losses.sync import SyncLoss
+from diffsynth_omniavatar.losses.syncnet import StableSyncNet
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
 from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME, latent_frames
 from diffsynth_omniavatar.model.blocks.memory_plan import describe

@@ -6,7 +6,7 @@ import torch
 from goldens_aux.make_goldens import SIZES, fill
 
 from diffsynth_omniavatar.losses import frozen
-from diffsynth_omniavatar.losses.sync import StableSyncNet
+from diffsynth_omniavatar.losses.syncnet import StableSyncNet
 from diffsynth_omniavatar.losses.trepa import VideoMAE
 
 

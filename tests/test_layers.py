@@ -13,7 +13,10 @@ WITHOUT_HOST = ("media.timeline", "media.clip", "model.config", "model.speech_en
 WITHOUT_HOST += (
     "losses.frame_decoder",
     "losses.decode",
+    "losses.windows",
     "losses.frozen",
+    "losses.mel",
+    "losses.syncnet",
     "losses.sync",
     "losses.lpips",
     "losses.trepa",

@@ -16,7 +16,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from .frozen import check_same, freeze, load_strictly, lower_half, read_weights
+from .frozen import freeze, load_strictly, read_weights
+from .windows import check_same, lower_half
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 SOURCE = f"get {VGG_URL} and give its path"

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .frozen import apply_blocks, check_frames, check_same, freeze, judge, load_strictly, read_weights, resize, windows
+from .frozen import apply_blocks, judge, load_frozen
+from .windows import check_frames, check_same, resize, windows
 
 SOURCE = (
     "get vit_g_hybrid_pt_1200e_ssv2_ft.pth of VideoMAE v2, "
@@ -152,11 +153,7 @@ def load_videomae(
         FileNotFoundError: `path` is not there.
         ValueError: it is no file of tensors, or another network's; the message lists what differs.
     """
-    with torch.device("meta"):
-        network = VideoMAE(checkpointing=checkpointing)
-    load_strictly(network, read_weights(path, SOURCE), path, SOURCE)
-    freeze(network, device, dtype)
-    return network
+    return load_frozen(lambda: VideoMAE(checkpointing=checkpointing), path, SOURCE, device, dtype)
 
 
 class TrepaLoss:

@@ -60,6 +60,3 @@ def _known_inputs(pipe: OmniAvatarPipeline, clips: Sequence[SpeakerClip]) -> tup
         "omni_prefix_latents": first,
         **condition,
     }
-
-
-# ---------------------------------------------------------------------------------------------------------------- stage

@@ -22,7 +22,8 @@ from ..losses import trepa
 from ..losses.decode import Window, decode_with_losses, predicted_latents, surrogate_loss
 from ..losses.frame_decoder import decode_frames, frames_of
 from ..losses.lpips import LpipsLoss
-from ..losses.sync import SyncLoss, mel_spectrogram, mel_window
+from ..losses.mel import mel_spectrogram, mel_window
+from ..losses.sync import SyncLoss
 from ..losses.trepa import TrepaLoss
 from ..media.timeline import SAMPLES_PER_FRAME
 

@@ -22,7 +22,8 @@ from ..data.sources import ClipSettings, ClipSource, Recipe, read_clips
 from ..generation.pipeline import OmniAvatarPipeline
 from ..losses.decode import choose_memory
 from ..losses.lpips import LpipsLoss, load_lpips
-from ..losses.sync import SyncLoss, load_syncnet
+from ..losses.sync import SyncLoss
+from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
 from ..media.timeline import latent_frames
 from ..model import checkpoint

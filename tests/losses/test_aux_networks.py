@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from small_networks import small_syncnet, small_videomae
 from torch import Tensor, nn
 
-from diffsynth_omniavatar.losses import frozen, lpips, sync, trepa
-from diffsynth_omniavatar.losses.sync import StableSyncNet, SyncLoss, mel_spectrogram, mel_window
+from diffsynth_omniavatar.losses import frozen, lpips, sync, syncnet, trepa, windows
+from diffsynth_omniavatar.losses.mel import mel_spectrogram, mel_window
+from diffsynth_omniavatar.losses.sync import SyncLoss
+from diffsynth_omniavatar.losses.syncnet import StableSyncNet
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
 
 FOLDER = Path(os.environ.get("OMNIAVATAR_GOLDENS_AUX", Path(__file__).resolve().parents[1] / "goldens_aux"))
@@ -49,8 +51,8 @@ def lpips_network() -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def logged_anew() -> None:
-    frozen.windows.cache_clear()
-    frozen._tell_if_squeezed.cache_clear()
+    windows.windows.cache_clear()
+    windows._tell_if_squeezed.cache_clear()
 
 
 def clip(name: str, frames: int = 16, size: int = 32, batch: int = 1) -> Tensor:
@@ -69,7 +71,7 @@ def test_syncnet_and_its_loss_equal_the_originals():
     network, mel = small_syncnet(), inp("sync", "mel", SIZES["sync"]["mel"], 0)
     frames = pictures("sync", "frames").requires_grad_(True)
     loss = SyncLoss(network)
-    halves = frozen.lower_half(frozen.resize(frames, 256)).transpose(1, 2).flatten(1, 2)
+    halves = windows.lower_half(windows.resize(frames, 256)).transpose(1, 2).flatten(1, 2)
     for got, name in zip(network(halves, mel[:, None]), ("vision", "audio"), strict=True):
         close(got, wanted[name])
     each = [loss.window_loss(frames[i : i + 1], mel[i : i + 1]) for i in range(len(frames))]
@@ -159,7 +161,7 @@ def full_size_file(path: Path, network: type[nn.Module], change: Callable[[dict]
     return path
 
 
-LOADERS = [(sync.load_syncnet, StableSyncNet), (trepa.load_videomae, VideoMAE)]
+LOADERS = [(syncnet.load_syncnet, StableSyncNet), (trepa.load_videomae, VideoMAE)]
 BY_LOADER = pytest.mark.parametrize(("load", "network"), LOADERS, ids=["sync", "trepa"])
 
 
@@ -245,17 +247,17 @@ def test_without_network_lpips_says_which_file_to_get(monkeypatch):
 
 def test_windows_are_whole_and_what_is_left_over_is_logged(caplog):
     with caplog.at_level(logging.INFO):
-        assert frozen.windows(33, 16, 16) == (range(16), range(16, 32))
-        frozen.windows(33, 16, 16)
+        assert windows.windows(33, 16, 16) == (range(16), range(16, 32))
+        windows.windows(33, 16, 16)
     assert [record.message[:41] for record in caplog.records] == ["1 of 33 frames are in no window (16 frame"]
-    assert frozen.windows(16, 16, 5) == (range(16),)
-    assert frozen.windows(32, 16, 8)[-1] == range(16, 32)
+    assert windows.windows(16, 16, 5) == (range(16),)
+    assert windows.windows(32, 16, 8)[-1] == range(16, 32)
 
 
 @pytest.mark.parametrize("arguments", [(15, 16, 16), (0, 16, 16), (16, 0, 1), (16, 16, 0)])
 def test_no_window_is_an_error(arguments):
     with pytest.raises(ValueError, match="frames"):
-        frozen.windows(*arguments)
+        windows.windows(*arguments)
 
 
 def test_a_short_clip_is_an_error_everywhere():
@@ -287,7 +289,7 @@ def test_windows_without_sound_are_not_used_and_none_is_an_error(caplog):
 @pytest.mark.parametrize("frames", [16, 17, 18, 19, 20, 81])
 def test_sound_as_long_as_the_clip_reaches_its_last_window(frames):
     mel = mel_spectrogram(sound(640 * frames))
-    assert SyncLoss(small_syncnet(), stride=1).windows(frames, mel) == frozen.windows(frames, 16, 1)
+    assert SyncLoss(small_syncnet(), stride=1).windows(frames, mel) == windows.windows(frames, 16, 1)
     assert mel_window(mel, frames - 16).shape == (80, 52)
     with pytest.raises(ValueError, match="use windows that have sound"):
         mel_window(mel, frames - 15)
@@ -389,7 +391,7 @@ def test_float16_keeps_the_gradient_however_small_the_weight(scale):
 
 
 def test_float16_leaves_other_gradients_alone():
-    encoder = sync.Encoder(3, [32, 32], [(2, 2), (2, 2)], [1], False)
+    encoder = syncnet.Encoder(3, [32, 32], [(2, 2), (2, 2)], [1], False)
     fill(encoder)
     frozen.freeze(encoder, "cpu", torch.float16)
     x = keyed_randn("x", [1, 3, 16, 16], 0).requires_grad_(True)
@@ -440,10 +442,10 @@ def test_losses_do_not_become_parts_of_a_module(lpips_network):
 
 def test_a_squeezed_picture_is_told_once(caplog):
     for _ in range(2):
-        frozen.resize(torch.zeros(1, 3, 1, 30, 20), 32)
+        windows.resize(torch.zeros(1, 3, 1, 30, 20), 32)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     square = torch.rand(1, 3, 2, 32, 32)
-    assert frozen.resize(square, 32) is square
+    assert windows.resize(square, 32) is square
 
 
 @pytest.mark.parametrize("shape", [[3, 16, 8, 8], [1, 4, 16, 8, 8]])

@@ -11,7 +11,8 @@ from training_runs import MODES, flags, live_sample, make_module, write_inputs
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.losses.lpips import LpipsLoss
-from diffsynth_omniavatar.losses.sync import SyncLoss, mel_spectrogram
+from diffsynth_omniavatar.losses.mel import mel_spectrogram
+from diffsynth_omniavatar.losses.sync import SyncLoss
 from diffsynth_omniavatar.losses.trepa import TrepaLoss
 from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.training import run
