@@ -3,26 +3,16 @@
 # second part of each clip as reference sequence (65 channels). One GPU.
 #   bash examples/train_v2v_1.3b.sh
 #   bash examples/train_v2v_1.3b.sh --resume latest         goes on; any other flag of the launcher fits there too
-set -euo pipefail
-data=${DATA:-data/metadata.csv}
-output=${OUTPUT:-runs/v2v_1.3b}
+. "$(dirname "$0")/training.sh"
 checkpoint=${CHECKPOINT:-pretrained_models/OmniAvatar-1.3B}
-wav2vec2=${WAV2VEC2:-pretrained_models/wav2vec2-base-960h}
-config=${ACCELERATE_CONFIG:-examples/accelerate/1gpu.yaml}
 wan=Wan-AI/Wan2.1-T2V-1.3B
 
-[ -e "$checkpoint" ] || hf download OmniAvatar/OmniAvatar-1.3B --local-dir "$checkpoint"
-[ -e "$wav2vec2" ] || hf download facebook/wav2vec2-base-960h --local-dir "$wav2vec2"
+get OmniAvatar/OmniAvatar-1.3B "$checkpoint"
+get facebook/wav2vec2-base-960h "$wav2vec2"
 
-accelerate launch --config_file "$config" -m diffsynth_omniavatar.train \
-    --omniavatar_mode v2v --first_frame masked --use_ref_sequence \
-    --dataset_base_path "$(dirname "$data")" --dataset_metadata_path "$data" --dataset_num_workers 4 \
-    --height 512 --width 512 --num_frames 81 \
+train v2v "${DATA:-data/metadata.csv}" "$checkpoint" "${OUTPUT:-runs/v2v_1.3b}" \
+    --first_frame masked --use_ref_sequence \
+    --dataset_num_workers 4 --height 512 --width 512 --num_frames 81 \
     --model_id_with_origin_paths "$wan:diffusion_pytorch_model*.safetensors,$wan:models_t5_umt5-xxl-enc-bf16.pth,$wan:Wan2.1_VAE.pth" \
     --wav2vec2_path "$wav2vec2" \
-    --omniavatar_checkpoint "$checkpoint" \
-    --learning_rate 1e-4 --warmup_steps 100 --max_grad_norm 1.0 \
-    --max_steps 2000 --gradient_accumulation_steps 4 \
-    --use_gradient_checkpointing \
-    --output_path "$output" --save_steps 100 --checkpoints_total_limit 3 --enable_csv_log \
     "$@"

@@ -5,22 +5,13 @@
 #   bash examples/train_v2v_14b.sh
 #   bash examples/train_v2v_14b.sh --resume latest          goes on; any other flag of the launcher fits there too
 #   ACCELERATE_CONFIG=examples/accelerate/8gpus.yaml bash examples/train_v2v_14b.sh
-set -euo pipefail
-data=${DATA:-cache/v2v}
-output=${OUTPUT:-runs/v2v_14b}
+. "$(dirname "$0")/training.sh"
 checkpoint=${CHECKPOINT:-pretrained_models/OmniAvatar-14B}
-config=${ACCELERATE_CONFIG:-examples/accelerate/1gpu.yaml}
 
-[ -e "$checkpoint" ] || hf download OmniAvatar/OmniAvatar-14B --local-dir "$checkpoint"
+get OmniAvatar/OmniAvatar-14B "$checkpoint"
 
-accelerate launch --config_file "$config" -m diffsynth_omniavatar.train \
-    --omniavatar_mode v2v --first_frame known \
-    --dataset_base_path "$(dirname "$data")" --dataset_metadata_path "$data" --dataset_num_workers 2 \
-    --height 512 --width 512 --num_frames 81 \
+train v2v "${DATA:-cache/v2v}" "$checkpoint" "${OUTPUT:-runs/v2v_14b}" \
+    --first_frame known \
+    --dataset_num_workers 2 --height 512 --width 512 --num_frames 81 \
     --model_id_with_origin_paths "Wan-AI/Wan2.1-T2V-14B:diffusion_pytorch_model*.safetensors" \
-    --omniavatar_checkpoint "$checkpoint" \
-    --learning_rate 1e-4 --warmup_steps 100 --max_grad_norm 1.0 \
-    --max_steps 2000 --gradient_accumulation_steps 4 \
-    --use_gradient_checkpointing \
-    --output_path "$output" --save_steps 100 --checkpoints_total_limit 3 --enable_csv_log \
     "$@"
