@@ -10,8 +10,6 @@ the big models. A page shows videos, curves and figures of before and after.
 from __future__ import annotations
 
 import argparse
-import csv
-import html
 import math
 import os
 import shlex
@@ -23,15 +21,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import soundfile
 from PIL import Image
 
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.clip import read_frames
-from ..media.timeline import FRAME_RATE, SAMPLE_RATE
+from ..media.timeline import SAMPLE_RATE
 from ..metrics.picture import psnr
-from ..metrics.plots import line_plot
 from ..metrics.sync import correlation
 from ..model.checkpoint import read_config, weight_files
 from ..model.config import Conventions
@@ -45,6 +41,7 @@ from ..nano.speaker.identity import Identity
 from ..nano.stage import generate_file, load_family, write_video
 from ..nano.validation import validation_loss
 from ..training.callbacks import find_latest
+from .demo_page import Shown, page, table, training_losses
 
 FRAMES = 73
 """Of a video: three chunks."""
@@ -78,17 +75,6 @@ NEWCOMER = Identity(
 )
 """A narrow face, high brows, a low fringe and big eyes: sizes that `draw_identity` never draws. The colours are
 those of others, as the small VAE shows no new ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A video of the report and what it shows."""
-
-    path: Path
-    title: str
-    openness: np.ndarray
-    """float [F]."""
-    figures: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +210,21 @@ def run_demo(
     losses.append(validation_loss(pipe, held_out, draws=4, batch=2))
     shown += [before, after, _drawn(demo, newcomer)]
 
-    page = demo.out / "report.html"
-    page.write_text(_page(demo, shown, losses, newcomer, time.monotonic() - started), encoding="utf-8")
-    print("\n" + "\n".join(f"{name:<44} {old:>8} {new:>8}" for name, old, new in _table(before, after, losses)))
-    print(f"\n{page}: open it in a browser. {time.monotonic() - started:.0f} s in all.")
-    return page
+    report = page(
+        shown,
+        losses,
+        training_losses(demo.work / "run" / "loss.csv"),
+        newcomer,
+        [*demo.commands(), demo.generate_command()],
+        train_clips=TRAIN_CLIPS,
+        held_out_clips=HELD_OUT_CLIPS,
+        seconds=time.monotonic() - started,
+    )
+    path = demo.out / "report.html"
+    path.write_text(report, encoding="utf-8")
+    print("\n" + "\n".join(f"{name:<44} {old:>8} {new:>8}" for name, old, new in table(before, after, losses)))
+    print(f"\n{path}: open it in a browser. {time.monotonic() - started:.0f} s in all.")
+    return path
 
 
 def _say(message: str) -> None:
@@ -285,94 +281,6 @@ def _run(command: Sequence[str]) -> None:
     done = subprocess.run([sys.executable, "-m", modules[command[0]], *command[1:]])
     if done.returncode != 0:
         raise ChildProcessError(f"`{shlex.join(command)}` ended with code {done.returncode}; its output says why.")
-
-
-# ----------------------------------------------------------------------------------------------------------------- page
-
-_STYLE = """
-body { max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.videos { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: .9rem; }
-video { width: 100%; aspect-ratio: 1; background: #ddd; image-rendering: auto; }
-svg { width: 100%; height: auto; display: block; margin: .75rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-pre { background: #f4f4f4; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; }
-"""
-
-
-def _table(before: Shown, after: Shown, losses: Sequence[float]) -> list[tuple[str, str, str]]:
-    """Name, before and after of each figure, under a line of headings."""
-    rows = [("", "before", "after")]
-    rows.append(("validation loss on held-out clips", f"{losses[0]:.4f}", f"{losses[1]:.4f}"))
-    return rows + [(name, f"{value:.2f}", f"{after.figures[name]:.2f}") for name, value in before.figures.items()]
-
-
-def training_losses(path: Path) -> list[float]:
-    """The loss of every step, from the loss.csv of a run."""
-    with path.open(encoding="utf-8", newline="") as content:
-        return [float(row["value"]) for row in csv.DictReader(content) if row["key"] == "loss"]
-
-
-def running_mean(values: Sequence[float], length: int = 10) -> list[float]:
-    """Mean of the last `length` values, NaN before there are so many."""
-    return [
-        float(np.mean(values[end - length : end])) if end >= length else math.nan for end in range(1, len(values) + 1)
-    ]
-
-
-def _loss_plot(demo: Demo) -> str:
-    values = training_losses(demo.work / "run" / "loss.csv")
-    series = {"each step": values, "last 10": running_mean(values)}
-    return line_plot(series, title="training loss", x_label="step", y_label="loss", x=range(1, len(values) + 1))
-
-
-def _mouth_plots(shown: Sequence[Shown], clip: SpeakerClip) -> str:
-    """Loudness of the sound, and the mouths of before, after and the truth over it."""
-    seconds = ((np.arange(FRAMES) + 0.5) / FRAME_RATE).tolist()
-    level = np.sqrt((clip.waveform.reshape(FRAMES, -1) ** 2).mean(axis=1))
-    curves = {"true": clip.openness, "before": shown[1].openness, "after": shown[2].openness}
-    mouth = {name: curve.tolist() for name, curve in curves.items()}
-    return line_plot(
-        {"sound": (level / level.max()).tolist()}, title="loudness", x=seconds, x_label="seconds", y_label="of the most"
-    ) + line_plot(mouth, title="mouth openness", x=seconds, x_label="seconds", y_label="0 closed, 1 open")
-
-
-def _page(demo: Demo, shown: Sequence[Shown], losses: Sequence[float], clip: SpeakerClip, seconds: float) -> str:
-    before, after = shown[1], shown[2]
-    videos = "".join(
-        f'<figure><video src="{html.escape(one.path.name)}" controls loop playsinline preload="auto"></video>'
-        f"<figcaption>{html.escape(one.title)}</figcaption></figure>"
-        for one in shown
-    )
-    head, *body = _table(before, after, losses)
-    lines = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body]
-    headings = "".join(f"<th>{cell}</th>" for cell in head)
-    commands = "\n\n".join(shlex.join(command) for command in [*demo.commands(), demo.generate_command()])
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>OmniAvatar: demo</title><style>{_STYLE}</style></head><body>
-<h1>A small OmniAvatar learns a new face</h1>
-<p>The model animates a portrait to speech, at 128x128. People are drawn and their speech is synthesised, so that the
-true mouth is known. The new person's face, eyes, brows and fringe have sizes that nobody in the training has. It was
-fine-tuned for {demo.train_steps} steps on {TRAIN_CLIPS} clips; the sentence and the voice below are in none of them.
-All of it took {seconds / 60:.1f} minutes on this machine's {os.cpu_count()} processor cores.</p>
-<h2>Videos, with sound</h2><div class="videos">{videos}</div>
-<h2>Before and after</h2><div class="wide"><table><thead><tr>{headings}</tr></thead><tbody>{"".join(lines)}</tbody>
-</table></div>
-<p>The validation loss is the mean squared error of the predicted flow on {HELD_OUT_CLIPS} clips of the new person that
-are not trained on, with the same noise before and after.</p>
-<h2>Training</h2>{_loss_plot(demo)}
-<p>Each step's loss is at a noise level of its own, which makes most of its ups and downs.</p>
-<h2>Mouth against sound</h2>{_mouth_plots(shown, clip)}
-<h2>Commands</h2><pre>{html.escape(commands)}</pre>
-</body></html>
-"""
-
-
-# --------------------------------------------------------------------------------------------------------- command line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,21 +22,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import host
-from ..media.clip import to_bytes, to_video
-from ..metrics.picture import psnr
-from ..metrics.sync import correlation
+from ..media.clip import to_video
 from ..model.checkpoint import write_atomically
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import NANO, SmallVAE, half
 from .command_line import trainer_parser, write_figures
 from .draw import draw_frames
-from .measure import measure_mouth
 from .speaker.drawing import FACE, MOUTH, OPENING, SIZE
+from .vae_result import contact_sheet, figures, fold_statistics, latent_statistics, no_scale, reconstruct
 
 CLIP_FRAMES = 33
 STAGES = ((0.10, 1), (0.60, 5), (0.80, 9), (1.00, 17))
@@ -85,17 +82,12 @@ class Autoencoder(torch.nn.Module):
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction [B, 3, F, H, W] of a video of that shape, and the latents' mean KL divergence from normal."""
         self.moments.clear()
-        scale = _no_scale(video)
+        scale = no_scale(video)
         mean = self.network.encode(video, scale)
         log_variance = self.moments.pop()[:, mean.shape[1] :].clamp(-20, 10)
         latents = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return self.network.decode(latents, scale), kl
-
-
-def _no_scale(like: Tensor) -> list[Tensor]:
-    """Mean and inverse deviation for the host's `encode` and `decode` that leave the latents as they are."""
-    return [like.new_zeros(16), like.new_ones(16)]
 
 
 def fresh_vae(seed: int) -> SmallVAE:
@@ -296,73 +288,6 @@ class VAETrainer:
             static_error = self._update(video)
         self.captured = {length: (graph, video, static_error)}  # the stages never go back: memory of the last is freed
         return error
-
-
-# -------------------------------------------------------------------------------------------------------- what it wrote
-
-
-@torch.no_grad()
-def latent_statistics(network: host.VideoVAE_, frames: Tensor, batch: int = 8) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [16] of the latents of clips uint8 [clip, F, H, W, 3]."""
-    sums = torch.zeros(2, 16, dtype=torch.float64, device=frames.device)
-    count = 0
-    for part in frames.split(batch):
-        video = to_video(part)
-        latents = network.encode(video, _no_scale(video)).double()
-        sums += torch.stack([latents.sum((0, 2, 3, 4)), latents.square().sum((0, 2, 3, 4))])
-        count += latents.numel() // 16
-    mean = sums[0] / count
-    return mean.float(), (sums[1] / count - mean.square()).sqrt().float()
-
-
-@torch.no_grad()
-def fold_statistics(vae: SmallVAE, mean: Tensor, deviation: Tensor) -> None:
-    """Give the latents the mean and deviation that the host takes Wan's latents to have; the decoder takes it back.
-
-    The host subtracts those means and divides by those deviations, so that what its `encode` returns then has mean 0
-    and deviation 1, and the file needs no constants of its own.
-    """
-    network, wan_mean, wan_deviation = vae.model, vae.mean.to(mean), vae.std.to(mean)
-    gain = wan_deviation / deviation
-    network.conv1.weight[:16] *= gain.view(-1, 1, 1, 1, 1)
-    network.conv1.bias[:16] = (network.conv1.bias[:16] - mean) * gain + wan_mean
-    network.conv1.bias[16:] += 2 * gain.log()
-    matrix = network.conv2.weight.flatten(1).clone()
-    network.conv2.bias += matrix @ (mean - wan_mean / gain)
-    network.conv2.weight.copy_((matrix / gain).view_as(network.conv2.weight))
-
-
-@torch.no_grad()
-def reconstruct(vae: SmallVAE, frames: np.ndarray) -> np.ndarray:
-    """Clips uint8 [clip, F, H, W, 3] through the VAE as the pipeline runs it."""
-    device = next(vae.parameters()).device
-    latents = vae.encode(to_video(torch.from_numpy(frames)), device)
-    return to_bytes(vae.decode(latents, device)).permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
-def figures(vae: SmallVAE, clips: np.ndarray, reconstructed: np.ndarray) -> dict[str, float]:
-    """How well the VAE shows clips uint8 [clip, F, H, W, 3]: PSNR, and r of the measured mouth, the mean over clips."""
-    measured = [(measure_mouth(clip), measure_mouth(copy)) for clip, copy in zip(clips, reconstructed, strict=True)]
-    openness = [correlation(after[0], before[0]) for before, after in measured]
-    width = [correlation(after[1], before[1]) for before, after in measured]
-    single = clips[:, CLIP_FRAMES // 2 :][:, :1]
-    return {
-        "psnr": psnr(clips, reconstructed),
-        "psnr_single_frames": psnr(single, reconstruct(vae, single)),
-        "r_openness": float(np.mean(openness)),
-        "r_openness_lowest": float(np.min(openness)),
-        "r_width": float(np.mean(width)),
-        "r_width_lowest": float(np.min(width)),
-    }
-
-
-def contact_sheet(clips: np.ndarray, reconstructed: np.ndarray, path: Path, rows: int = 6, columns: int = 8) -> None:
-    """A picture of clips, each row above its reconstruction."""
-    places = np.linspace(0, clips.shape[1] - 1, columns).round().astype(int)
-    pairs = [
-        np.concatenate(list(row[places]), axis=1) for pair in zip(clips, reconstructed, strict=True) for row in pair
-    ]
-    Image.fromarray(np.concatenate(pairs[: 2 * rows])).save(path)
 
 
 def finish(trainer: VAETrainer, clips: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stand_in import write_nano_like_family
 
-from diffsynth_omniavatar.app import cli, demo
+from diffsynth_omniavatar.app import cli, demo, demo_page
 from diffsynth_omniavatar.media.clip import probe_video
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
@@ -86,7 +86,7 @@ def test_the_page_shows_videos_with_sound_and_the_figures(made):
 def test_training_was_of_the_real_launcher_and_left_its_checkpoint(made):
     path, (precompute, train) = made
     assert train[:2] == ["accelerate", "launch"] and precompute[1] == "precompute"
-    losses = demo.training_losses(path.parent / "finetune" / "run" / "loss.csv")
+    losses = demo_page.training_losses(path.parent / "finetune" / "run" / "loss.csv")
     assert len(losses) == 3 and all(loss > 0 for loss in losses)
     steps = sorted(folder.name for folder in (path.parent / "finetune" / "run").glob("step-*"))
     assert steps[-1] == "step-3"  # nothing of the earlier run
@@ -121,4 +121,5 @@ def test_missing_weights_and_failing_commands_are_told(tmp_path, monkeypatch):
 
 
 def test_running_mean():
-    assert demo.running_mean([1, 2, 3, 5], 2)[1:] == [1.5, 2.5, 4] and math.isnan(demo.running_mean([1], 2)[0])
+    mean = demo_page.running_mean
+    assert mean([1, 2, 3, 5], 2)[1:] == [1.5, 2.5, 4] and math.isnan(mean([1], 2)[0])

@@ -23,7 +23,7 @@ from diffsynth_omniavatar.model.checkpoint import (
 )
 from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder, normalise
-from diffsynth_omniavatar.nano import assemble, draw, train_speech, train_vae
+from diffsynth_omniavatar.nano import assemble, draw, train_speech, train_vae, vae_result
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 
 PACKAGED = files.NANO_FOLDER
@@ -47,7 +47,7 @@ def test_normalised_latents_decode_to_what_they_did_before():
     plain = [torch.zeros(16), torch.ones(16)]
     with torch.no_grad():
         wanted = vae.model.decode(vae.model.encode(video, plain), plain)
-    train_vae.fold_statistics(vae, *train_vae.latent_statistics(vae.model, frames))
+    vae_result.fold_statistics(vae, *vae_result.latent_statistics(vae.model, frames))
     latents = vae.encode(video, "cpu")
     # Tolerances: float32 in other orders of summation.
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)

@@ -16,7 +16,7 @@ from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.regions import background
 from diffsynth_omniavatar.nano.speaker.clips import cut_start, draw_clip
 from diffsynth_omniavatar.nano.stage import load_family, take_of
-from diffsynth_omniavatar.nano.train_vae import figures, reconstruct
+from diffsynth_omniavatar.nano.vae_result import figures, reconstruct
 from diffsynth_omniavatar.nano.validation import validation_loss
 from diffsynth_omniavatar.training.callbacks import find_latest
 
