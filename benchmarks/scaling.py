@@ -26,17 +26,19 @@ import torch
 from speed import DEVICE, Bench, clean, fast
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.app import plan
+from diffsynth_omniavatar.app import measured
+from diffsynth_omniavatar.app.prediction import ATTENTION_BACKWARD
 from diffsynth_omniavatar.media.timeline import latent_frames
 from diffsynth_omniavatar.metrics.plots import line_plot
 from diffsynth_omniavatar.model.blocks.runner import GIB, Attention, expandable_segments
+from diffsynth_omniavatar.model.config import PRESETS
 
 FRAMES, SIDES = (41, 81, 121, 161), (384, 512, 640, 720)
 BASE = (81, 512, 512)
 SIZES = (BASE, *((f, 512, 512) for f in FRAMES if f != 81), *((81, s, s) for s in (384, 640, 720)))
 """Frames, height, width; most important first."""
 WAYS = ("reference", "compiled, auto")
-TABLE = Path(plan.__file__).with_name("measured.json")
+TABLE = Path(measured.__file__).with_name("measured.json")
 
 
 @dataclass
@@ -66,7 +68,7 @@ def measure_machine() -> None:
     def attend() -> None:
         Attention(q, k, v, heads).backward(grad, q, k, v)
 
-    operations = 4 * tokens**2 * dim * (1 + plan.ATTENTION_BACKWARD)
+    operations = 4 * tokens**2 * dim * (1 + ATTENTION_BACKWARD)
     pinned = torch.empty(2 * GIB, dtype=torch.uint8, pin_memory=True)
     there = torch.empty_like(pinned, device=DEVICE)
     rates = {
@@ -139,7 +141,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 def table_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows of `measured.json` from those of `speed.py` and this program: the training steps of the published sizes."""
     for row in rows:
-        if row.get("model") not in plan.PRESETS or "kept" not in row:
+        if row.get("model") not in PRESETS or "kept" not in row:
             continue
         way = row["way"]
         frames, height, width = row.get("size", BASE)

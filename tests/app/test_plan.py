@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffsynth_omniavatar.app import cli, plan
+from diffsynth_omniavatar.app import cli, measured, plan, prediction
 from diffsynth_omniavatar.model.blocks import runner as blocks
 from diffsynth_omniavatar.model.blocks.memory_plan import (
     KEEPABLE,
@@ -33,7 +33,7 @@ from diffsynth_omniavatar.training.module import add_lora, select_trainable, tra
 from diffsynth_omniavatar.training.settings import StepSettings
 
 GIB = 2**30
-TABLE = plan.Table.read(
+TABLE = measured.Table.read(
     {
         "gpu": "A",
         "torch": "2",
@@ -46,7 +46,7 @@ TABLE = plan.Table.read(
         ],
     }
 )
-TASK = plan.Task(model="14B", size=plan.Size(512, 512, 81))
+TASK = measured.Task(model="14B", size=measured.Size(512, 512, 81))
 
 
 @pytest.mark.parametrize("in_dim", [33, 49, 65])
@@ -73,7 +73,7 @@ def test_counted_weights_are_those_of_a_model_with_lora(targets):
     assert weights.others == sum(size for name, size in frozen if not name.startswith("blocks."))
 
 
-WITH_PEAK = [row for row in plan.measured_table().steps if row.peak is not None]
+WITH_PEAK = [row for row in measured.measured_table().steps if row.peak is not None]
 
 
 @pytest.mark.parametrize("row", WITH_PEAK, ids=lambda row: f"{row.task.model} {row.way.blocks} {row.task.size}")
@@ -129,7 +129,7 @@ def of_frames(frames):
 
 def test_time_is_that_measured_where_it_was_measured_and_a_parabola_of_the_tokens():
     def seconds(frames):
-        return plan.seconds_of(of_frames(frames), Way(), {}, TABLE)
+        return prediction.seconds_of(of_frames(frames), Way(), {}, TABLE)
 
     assert seconds(81) == pytest.approx(7.0)
     latents = [11, 21, 31, 41, 51]
@@ -141,19 +141,19 @@ def test_time_is_that_measured_where_it_was_measured_and_a_parabola_of_the_token
 def test_what_is_kept_saves_its_operations_and_nothing_else():
     everything = dict.fromkeys(KEEPABLE, 40)
     own = Way(blocks="compiled")
-    nothing, all_kept = plan.operations(TASK, own, {}), plan.operations(TASK, own, everything)
+    nothing, all_kept = prediction.operations(TASK, own, {}), prediction.operations(TASK, own, everything)
     saved = TASK.shape.operations_of
     assert nothing.attention - all_kept.attention == 40 * saved["attention"]
     assert nothing.products - all_kept.products == 40 * (saved["middle"] + saved["qkv"] + saved["ffn"])
-    assert plan.operations(TASK, Way(), {}).products - nothing.products == 40 * saved["ffn"]
+    assert prediction.operations(TASK, Way(), {}).products - nothing.products == 40 * saved["ffn"]
 
 
 def test_copies_bound_the_time_where_there_is_little_to_compute():
     weights = count_weights(TASK.config, TASK.lora)
     streamed = Way(blocks="compiled", stream=True)
-    assert plan.seconds_of(of_frames(5), streamed, {}, TABLE) == pytest.approx(2 * weights.blocks / (20 * GIB))
-    assert plan.seconds_of(of_frames(81), streamed, {}, TABLE) == pytest.approx(5.5)
-    assert plan.seconds_of(replace(TASK, model="1.3B"), Way(), {}, TABLE) is None
+    assert prediction.seconds_of(of_frames(5), streamed, {}, TABLE) == pytest.approx(2 * weights.blocks / (20 * GIB))
+    assert prediction.seconds_of(of_frames(81), streamed, {}, TABLE) == pytest.approx(5.5)
+    assert prediction.seconds_of(replace(TASK, model="1.3B"), Way(), {}, TABLE) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- choice
@@ -161,16 +161,16 @@ def test_copies_bound_the_time_where_there_is_little_to_compute():
 
 @pytest.mark.parametrize("gpu", [24, 40, 48, 80, 141])
 def test_the_fastest_that_fits_is_chosen(gpu):
-    predictions = plan.predict_all(TASK, gpu, TABLE)
-    best = plan.fastest(predictions, gpu)
+    predictions = prediction.predict_all(TASK, gpu, TABLE)
+    best = prediction.fastest(predictions, gpu)
     assert best.need <= gpu
-    assert not [one for one in predictions if one.need <= gpu and plan.ALIKE * one.seconds < best.seconds]
+    assert not [one for one in predictions if one.need <= gpu and prediction.ALIKE * one.seconds < best.seconds]
     before = predictions[: predictions.index(best)]
     assert not [one for one in before if one.need <= gpu and one.seconds <= best.seconds]
 
 
 def test_more_memory_is_never_slower():
-    times = [[one.seconds for one in plan.predict_all(TASK, gpu, TABLE)] for gpu in range(24, 142, 6)]
+    times = [[one.seconds for one in prediction.predict_all(TASK, gpu, TABLE)] for gpu in range(24, 142, 6)]
     for less, more in pairwise(times):
         assert all(b <= a for a, b in zip(less, more, strict=True))
     assert min(times[-1]) < min(times[0])
@@ -180,29 +180,29 @@ def test_a_measured_step_is_shown_as_measured():
     row = TABLE.steps[2]
     limited = replace(row, limit=80.0, seconds=5.1, peak=75.0, kept={"attention": 40})
     table = replace(TABLE, steps=[*TABLE.steps, limited])
-    at_80, at_79 = (plan.predict("compiled", replace(TASK, mode="v2v"), gpu, table) for gpu in (80, 79))
+    at_80, at_79 = (prediction.predict("compiled", replace(TASK, mode="v2v"), gpu, table) for gpu in (80, 79))
     assert (at_80.seconds, at_80.peak, at_80.seconds_measured) == (5.1, 75.0, True)
     assert not at_79.seconds_measured
     alike = replace(at_80, seconds=0.95 * at_80.seconds, seconds_measured=False)
-    assert plan.fastest([alike, at_80], 80) == at_80  # computed ones are not better
+    assert prediction.fastest([alike, at_80], 80) == at_80  # computed ones are not better
 
 
 def test_where_nothing_fits_the_advice_does():
-    least = min(plan.predict_all(TASK, 24, TABLE), key=lambda one: one.need)
+    least = min(prediction.predict_all(TASK, 24, TABLE), key=lambda one: one.need)
     gpu = math.floor(10 * least.need - 1) / 10
 
     def fits(**changes):
-        return plan.fastest(plan.predict_all(replace(TASK, **changes), gpu, TABLE), gpu) is not None
+        return prediction.fastest(prediction.predict_all(replace(TASK, **changes), gpu, TABLE), gpu) is not None
 
     text = plan.report(TASK, gpu, TABLE)
     assert f"Nothing fits: {least.name} needs {least.need:.1f} GiB, {least.need - gpu:.1f} more" in text
-    shorter, smaller, lower = plan.help_for(TASK, gpu, TABLE)
+    shorter, smaller, lower = prediction.help_for(TASK, gpu, TABLE)
     numbers = ((shorter, ":"), (smaller, "x"), (lower, "rank"))
     frames, side, rank = (int(advice.split(mark)[1].split()[0]) for advice, mark in numbers)
     assert fits(size=TASK.size._replace(frames=frames)) and not fits(size=TASK.size._replace(frames=frames + 4))
-    assert fits(size=plan.Size(side, side, 81)) and not fits(size=plan.Size(side + 16, side + 16, 81))
+    assert fits(size=measured.Size(side, side, 81)) and not fits(size=measured.Size(side + 16, side + 16, 81))
     assert fits(lora_rank=rank) and not fits(lora_rank=2 * rank)
-    assert plan.help_for(TASK, 2, TABLE) == ["a GPU with more memory: no length, size or rank fits this one"]
+    assert prediction.help_for(TASK, 2, TABLE) == ["a GPU with more memory: no length, size or rank fits this one"]
 
 
 @pytest.mark.parametrize("gpu", ["6", "24GiB", "141GiB"])
