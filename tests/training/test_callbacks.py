@@ -18,7 +18,10 @@ from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.callbacks import (
     TrainingLogger,
     ValidationResult,
+    begin_checkpoint,
     find_checkpoints,
+    find_latest,
+    finish_checkpoint,
     untouched_training_state,
 )
 from diffsynth_omniavatar.training.settings import LoopSettings
@@ -158,3 +161,13 @@ def test_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     Run(tmp_path, LoopSettings(max_steps=1), options={"enable_tensorboard_log": True}).start()
     assert [*tmp_path.glob("tensorboard_log/events*")]
+
+
+def test_checkpoints_are_ordered_by_step_and_not_by_name(tmp_path):
+    for step in (100, 9, 10):
+        (tmp_path / f"step-{step}").mkdir()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-9", "step-10", "step-100"]
+    assert find_latest(tmp_path) == tmp_path / "step-100"
+    begin_checkpoint(tmp_path, 101).mkdir()
+    finish_checkpoint(begin_checkpoint(tmp_path, 101), keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-100", "step-101"}

@@ -379,3 +379,10 @@ def test_the_hosts_loss_is_the_weighted_flow_matching_loss():
     timestep = pipe.scheduler.timesteps[torch.randint(0, 1000, (1,))]
     drawn = torch.randn_like(latents) if host.GENERATION == "wan_video" else noise
     assert loss.shape == () and loss == (drawn - latents).square().mean() * pipe.scheduler.training_weight(timestep)
+
+
+def test_a_resumed_model_computes_with_its_float32_copies_rounded_from_the_first_sample_on(tmp_path):
+    settings = LoopSettings(max_steps=3, fp32_master_weights=True)
+    run = Run(tmp_path / "run", settings, dtype=torch.bfloat16).start()
+    resumed = run.resumed(2, tmp_path / "resumed")
+    assert resumed.module.trace == run.module.trace[2:]
