@@ -33,7 +33,8 @@ from speed import clean
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import TEA_CACHE_MODELS
 from diffsynth_omniavatar.media.timeline import latent_frames
-from diffsynth_omniavatar.model.blocks.runner import GIB, BlockRunner
+from diffsynth_omniavatar.model.blocks.memory_plan import GIB
+from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import PRESETS
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT

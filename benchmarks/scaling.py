@@ -30,7 +30,9 @@ from diffsynth_omniavatar.app import measured
 from diffsynth_omniavatar.app.prediction import ATTENTION_BACKWARD
 from diffsynth_omniavatar.media.timeline import latent_frames
 from diffsynth_omniavatar.metrics.plots import line_plot
-from diffsynth_omniavatar.model.blocks.runner import GIB, Attention, expandable_segments
+from diffsynth_omniavatar.model.blocks.attention import Attention
+from diffsynth_omniavatar.model.blocks.gpu_memory import expandable_segments
+from diffsynth_omniavatar.model.blocks.memory_plan import GIB
 from diffsynth_omniavatar.model.config import PRESETS
 
 FRAMES, SIDES = (41, 81, 121, 161), (384, 512, 640, 720)

@@ -29,8 +29,9 @@ import torch
 from random_models import add_random_lora, random_dit, random_inputs
 
 from diffsynth_omniavatar.media.timeline import latent_frames
-from diffsynth_omniavatar.model.blocks.memory_plan import describe
-from diffsynth_omniavatar.model.blocks.runner import GIB, BlockRunner, expandable_segments
+from diffsynth_omniavatar.model.blocks.gpu_memory import expandable_segments
+from diffsynth_omniavatar.model.blocks.memory_plan import GIB, describe
+from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.config import PRESETS
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT
 

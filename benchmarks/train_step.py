@@ -35,8 +35,8 @@ from diffsynth_omniavatar.losses.sync import SyncLoss
 from diffsynth_omniavatar.losses.syncnet import StableSyncNet
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
 from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME, latent_frames
+from diffsynth_omniavatar.model.blocks.gpu_memory import expandable_segments
 from diffsynth_omniavatar.model.blocks.memory_plan import describe
-from diffsynth_omniavatar.model.blocks.runner import expandable_segments
 from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses

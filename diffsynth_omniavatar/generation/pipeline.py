@@ -22,8 +22,9 @@ from .. import host
 from ..media.clip import Sound, load_image, load_sound, match_size, speech_waveform
 from ..media.timeline import audio_rows, chunk_length, clip_length
 from ..model import checkpoint
-from ..model.blocks.runner import BlockRunner, block_weights
+from ..model.blocks.runner import BlockRunner
 from ..model.blocks.sequence_parallel import SequenceParallel
+from ..model.blocks.weights import block_weights
 from ..model.config import LATENT_CHANNELS, Conventions
 from ..model.dit import OmniAvatarDiT, model_fn_omniavatar
 from ..model.small_family import register_family

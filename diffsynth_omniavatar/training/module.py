@@ -18,7 +18,9 @@ from ..losses.flow import flow_loss
 from ..media.clip import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..model import checkpoint
-from ..model.blocks.runner import COMPARED_GRADIENTS, TORCH, BlockRunner, block_weights
+from ..model.blocks.pieces import COMPARED_GRADIENTS, TORCH
+from ..model.blocks.runner import BlockRunner
+from ..model.blocks.weights import block_weights
 from ..model.config import CheckpointConfig, LoRAConfig
 from .auxiliary import AuxiliaryLosses
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport

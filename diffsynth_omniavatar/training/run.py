@@ -27,8 +27,8 @@ from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
 from ..media.timeline import latent_frames
 from ..model import checkpoint
+from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
-from ..model.blocks.runner import expandable_segments
 from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfig
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder

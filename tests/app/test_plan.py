@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffsynth_omniavatar.app import cli, measured, plan, prediction
-from diffsynth_omniavatar.model.blocks import runner as blocks
+from diffsynth_omniavatar.model.blocks import runner as block_runner
 from diffsynth_omniavatar.model.blocks.memory_plan import (
     KEEPABLE,
     BlockShape,
@@ -91,13 +91,15 @@ def test_sizes_tell_the_peaks_that_were_measured(row):
 def test_the_plan_keeps_what_training_keeps(monkeypatch, offload, first, fp32_master_weights):
     """`auto_budget` is what `--activation_memory auto` finds on a GPU with so much free."""
     free, shape = 60 * GIB, TASK.shape
-    monkeypatch.setattr(blocks, "free_memory", lambda device: free)
+    monkeypatch.setattr(block_runner, "free_memory", lambda device: free)
     trained = torch.empty(GIB, requires_grad=True, device="meta", dtype=torch.bfloat16)
     moments = (8 if fp32_master_weights else 4) * GIB
     block = SimpleNamespace(dim=shape.dim, ffn_dim=shape.ffn_dim, num_heads=shape.heads)
     dit = SimpleNamespace(blocks=[block] * 40, parameters=lambda: [trained])
     tokens = SimpleNamespace(shape=(1, shape.tokens, shape.dim), element_size=lambda: 2, device=torch.device("cuda"))
-    runner = blocks.BlockRunner(activation_memory="auto", reserve=GIB, moment_bytes=4 if fp32_master_weights else None)
+    runner = block_runner.BlockRunner(
+        activation_memory="auto", reserve=GIB, moment_bytes=4 if fp32_master_weights else None
+    )
     if not first:
         runner.plans[replace(shape, tokens=1)] = ()
     budget = auto_budget(shape, 40, moments, free=free, offload=offload, reserve=GIB, first=first)
@@ -269,7 +271,7 @@ def test_a_dry_run_tells_what_is_kept_as_far_as_it_is_known():
         rows = predicted_rows(config, lora, StepSettings(**settings), shape, runner, fp32_master_weights=False)
         return dict(rows)
 
-    runner = blocks.BlockRunner()
+    runner = block_runner.BlockRunner()
     assert rows()["peak"].startswith("44.46 GiB") and rows()["blocks' inputs"] == "8.20 GiB"
     assert rows(use_gradient_checkpointing=False)["kept beside inputs"].startswith("not known")
     everything = kept_bytes(shape, (frozenset(KEEPABLE),) * 40) / GIB

@@ -11,7 +11,8 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model import files
-from diffsynth_omniavatar.model.blocks import runner as blocks
+from diffsynth_omniavatar.model.blocks import runner as block_runner
+from diffsynth_omniavatar.model.blocks.pieces import compiled
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.model.small_family import register_family, write_random_family
 
@@ -109,8 +110,8 @@ def test_offloaded_weights_give_the_same_clip(family, monkeypatch, limit):
 
 
 def test_compiled_blocks_give_the_same_clip(family, monkeypatch):
-    pieces = blocks.compiled("aot_eager")
-    monkeypatch.setattr(blocks, "compiled", lambda **_: pieces)
+    pieces = compiled("aot_eager")
+    monkeypatch.setattr(block_runner, "compiled", lambda **_: pieces)
     clips = []
     for compile_blocks in (False, True):
         pipe = loading.load_pipeline(folder=family, device="cpu", compile=compile_blocks)

@@ -12,10 +12,14 @@ import torch
 from golden_models import Goldens, relative_deviation
 from torch.utils.checkpoint import checkpoint
 
-from diffsynth_omniavatar.model.blocks import memory_plan
-from diffsynth_omniavatar.model.blocks import runner as blocks
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.model.blocks import memory_plan, pieces, runner
+from diffsynth_omniavatar.model.blocks.attention import Attention
+from diffsynth_omniavatar.model.blocks.block import BlockCall, run_block
+from diffsynth_omniavatar.model.blocks.forward import pre_attention, rotate
 from diffsynth_omniavatar.model.blocks.memory_plan import KEEPABLE, BlockShape, describe, kept_bytes, plan_kept
-from diffsynth_omniavatar.model.blocks.runner import BlockCall, BlockRunner, Modulation
+from diffsynth_omniavatar.model.blocks.runner import BlockRunner, rotary_tables
+from diffsynth_omniavatar.model.blocks.weights import Modulation, block_weights
 from diffsynth_omniavatar.model.config import LoRAConfig
 from diffsynth_omniavatar.training import module
 from diffsynth_omniavatar.training.module import add_lora, choose_blocks, select_trainable
@@ -61,21 +65,21 @@ class OneBlock:
         self.t_mod = 0.3 * torch.randn(2, 6, dim, generator=generator)
         self.grad = torch.randn(2, tokens, dim, generator=generator)
         self.freqs = dit._rotary_frequencies(GRID, torch.device("cpu"))
-        self.rotary = blocks.rotary_tables(dit.freqs, GRID, torch.device("cpu"))
+        self.rotary = rotary_tables(dit.freqs, GRID, torch.device("cpu"))
         self.wanted = self.backward(self.block(self.x, self.text, self.t_mod, self.freqs))
 
     def backward(self, result):
         """The result and the gradients by the input and by the adapters."""
-        weights = blocks.block_weights(self.block).adapters
+        weights = block_weights(self.block).adapters
         return result.detach(), *torch.autograd.grad(result, [self.x, *weights], self.grad)
 
-    def call(self, keep=frozenset(), pieces=blocks.EAGER):
+    def call(self, keep=frozenset(), functions=pieces.EAGER):
         modulation = Modulation(*(self.block.modulation + self.t_mod).chunk(6, dim=1))
-        weights = lambda: blocks.block_weights(self.block)  # noqa: E731
-        return BlockCall(weights, self.text, modulation, self.rotary, keep, pieces)
+        weights = lambda: block_weights(self.block)  # noqa: E731
+        return BlockCall(weights, self.text, modulation, self.rotary, keep, functions)
 
     def run(self, keep):
-        return blocks.run_block(self.call(keep), self.x, blocks.block_weights(self.block).adapters)
+        return run_block(self.call(keep), self.x, block_weights(self.block).adapters)
 
     def deviation(self, results):
         return max(relative_deviation(a, b) for a, b in zip(results, self.wanted, strict=True))
@@ -130,9 +134,9 @@ def test_attention_does_not_hold_its_inputs(one):
     heads, shape = one.block.num_heads, (1, 8, one.block.dim)
     leaves = [torch.randn(shape).requires_grad_() for _ in range(3)]
     grad = torch.randn(shape)
-    wanted = torch.autograd.grad(blocks.flash_attention(*leaves, num_heads=heads), leaves, grad)
+    wanted = torch.autograd.grad(host.flash_attention(*leaves, num_heads=heads), leaves, grad)
     inputs = [leaf.detach().clone() for leaf in leaves]
-    attention = blocks.Attention(*inputs, heads)
+    attention = Attention(*inputs, heads)
     for value in inputs:
         value.fill_(torch.nan)
     found = attention.backward(grad, *(leaf.detach() for leaf in leaves))
@@ -142,7 +146,7 @@ def test_attention_does_not_hold_its_inputs(one):
 @pytest.mark.parametrize("began", [False, True])
 def test_attention_without_a_backward_pass_leaves_nothing(one, began):
     """As when a step is broken off: no cycle through autograd's graph holds its result."""
-    attention = blocks.Attention(*torch.randn(3, 1, 8, one.block.dim), one.block.num_heads)
+    attention = Attention(*torch.randn(3, 1, 8, one.block.dim), one.block.num_heads)
     result = weakref.ref(attention._output)
     if began:
         with pytest.raises(RuntimeError):
@@ -169,14 +173,14 @@ def test_rotary_embedding_in_float32_is_near_the_one_in_float64(one):
     x = torch.randn(2, one.x.shape[1], one.block.dim)
     pairs = torch.view_as_complex(x.double().view(2, x.shape[1], heads, -1, 2))
     exact = torch.view_as_real(pairs * one.freqs).flatten(2)
-    assert relative_deviation(blocks.rotate(x, *one.rotary).double(), exact) < 3e-7
+    assert relative_deviation(rotate(x, *one.rotary).double(), exact) < 3e-7
 
 
 @compiles
 def test_a_compiled_piece_equals_the_piece(one):
     w, m = one.call().weights(), one.call().modulation
-    found = torch.compile(blocks.pre_attention, fullgraph=True)(one.x.detach(), m, one.rotary, w)
-    wanted = blocks.pre_attention(one.x.detach(), m, one.rotary, w)
+    found = torch.compile(pre_attention, fullgraph=True)(one.x.detach(), m, one.rotary, w)
+    wanted = pre_attention(one.x.detach(), m, one.rotary, w)
     assert all(relative_deviation(a, b) < BLOCK_TOLERANCE for a, b in zip(found, wanted, strict=True))
 
 
@@ -187,8 +191,7 @@ def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch, chunk):
     torch._dynamo.reset()
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
-    pieces = blocks.compiled("aot_eager")
-    monkeypatch.setattr(blocks, "compiled", lambda **_: pieces)
+    use_compiler(monkeypatch, "aot_eager")
     dit = adapted(golden)
     wanted = [gradients(golden, dit, *size) for size in LENGTHS]
     dit.runner = BlockRunner(compile=True)
@@ -214,12 +217,16 @@ def test_under_autocast_compiled_gradients_are_as_near_as_the_hosts(golden, monk
     dit = adapted(golden) if adapt else golden.dit()
     _, wanted = gradients(golden, dit, 3, 4)
     _, hosts = gradients(golden, dit, 3, 4, autocast=True)
-    pieces = blocks.compiled("aot_eager")
-    monkeypatch.setattr(blocks, "compiled", lambda **_: pieces)
+    use_compiler(monkeypatch, "aot_eager")
     dit.runner = BlockRunner(compile=True)
     _, ours = gradients(golden, dit, 3, 4, autocast=True, **flags)
     assert ours.keys() == wanted.keys()
     assert 0 < deviation_of_all(ours, wanted) < 1.5 * deviation_of_all(hosts, wanted)
+
+
+def use_compiler(monkeypatch, backend):
+    compiled = pieces.compiled(backend)
+    monkeypatch.setattr(runner, "compiled", lambda **_: compiled)
 
 
 def deviation_of_all(found, wanted):
@@ -262,7 +269,7 @@ def test_weights_that_wait_in_main_memory_change_no_bit(golden, budget):
     sizes = [(3, 4), (2, 4)]
     wanted = [gradients(golden, dit, *size) for size in sizes]
     dit.runner.stream_weights(dit.blocks, torch.device("cpu"))
-    assert all(value.numel() == 0 for block in dit.blocks for value in blocks.block_weights(block).frozen)
+    assert all(value.numel() == 0 for block in dit.blocks for value in block_weights(block).frozen)
     for size, (output, by_name) in zip(sizes, wanted, strict=True):
         with torch.no_grad():
             gradients_off = gradients(golden, dit, *size)[0]
@@ -301,7 +308,7 @@ def test_layers_that_are_not_plain_are_refused(golden):
 def test_weights_that_somebody_else_offloads_are_refused(golden):
     dit = adapted(golden)
     dit.runner = BlockRunner()
-    for value in blocks.block_weights(dit.blocks[0]).frozen:
+    for value in block_weights(dit.blocks[0]).frozen:
         value.data = torch.empty(0)
     with pytest.raises(ValueError, match="are elsewhere"):
         gradients(golden, dit, 3, 4)
@@ -372,11 +379,11 @@ def test_compiled_gradients_of_all_weights_are_refused_where_nobody_has_compared
 def test_what_autograd_differentiates_reads_nothing_back_where_torch_does_not_wait(golden, monkeypatch, torch_version):
     """Before torch 2.14 these pieces are compiled with other options; those of LoRA's own backward pass are not."""
     options = []
-    monkeypatch.setattr(blocks, "TORCH", torch_version)
-    monkeypatch.setattr(blocks, "compiled", blocks.compiled.__wrapped__)
+    monkeypatch.setattr(pieces, "TORCH", torch_version)
+    monkeypatch.setattr(runner, "compiled", pieces.compiled.__wrapped__)
     monkeypatch.setattr(torch, "compile", lambda piece, **more: options.append(more["options"]) or piece)
     for dit, by_autograd in ((adapted(golden), False), (golden.dit().requires_grad_(), True)):
         options.clear()
         dit.runner = BlockRunner(compile=True)
         gradients(golden, dit, 3, 4)
-        assert (blocks.COMPUTE_AGAIN in options) == (by_autograd and torch_version < (2, 14))
+        assert (pieces.COMPUTE_AGAIN in options) == (by_autograd and torch_version < (2, 14))

@@ -13,6 +13,8 @@ from typing import Literal
 
 from ..config import AUDIO_WINDOW, LoRAConfig, OmniAvatarConfig
 
+GIB = 2**30
+
 KEEPABLE = ("attention", "middle", "qkv", "ffn")
 """Results that a block can keep: the self-attention's output and log-sum-exp; the tokens between the block's parts and
 the cross-attention's query; the projections q, k, v; the hidden layer of the feed-forward part."""
