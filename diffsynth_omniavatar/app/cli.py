@@ -7,80 +7,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..host.versions import UnsupportedHostError
-
-if TYPE_CHECKING:
-    from ..generation.pipeline import OmniAvatarPipeline
-
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
-"""Exit codes: something that was looked at or tried failed; what was given is wrong; Ctrl-C."""
-
-Flags = Mapping[str, tuple[Callable[[str], Any], str]]
-"""Flag without its dashes -> type and help; `bool` makes a pair --flag and --no-flag."""
-
-MODEL_FLAGS: Flags = {
-    "dit": (str, "weights of the Wan transformer: files, or the folder that holds them"),
-    "text_encoder": (str, "weights of the text encoder"),
-    "vae": (str, "weights of the VAE"),
-    "tokenizer": (str, "folder of the tokenizer"),
-    "omniavatar": (str, "OmniAvatar checkpoint: a folder or file; one with all weights needs no --dit"),
-    "wav2vec2": (str, "folder of the speech encoder"),
-    "device": (str, "cuda, cuda:1, cpu, ...; by default the GPU if there is one"),
-    "dtype": (str, "bfloat16, float16 or float32; by default bfloat16 on a GPU and float32 on a CPU"),
-    "vram_limit": (float, "GiB of GPU memory from which on weights wait in main memory; by default all go to the GPU"),
-    "compile": (
-        bool,
-        "compute the transformer's blocks faster: compiled in the first step (default: no)",
-    ),
-    "use_usp": (bool, "make each video by all GPUs; start with torchrun --nproc_per_node GPUS (default: no)"),
-    "download_source": (str, "modelscope or huggingface, for the files that are downloaded"),
-    "leading_audio_rows": (int, "0 or 1: frames before the sound, where the checkpoint does not say it"),
-    "first_frame": (str, "V2V, known or masked: the first frame, where the checkpoint does not say it"),
-}
-INPUT_FLAGS: Flags = {
-    "prompt": (str, "what is to be seen: the person, what they do, the background"),
-    "image": (str, "the portrait; V2V: the identity image, by default the video's first frame"),
-    "video": (str, "V2V: the video whose mouth is changed"),
-    "audio": (str, "the speech: a sound file, or a video whose sound is taken"),
-    "out": (str, "the file to write: .mp4, .mov or .mkv"),
-}
-SETTING_FLAGS: Flags = {
-    "negative_prompt": (str, "what is not to be seen (default: upstream's text)"),
-    "mouth_mask": (str, "V2V: image of the mouth mask, white is kept (default: a built-in one for aligned faces)"),
-    "reference_video": (str, "V2V with 65 channels: another clip of the person (default: another part of the video)"),
-    "height": (int, "pixels (default: the trained size nearest in shape)"),
-    "width": (int, "pixels (default: the trained size nearest in shape)"),
-    "max_tokens": (int, "length of a chunk: frames * height * width / 1024 (default: the trained length)"),
-    "paste_source": (bool, "V2V: keep the video's own pixels outside the mouth (default: yes)"),
-    "overlap": (int, "frames that a chunk takes over from the one before, 1 + 4n (default: 13)"),
-    "match_colours": (bool, "give each chunk the colours of the portrait or source video (default: no, as upstream)"),
-    "silence": (float, "seconds of silence in front (default: 0.3, for V2V 0)"),
-    "steps": (int, "denoising steps a chunk (default: 50)"),
-    "cfg_scale": (float, "guidance by the text; 1 for none (default: 4.5)"),
-    "audio_cfg_scale": (
-        float,
-        "guidance by the sound, if it is to differ: a third pass a step (default: that of the text)",
-    ),
-    "sigma_shift": (float, "shift of the noise schedule (default: 5.0)"),
-    "seed": (int, "chunk k starts from the noise of seed + k (default: 42)"),
-    "tiled": (bool, "run the VAE in tiles (default: above 512x512)"),
-    "tea_cache_l1_thresh": (
-        float,
-        "TeaCache: skip steps that change less; upstream's value is 0.14 (default: skip none)",
-    ),
-    "tea_cache_model_id": (str, "whose TeaCache coefficients (default: the model's own)"),
-    "crf": (int, "quality of the H.264 file; 13 to 18 look like the original (default: 15)"),
-    "show_progress": (bool, "draw a progress bar (default: yes)"),
-}
+from .console import FAILED, INTERRUPTED, WRONG_INPUT, say, show_log
+from .generate import config_flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,20 +37,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_INPUT, f"omniavatar: error: {message} (see {self.prog} --help)\n")
 
 
-def _add_flags(parser: argparse.ArgumentParser, title: str, flags: Flags) -> None:
-    """Flags that leave no trace unless they are given, so that the functions' own defaults hold."""
-    group = parser.add_argument_group(title)
-    for name, (kind, text) in flags.items():
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options["type"] = kind
-        if name == "dit":
-            options["nargs"] = "+"
-        group.add_argument(f"--{name}", **options)
-
-
 def _add_command(
     commands: Any, run: Callable[[argparse.Namespace], int] | str, name: str, text: str
 ) -> argparse.ArgumentParser:
@@ -128,15 +48,6 @@ def _add_command(
     return parser
 
 
-def _add_model_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=["14B", "1.3B"], default="14B", help="published size (default: 14B)")
-    parser.add_argument(
-        "--models_folder",
-        help="folder with Wan2.1-T2V-14B/, OmniAvatar-14B/ and wav2vec2-base-960h/, or a small family's; "
-        "by default the files are downloaded to models/",
-    )
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
     parser = _Parser(
@@ -145,19 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"omniavatar {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    generate = _add_command(
-        commands, _run_generate, "generate", "Make a talking video from a portrait or video and speech."
-    )
-    _add_model_choice(generate)
-    _add_flags(generate, "parts of the model that lie elsewhere, and how it runs", MODEL_FLAGS)
-    _add_flags(generate, "one video", INPUT_FLAGS)
-    many = generate.add_argument_group("many videos")
-    many.add_argument(
-        "--input_file", help="text file with a line prompt@@image@@audio for each video (V2V: prompt@@video@@audio)"
-    )
-    many.add_argument("--out_folder", default="outputs", help="folder for their videos (default: outputs)")
-    _add_flags(generate, "settings", SETTING_FLAGS)
-    generate.add_argument("--config", help="YAML or JSON file with any of these flags; the command line goes before it")
+    _add_command(commands, ".generate", "generate", "Make a talking video from a portrait or video and speech.")
 
     convert = _add_command(commands, _run_convert, "convert", "Write an OmniAvatar checkpoint in another form.")
     convert.add_argument("source", metavar="IN", help="checkpoint of any form: a folder or file")
@@ -205,47 +104,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if getattr(args, "config", None) is None:
         return args
-    return parser.parse_args([argv[0], *_config_flags(args.config), *argv[1:]])
-
-
-def _config_flags(path: str) -> Iterator[str]:
-    """The content of a config file as command-line arguments of `generate`."""
-    single = {"model", "models_folder", "input_file", "out_folder"}
-    flags = {**MODEL_FLAGS, **INPUT_FLAGS, **SETTING_FLAGS}
-    content = _read_config(path)
-    unknown = sorted(str(key) for key in content if key not in flags and key not in single)
-    if unknown:
-        raise ValueError(f"{path}: unknown keys {', '.join(unknown)}; the keys are the flags of `omniavatar generate`.")
-    for key, value in content.items():
-        if value is None:
-            continue
-        if key in flags and flags[key][0] is bool:
-            if not isinstance(value, bool):
-                raise ValueError(f"{path}: {key} is {value!r}, wanted true or false.")
-            yield f"--{key}" if value else f"--no-{key}"
-        elif key == "dit" and isinstance(value, list):
-            yield from ("--dit", *map(str, value))
-        else:
-            yield f"--{key}={value}"
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    text = Path(path).read_text(encoding="utf-8")
-    if Path(path).suffix == ".json":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-    else:
-        import yaml
-
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, wanted lines like `steps: 25`.")
-    return content
+    return parser.parse_args([argv[0], *config_flags(args.config), *argv[1:]])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,155 +117,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(argv[1:])
     try:
         args = parse(argv)
-        _show_log()
+        show_log()
         return args.run(args)
     except KeyboardInterrupt as interrupt:
-        _say(f"interrupted; {interrupt or 'no video was being written.'}")
+        say(f"interrupted; {interrupt or 'no video was being written.'}")
         return INTERRUPTED
     except (ValueError, OSError, UnsupportedHostError) as error:
         if debug:
             raise
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return WRONG_INPUT
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":
             raise
-        _say(f"error: too little GPU memory: lower --max_tokens, or keep weights off it with --vram_limit. {error}")
+        say(f"error: too little GPU memory: lower --max_tokens, or keep weights off it with --vram_limit. {error}")
         return WRONG_INPUT
-
-
-def _say(message: str) -> None:
-    print("omniavatar:", " ".join(message.split()), file=sys.stderr)
-
-
-class _LogHandler(logging.Handler):
-    """Shows what the package logs; to the stderr of the moment, which a progress bar replaces."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(self.format(record))
-
-
-def _show_log() -> None:
-    logger = logging.getLogger("diffsynth_omniavatar")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _LogHandler) for handler in logger.handlers):
-        logger.addHandler(_LogHandler())
-
-
-# ------------------------------------------------------------------------------------------------------------- generate
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One video of an input file."""
-
-    prompt: str
-    source: Path
-    """The portrait, or for a V2V checkpoint the video."""
-    audio: Path
-
-
-def read_sample(line: str) -> Sample:
-    """A line `prompt@@image@@audio` of an input file.
-
-    Raises:
-        ValueError: it has other fields; FileNotFoundError: a file of it is not there.
-    """
-    fields = [field.strip() for field in line.split("@@")]
-    if len(fields) != 3 or not all(fields):
-        raise ValueError(f"wanted prompt@@image@@audio, got {len(fields)} fields: {line.strip()[:80]}")
-    sample = Sample(fields[0], Path(fields[1]), Path(fields[2]))
-    for path in (sample.source, sample.audio):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there.")
-    return sample
-
-
-def _given(args: argparse.Namespace, flags: Flags) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in flags if hasattr(args, name)}
-
-
-def _run_generate(args: argparse.Namespace) -> int:
-    inputs = _given(args, INPUT_FLAGS)
-    if args.input_file is not None:
-        if inputs:
-            raise ValueError(
-                f"--input_file stands in place of {', '.join(f'--{name}' for name in inputs)}: leave one out."
-            )
-        return _generate_many(args)
-    missing = [f"--{name}" for name in ("prompt", "audio", "out") if name not in inputs]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} is missing; or give --input_file with a line for each video.")
-    for name in ("image", "video", "audio"):
-        if name in inputs and not Path(inputs[name]).is_file():
-            raise FileNotFoundError(f"--{name}: {inputs[name]} is not there.")
-    _generate_one(_load(args), inputs, _given(args, SETTING_FLAGS))
-    return 0
-
-
-def _load(args: argparse.Namespace) -> OmniAvatarPipeline:
-    from ..generation.loading import load_pipeline
-
-    return load_pipeline(args.model, args.models_folder, **_given(args, MODEL_FLAGS))
-
-
-def _generate_one(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    from ..generation.generate import generate
-
-    out = Path(inputs["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    before = out.stat().st_mtime_ns if out.exists() else None
-    try:
-        made = generate(pipe, **inputs, **settings)
-    except KeyboardInterrupt:
-        if out.exists() and out.stat().st_mtime_ns != before:
-            raise KeyboardInterrupt(f"{out} has the part that was done and can be played.") from None
-        raise KeyboardInterrupt(f"not even the first chunk was done, so {out} was not written.") from None
-    if pipe.is_first_process:
-        print(
-            f"{made.path}: {made.frames} frames of {made.height}x{made.width} in {made.chunks} chunk(s), "
-            f"{made.steps} steps, {made.seconds:.1f} s"
-        )
-
-
-def _generate_many(args: argparse.Namespace) -> int:
-    samples, failed = _read_samples(args.input_file)
-    total = len(samples) + failed
-    if not samples:
-        raise ValueError(f"{args.input_file} has no line that can be used.")
-    pipe = _load(args)
-    source = "video" if pipe.dit.config.has_masked_video else "image"
-    for number, sample in samples.items():
-        out = Path(args.out_folder) / f"{number:03d}_{sample.audio.stem}.mp4"
-        inputs = {"prompt": sample.prompt, source: sample.source, "audio": sample.audio, "out": out}
-        try:
-            _generate_one(pipe, inputs, _given(args, SETTING_FLAGS))
-        except (ValueError, OSError) as error:
-            if args.debug or getattr(args, "use_usp", False):  # the other processes would not know that it is left out
-                raise
-            _say(f"error: {args.input_file}, line {number}: {error}")
-            failed += 1
-    if pipe.is_first_process:
-        print(f"{total - failed} of {total} videos are in {args.out_folder}.")
-    return FAILED if failed else 0
-
-
-def _read_samples(path: str) -> tuple[dict[int, Sample], int]:
-    """The good lines of an input file by their number, and how many are bad; those are reported."""
-    samples: dict[int, Sample] = {}
-    failed = 0
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            samples[number] = read_sample(line)
-        except (ValueError, OSError) as error:
-            _say(f"error: {path}, line {number}: {error}")
-            failed += 1
-    return samples, failed
-
-
-# ------------------------------------------------------------------------------------------------------- other commands
 
 
 def _run_convert(args: argparse.Namespace) -> int:

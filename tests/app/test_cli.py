@@ -15,7 +15,8 @@ import soundfile
 import torch
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar.app import cli, doctor
+from diffsynth_omniavatar.app import cli, console, doctor
+from diffsynth_omniavatar.app.generate import INPUT_FLAGS, MODEL_FLAGS, SETTING_FLAGS
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.media.clip import load_sound, probe_video, read_frames
@@ -90,9 +91,9 @@ def test_help_imports_no_torch():
 def test_flags_are_the_functions_own_arguments():
     loads = inspect.signature(loading.load_pipeline).parameters
     makes = inspect.signature(generate).parameters
-    assert set(cli.MODEL_FLAGS) == set(loads) - {"model", "folder", "lora", "in_dim"}
-    assert set(cli.INPUT_FLAGS) | set(cli.SETTING_FLAGS) == set(makes) - {"pipe"}
-    for name, (kind, text) in cli.SETTING_FLAGS.items():
+    assert set(MODEL_FLAGS) == set(loads) - {"model", "folder", "lora", "in_dim"}
+    assert set(INPUT_FLAGS) | set(SETTING_FLAGS) == set(makes) - {"pipe"}
+    for name, (kind, text) in SETTING_FLAGS.items():
         default = makes[name].default
         if not isinstance(default, (str, bool)) and default is not None:
             assert f"(default: {default})" in text and kind is type(default)
@@ -131,7 +132,7 @@ def test_bad_config_is_refused(tmp_path, capsys, content, message):
     if "invalid" in message:
         assert message in capsys.readouterr().err
         return
-    assert run("generate", "--config", config) == cli.WRONG_INPUT
+    assert run("generate", "--config", config) == console.WRONG_INPUT
     assert message in capsys.readouterr().err
 
 
@@ -155,7 +156,7 @@ def test_mistakes_take_one_line(tmp_path, inputs, capsys):
         (["generate", "--input_file", tmp_path / "x.txt"], "No such file"),
         (["convert", inputs / "face.png", tmp_path / "x", "--to", "omniavatar"], "no file of tensors"),
     ]:
-        assert run(*arguments) == cli.WRONG_INPUT
+        assert run(*arguments) == console.WRONG_INPUT
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("omniavatar: error: ") and message in error
         assert not list(tmp_path.glob("*.mp4"))
@@ -182,7 +183,7 @@ def test_input_file_reports_bad_lines_and_makes_the_others(tmp_path, inputs, cap
     samples = tmp_path / "samples.txt"
     samples.write_text(f"one@@{face}@@{speech}\n\ntwo@@{face}\nthree@@{face}@@{broken}\nfour@@no.png@@{speech}\n")
     arguments = ["--models_folder", inputs / "model", "--input_file", samples, "--out_folder", tmp_path / "out", *FAST]
-    assert run("generate", *arguments) == cli.FAILED
+    assert run("generate", *arguments) == console.FAILED
     captured = capsys.readouterr()
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["001_speech.mp4"]
     for line, reason in [(3, "got 2 fields"), (4, "broken.wav"), (5, "no.png is not there")]:
@@ -231,7 +232,7 @@ def test_interrupt_leaves_a_playable_video(tmp_path, inputs):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == cli.INTERRUPTED
+    assert process.returncode == console.INTERRUPTED
     assert f"{out} has the part that was done and can be played" in stderr and "Traceback" not in stderr
     info = probe_video(out)
     assert 0 < info.frames < 2000 and info.has_sound
@@ -247,7 +248,7 @@ def test_interrupt_before_the_first_chunk_says_so(tmp_path, inputs, capsys, monk
     monkeypatch.setattr(sys.modules["diffsynth_omniavatar.generation.generate"], "generate", interrupted)
     out = tmp_path / "old.mp4"
     out.write_bytes(b"of an earlier run")
-    assert run("generate", *generate_flags(inputs, out)) == cli.INTERRUPTED
+    assert run("generate", *generate_flags(inputs, out)) == console.INTERRUPTED
     assert "not even the first chunk was done" in capsys.readouterr().err
     assert out.read_bytes() == b"of an earlier run"
 
@@ -276,11 +277,11 @@ def test_doctor_names_what_is_there_and_what_is_missing(tmp_path, inputs, capsys
     assert "No problem found." in report and "LoRA of rank 4, alpha 2" in report and "33 input channels" in report
     assert "generation wan_video" in report and "libx264" in report
     (tmp_path / "wav2vec2-base-960h").mkdir()
-    assert run("doctor", "--model", "1.3B", "--models_folder", tmp_path) == cli.FAILED
+    assert run("doctor", "--model", "1.3B", "--models_folder", tmp_path) == console.FAILED
     report = capsys.readouterr().out
     assert f"hf download Wan-AI/Wan2.1-T2V-1.3B --local-dir {tmp_path / 'Wan2.1-T2V-1.3B'}" in report
     assert report.count("PROBLEM") == 5 and "5 problem(s)." in report
-    assert run("doctor", "--omniavatar", inputs / "face.png") == cli.FAILED
+    assert run("doctor", "--omniavatar", inputs / "face.png") == console.FAILED
 
 
 @pytest.mark.parametrize("version", ["2.0.0", None])
@@ -295,7 +296,7 @@ def test_doctor_works_on_an_unsupported_host(capsys, monkeypatch, version):
         return version
 
     monkeypatch.setattr(doctor.importlib.metadata, "version", fake_version)
-    assert run("doctor") == cli.FAILED
+    assert run("doctor") == console.FAILED
     report = capsys.readouterr().out
     assert f"DiffSynth-Studio {version or 'is not installed'}" in report
     assert "fix  `pip install 'diffsynth>=2.1,<2.2'`" in report

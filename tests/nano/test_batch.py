@@ -6,29 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stand_in import write_nano_like_family
 
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.media.clip import Sound, VideoWriter, read_frames
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
-from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.speaker.drawing import SIZE
 from diffsynth_omniavatar.nano.stage import load_family
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return [draw_clip(seed, 40, split="evaluation", sways=False) for seed in range(4)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_nano_like_family(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    return load_family(folder, "i2v", "cpu")
 
 
 def takes_of(clips, frames, **more):

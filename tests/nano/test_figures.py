@@ -6,7 +6,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from stand_in import write_nano_like_family
 
 from diffsynth_omniavatar.metrics.picture import psnr
 from diffsynth_omniavatar.metrics.sync import best_lag, correlation
@@ -14,24 +13,7 @@ from diffsynth_omniavatar.nano import figures, stage
 from diffsynth_omniavatar.nano.batch import Sampling, encode_videos, pixels
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.regions import background, static_region
-from diffsynth_omniavatar.nano.speaker.clips import draw_clip
-from diffsynth_omniavatar.nano.stage import load_family
 from diffsynth_omniavatar.nano.validation import validation_loss
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return [draw_clip(seed, 40, split="evaluation", sways=False) for seed in range(4)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_nano_like_family(tmp_path_factory.mktemp("family"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    return load_family(folder, "i2v", "cpu")
 
 
 def test_the_speakers_own_frames_are_perfect_and_anothers_are_not(clips):
