@@ -13,6 +13,9 @@ WITHOUT_HOST = ("media.timeline", "media.clip", "model.config", "model.speech_en
 WITHOUT_HOST += (
     "losses.frame_decoder",
     "losses.decode",
+    "metrics.sync",
+    "metrics.picture",
+    "metrics.plots",
     "losses.windows",
     "losses.frozen",
     "losses.mel",
