@@ -210,7 +210,12 @@ def run_demo(
     losses.append(validation_loss(pipe, held_out, draws=4, batch=2))
     shown += [before, after, _drawn(demo, newcomer)]
 
-    report = page(
+    return _report(demo, shown, losses, newcomer, time.monotonic() - started)
+
+
+def _report(demo: Demo, shown: Sequence[Shown], losses: Sequence[float], newcomer: SpeakerClip, seconds: float) -> Path:
+    """Write the page, and print its figures."""
+    content = page(
         shown,
         losses,
         training_losses(demo.work / "run" / "loss.csv"),
@@ -218,12 +223,13 @@ def run_demo(
         [*demo.commands(), demo.generate_command()],
         train_clips=TRAIN_CLIPS,
         held_out_clips=HELD_OUT_CLIPS,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
     )
     path = demo.out / "report.html"
-    path.write_text(report, encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
+    before, after = shown[1], shown[2]
     print("\n" + "\n".join(f"{name:<44} {old:>8} {new:>8}" for name, old, new in table(before, after, losses)))
-    print(f"\n{path}: open it in a browser. {time.monotonic() - started:.0f} s in all.")
+    print(f"\n{path}: open it in a browser. {seconds:.0f} s in all.")
     return path
 
 
