@@ -1,6 +1,7 @@
 """A module imports only what stands above it in the table of docs/architecture.md, and only host/ imports DiffSynth."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -28,6 +29,9 @@ WITHOUT_HOST += (
     "nano.measure",
 )
 
+ROOMS = ("host", "media", "model", "generation", "metrics", "data", "losses", "training", "nano", "app")
+LONGEST_FILE = 600
+
 BLOCK_HOST = """
 import importlib, sys
 
@@ -47,7 +51,7 @@ except ImportError as error:
 
 
 def table() -> list[str]:
-    """The rows of the module table: files, and folders with a slash at the end."""
+    """The rows of the module table, paths of files."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     section = text.split("## Modules", 1)[1].split("\n## ", 1)[0]
     return re.findall(r"^\| `([\w/.]+)` \|", section, flags=re.MULTILINE)
@@ -63,15 +67,11 @@ def modules() -> dict[str, ast.Module]:
 
 
 class Imports(ast.NodeVisitor):
-    """Dotted names that a file imports, wherever it does; what is only for type checking does not run."""
+    """Dotted names that a file imports, wherever it does, those for type checking too."""
 
     def __init__(self, package: list[str]) -> None:
         self.package = package
         self.names: list[str] = []
-
-    def visit_If(self, node: ast.If) -> None:
-        if not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
-            self.generic_visit(node)
 
     def visit_Import(self, node: ast.Import) -> None:
         self.names += [alias.name for alias in node.names]
@@ -101,33 +101,45 @@ def own_files(dotted: str) -> Iterator[str]:
                 return
 
 
-def row_of(name: str, rows: list[str]) -> str | None:
-    return next((row for row in rows if name == row or (row.endswith("/") and name.startswith(row))), None)
+def room_of(name: str) -> str:
+    """The folder that a file lies in; "" for files of the package's own folder."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def length(name: str) -> int:
+    return len((PACKAGE / name).read_text(encoding="utf-8").splitlines())
 
 
 def test_every_module_has_its_row_and_every_row_its_module():
     rows = table()
     assert len(rows) == len(set(rows)) > 10
-    without_row = [name for name in modules() if row_of(name, rows) is None]
+    without_row = [name for name in modules() if name not in rows]
     assert not without_row, f"add to the table of docs/architecture.md: {without_row}"
-    assert not [row for row in rows if not (PACKAGE / row).exists()]
+    assert not [row for row in rows if not (PACKAGE / row).is_file()]
+
+
+def test_rooms_stand_in_their_order():
+    rooms = [(room, list(rows)) for room, rows in itertools.groupby(table(), room_of) if room]
+    for room, rows in rooms:
+        print(f"{room:12}{len(rows):3} files{sum(map(length, rows)):6} lines")
+    assert [room for room, _ in rooms] == list(ROOMS)
 
 
 def test_modules_import_only_what_stands_above_them():
     rows = table()
     wrong = []
     for name, tree in modules().items():
-        own = row_of(name, rows)
-        if own is None:  # the test above says so
+        if name not in rows or name == "__init__.py":  # the test above says so; public names, imported when used
             continue
         for dotted in imports(name, tree):
             for used in own_files(dotted):
-                other = row_of(used, rows)
-                if other is None or other == own:  # docstring-only files; the inside of a folder's row
-                    continue
-                if rows.index(other) > rows.index(own):
+                if used in rows and used != name and rows.index(used) > rows.index(name):
                     wrong.append(f"{name} imports {used}")
     assert not wrong
+
+
+def test_files_stay_small():
+    assert not {name: length(name) for name in modules() if length(name) > LONGEST_FILE}
 
 
 def test_only_host_imports_diffsynth():
