@@ -1,12 +1,14 @@
 """Sizes and conventions of OmniAvatar models, and their `config.json`.
 
-`OmniAvatarConfig` is the architecture, `Conventions` how the model was trained (which generation must follow),
-`LoRAConfig` the low-rank part of a checkpoint, and `CheckpointConfig` all three as they stand in a `config.json`.
+`OmniAvatarConfig` is the architecture, `Conventions` how the model was trained and is sampled (which generation must
+follow), `LoRAConfig` the low-rank part of a checkpoint, and `CheckpointConfig` all three as they stand in a
+`config.json`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -105,9 +107,60 @@ PRESETS: dict[str, OmniAvatarConfig] = {
 """The published sizes, with 33 input channels."""
 
 
+NEGATIVE_PROMPT = (
+    "Vivid color tones, background/camera moving quickly, screen switching, subtitles and special effects, mutation, "
+    "overexposed, static, blurred details, subtitles, style, work, painting, image, still, overall grayish, worst "
+    "quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn "
+    "face, deformed, disfigured, malformed limbs, fingers merging, motionless image, chaotic background, three legs, "
+    "crowded background with many people, walking backward"
+)
+"""Upstream's default negative prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a model's videos are sampled unless the caller says otherwise. The defaults are upstream's.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    steps: int = 50
+    """Denoising steps a chunk."""
+    cfg_scale: float = 4.5
+    """Guidance by the text; 1 makes a single pass a step without any guidance."""
+    audio_cfg_scale: float | None = None
+    """Guidance by the sound, a third pass a step; None for that of the text."""
+    sigma_shift: float = 5.0
+    """Shift of the noise schedule."""
+    match_colours: bool = False
+    """Give each chunk the colours of the portrait or the source video."""
+    negative_prompt: str = NEGATIVE_PROMPT
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps is {self.steps!r}, wanted a whole number of at least 1.")
+        scales = {"cfg_scale": self.cfg_scale, "sigma_shift": self.sigma_shift}
+        if self.audio_cfg_scale is not None:
+            scales["audio_cfg_scale"] = self.audio_cfg_scale
+        for name, value in scales.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}, wanted a number.")
+        if self.sigma_shift <= 0:
+            raise ValueError(f"sigma_shift is {self.sigma_shift:g}, wanted more than 0.")
+        if not isinstance(self.match_colours, bool):
+            raise ValueError(f"match_colours is {self.match_colours!r}, wanted true or false.")
+        if not isinstance(self.negative_prompt, str):
+            raise ValueError(f"negative_prompt is {self.negative_prompt!r}, wanted a text.")
+
+    def with_given(self, **given: Any) -> Sampling:
+        """These settings with those of `given` that are not None in their place."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conventions:
-    """How a model was trained, as far as generation has to do the same.
+    """How a model was trained, as far as generation has to do the same, and how it is sampled.
 
     Raises:
         ValueError: a value is out of its range.
@@ -124,8 +177,12 @@ class Conventions:
     """Longest clip, in tokens of 16x16 pixels and 4 frames."""
     image_sizes: tuple[tuple[int, int], ...] = IMAGE_SIZES_720
     """Height and width of the pictures it knows; a portrait gets the one whose shape is nearest."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """The settings of a video for which none are given."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.sampling, Mapping):
+            object.__setattr__(self, "sampling", Sampling(**self.sampling))
         object.__setattr__(self, "prefix_frames", tuple(self.prefix_frames))
         object.__setattr__(self, "image_sizes", tuple((height, width) for height, width in self.image_sizes))
         if self.leading_audio_rows not in (0, 1):
