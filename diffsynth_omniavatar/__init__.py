@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .generation.pipeline import OmniAvatarPipeline, register, unregister
     from .host.versions import UnsupportedHostError
     from .media.clip import Sound
-    from .model.checkpoint import CheckpointError, convert, load_checkpoint
+    from .model.checkpoint import CheckpointError, load_checkpoint
     from .model.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
+    from .model.convert import convert
     from .model.dit import OmniAvatarDiT
     from .model.files import model_files
     from .model.speech_encoder import AudioEncoder
@@ -63,7 +64,7 @@ _MODULES = {
     "OmniAvatarPipeline": "generation.pipeline",
     "Sound": "media.clip",
     "UnsupportedHostError": "host.versions",
-    "convert": "model.checkpoint",
+    "convert": "model.convert",
     "generate": "generation.generate",
     "load_checkpoint": "model.checkpoint",
     "load_pipeline": "generation.loading",

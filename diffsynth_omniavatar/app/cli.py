@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_convert(args: argparse.Namespace) -> int:
-    from ..model.checkpoint import convert
+    from ..model.convert import convert
 
     base = args.base[0] if args.base is not None and len(args.base) == 1 else args.base
     print(f"Wrote {convert(args.source, args.out, args.to, base=base, in_dim=args.in_dim)}.")

@@ -35,11 +35,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__, host
+from ..atomic import write_atomically, write_text_atomically
 from ..generation.conditioning import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit, encode_video
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.clip import iter_frames, to_video
 from ..media.timeline import SAMPLES_PER_FRAME, audio_rows
-from ..model.checkpoint import write_atomically
 from ..model.config import PRESETS
 from ..model.files import HubFiles, Source, model_files
 from ..model.speech_encoder import AudioEncoder
@@ -298,11 +298,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 def _write_index(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps({"format": CACHE_FORMAT, "version": __version__, **content}, indent=1) + "\n"
-    write_atomically(folder / CACHE_INDEX, lambda path: _write_text(path, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text_atomically(folder / CACHE_INDEX, text)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

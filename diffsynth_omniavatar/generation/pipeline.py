@@ -27,8 +27,10 @@ from ..model.blocks.sequence_parallel import SequenceParallel
 from ..model.blocks.weights import block_weights
 from ..model.config import LATENT_CHANNELS, Conventions
 from ..model.dit import OmniAvatarDiT, model_fn_omniavatar
+from ..model.host_entries import add_full_entry, add_merged_entries
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
+from ..model.upgrade import apply_checkpoint, grow_model
 from . import conditioning
 
 logger = logging.getLogger(__name__)
@@ -335,7 +337,7 @@ def _sort_configs(model_configs: Iterable[Any]) -> _OwnConfigs:
             own.lora_checkpoint = checkpoint.load_checkpoint(_single(paths))
             own.conventions = own.lora_checkpoint.config.conventions
         else:
-            stated = checkpoint.add_full_entry(_single(paths)).conventions
+            stated = add_full_entry(_single(paths)).conventions
             if own.lora_checkpoint is None:  # otherwise it is the base that the LoRA goes on
                 own.conventions = stated
             files = [str(file) for file in checkpoint.weight_files(_single(paths))]
@@ -395,7 +397,7 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             "ModelConfig(model_id='OmniAvatar/OmniAvatar-14B', origin_file_pattern='*')."
         )
     elif channels is not None:
-        checkpoint.grow_model(pipe.dit, channels)
+        grow_model(pipe.dit, channels)
     encoder = None
     if own.wav2vec2 is not None:
         encoder = AudioEncoder.from_pretrained(own.wav2vec2).to(pipe.device)
@@ -430,7 +432,7 @@ def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, 
             f"checkpoint of at most {loaded.in_dim}, not of the given transformer ({pipe.dit.in_dim} input channels)."
         )
     fused_elsewhere = getattr(pipe.dit, "vram_management_enabled", False) or hasattr(pipe.dit, "quantize_config")
-    checkpoint.apply_checkpoint(
+    apply_checkpoint(
         pipe.dit,
         loaded,
         in_dim=channels,
@@ -472,7 +474,7 @@ def register() -> None:
         return _load(original, args, kwargs)
 
     host.WanVideoPipeline.from_pretrained = staticmethod(from_pretrained)
-    checkpoint.add_merged_entries()
+    add_merged_entries()
     register_family()
     print(f"OmniAvatar is registered with DiffSynth-Studio {host.VERSION} ({host.PIPELINE_MODULE}).")
 

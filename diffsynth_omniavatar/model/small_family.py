@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Wav2Vec2Config, Wav2Vec2Model
 
 from .. import host
-from .checkpoint import EXTRA_MODULES, adapted_layers, save_omniavatar
+from .checkpoint import EXTRA_MODULES, save_omniavatar
 from .config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
 from .dit import OmniAvatarDiT
 from .files import SMALL_FAMILY as FILES
+from .lora import adapted_layers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2Model
 
+from ..atomic import write_atomically
 from ..media.timeline import SAMPLES_PER_FRAME
-from ..model.checkpoint import write_atomically
 from ..model.small_family import NANO, half
 from ..model.speech_encoder import AudioEncoder, normalise
 from .command_line import trainer_parser, write_figures

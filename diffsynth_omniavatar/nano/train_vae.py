@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import host
+from ..atomic import write_atomically
 from ..media.clip import to_video
-from ..model.checkpoint import write_atomically
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import NANO, SmallVAE, half
 from .command_line import trainer_parser, write_figures

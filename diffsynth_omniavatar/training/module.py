@@ -17,11 +17,12 @@ from ..generation.pipeline import OmniAvatarPipeline
 from ..losses.flow import flow_loss
 from ..media.clip import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
-from ..model import checkpoint
 from ..model.blocks.pieces import COMPARED_GRADIENTS, TORCH
 from ..model.blocks.runner import BlockRunner
 from ..model.blocks.weights import block_weights
+from ..model.checkpoint import EXTRA_MODULES, LORA_KEY, save_safetensors
 from ..model.config import CheckpointConfig, LoRAConfig
+from ..model.lora import adapted_layers, trained_tensors
 from .auxiliary import AuxiliaryLosses
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
 from .settings import StepSettings
@@ -34,7 +35,7 @@ def add_lora(dit: Any, lora: LoRAConfig) -> None:
     """Inject fresh peft adapters named "default" into the blocks; B starts at zero, so nothing changes yet."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = list(checkpoint.adapted_layers(dit, lora.target_modules))
+    names = list(adapted_layers(dit, lora.target_modules))
     if not names:
         raise ValueError(
             f"--lora_target_modules {','.join(lora.target_modules)} names no layer of the transformer's blocks."
@@ -44,16 +45,14 @@ def add_lora(dit: Any, lora: LoRAConfig) -> None:
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)  # type: ignore[arg-type]
     inject_adapter_in_model(config, dit)
     for name, parameter in dit.named_parameters():
-        if checkpoint.LORA_KEY.match(name):
+        if LORA_KEY.match(name):
             parameter.data = parameter.data.to(dtype)
 
 
 def select_trainable(dit: Any, *, full: bool) -> None:
     """Let LoRA, patch embedding and audio modules train (or, with `full`, everything), and nothing else."""
     for name, parameter in dit.named_parameters():
-        parameter.requires_grad_(
-            full or bool(checkpoint.LORA_KEY.match(name)) or name.startswith(checkpoint.EXTRA_MODULES)
-        )
+        parameter.requires_grad_(full or bool(LORA_KEY.match(name)) or name.startswith(EXTRA_MODULES))
 
 
 AUXILIARY_RESERVE = 12 * 2**30
@@ -232,11 +231,11 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         """The tensors of the checkpoint: adapters, patch embedding and audio modules, or all weights."""
         if self.config.lora is None:
             return dict(self.pipe.dit.state_dict())
-        return checkpoint.trained_tensors(self.pipe.dit)
+        return trained_tensors(self.pipe.dit)
 
     def export(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write `trained_tensors` as a single safetensors file that `from_pretrained` and `omniavatar convert` read."""
-        checkpoint.save_safetensors(path, tensors, self.config)
+        save_safetensors(path, tensors, self.config)
 
 
 def _with_dropped(values: Tensor | None, drop: Tensor, nothing: Callable[[], Tensor]) -> Tensor | None:

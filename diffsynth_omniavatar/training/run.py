@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from .. import host
+from ..atomic import write_text_atomically
 from ..data.dataset import OmniAvatarDataset
 from ..data.precompute import encoder_pipeline
 from ..data.sources import ClipSettings, ClipSource, Recipe, read_clips
@@ -26,12 +27,13 @@ from ..losses.sync import SyncLoss
 from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
 from ..media.timeline import latent_frames
-from ..model import checkpoint
 from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
+from ..model.checkpoint import read_config, read_lora, weight_files
 from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfig
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
+from ..model.upgrade import initialise_on_wan
 from .accelerator import OmniAccelerator
 from .auxiliary import AuxiliaryLosses
 from .callbacks import TrainingLogger, find_latest
@@ -73,7 +75,7 @@ def load_training_pipeline(
         options["omniavatar_lora"] = "fused" if full else "adapters"
         options["omniavatar_channels"] = channels
         pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
-        lora = checkpoint.read_lora(args.omniavatar_checkpoint)
+        lora = read_lora(args.omniavatar_checkpoint)
         if lora is None and not full:
             lora = _lora_flags(args)
             add_lora(pipe.dit, lora)
@@ -84,7 +86,7 @@ def load_training_pipeline(
             raise FlagError("the base model has no denoiser: add diffusion_pytorch_model*.safetensors of Wan2.1-T2V")
         generator = torch.Generator().manual_seed(args.seed)
         width = {} if encoder is None else {"audio_dim": encoder.feature_dim}
-        checkpoint.initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
+        initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
         if not full:
             add_lora(pipe.dit, lora)
         pipe = OmniAvatarPipeline.adopt(pipe, conventions)
@@ -135,7 +137,7 @@ def conventions_of(args: argparse.Namespace) -> Conventions:
         given["prefix_frames"] = ()
     start = Conventions(leading_audio_rows=0)
     if args.omniavatar_checkpoint is not None:
-        start = checkpoint.read_config(checkpoint.weight_files(args.omniavatar_checkpoint)).conventions
+        start = read_config(weight_files(args.omniavatar_checkpoint)).conventions
     conventions = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
     if args.omniavatar_mode == "v2v" and conventions.first_frame == "known" and not conventions.prefix_frames:
         raise FlagError("--first_frame known makes frame 0 known: --prefix_frames must name at least 1.")
@@ -320,11 +322,7 @@ def _loop_settings(args: argparse.Namespace, samples: int, processes: int) -> Lo
 def _save_arguments(args: argparse.Namespace) -> None:
     values = {name: value for name, value in sorted(vars(args).items()) if name not in ("config", "dry_run")}
     text = yaml.safe_dump({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8")
-
-    checkpoint.write_atomically(Path(args.output_path) / "config.yaml", write)
+    write_text_atomically(Path(args.output_path) / "config.yaml", text)
 
 
 def _logger_options(args: argparse.Namespace) -> dict[str, Any]:

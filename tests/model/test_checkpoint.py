@@ -12,10 +12,15 @@ from golden_models import Goldens, relative_deviation
 from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.model import checkpoint as ckpt
+from diffsynth_omniavatar.atomic import write_atomically
 from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.architecture import full_config
+from diffsynth_omniavatar.model.checkpoint import EXTRA_MODULES, LORA_KEY, Checkpoint, CheckpointError, load_checkpoint
 from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig
+from diffsynth_omniavatar.model.convert import convert
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes
+from diffsynth_omniavatar.model.host_entries import MERGED_HASHES
+from diffsynth_omniavatar.model.upgrade import _wanted_lora_shapes, apply_checkpoint, grow_model, initialise_on_wan
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5
@@ -50,11 +55,11 @@ def golden_run(golden, dit):
 
 @pytest.mark.parametrize("lora", ["fused", "adapters"])
 def test_lora_checkpoint_equals_upstream(golden, lora):
-    loaded = ckpt.load_checkpoint(golden.folder / "lora")
+    loaded = load_checkpoint(golden.folder / "lora")
     facts = golden.json("lora/golden")
     assert loaded.form == "lora" and loaded.config.lora.scale == facts["scale"]
     assert loaded.lora_modules == sorted(facts["adapted_modules"])
-    dit = ckpt.apply_checkpoint(base_model(golden), loaded, lora=lora, **CPU)
+    dit = apply_checkpoint(base_model(golden), loaded, lora=lora, **CPU)
     tensors, run = golden_run(golden, dit)
     with torch.no_grad():
         for name, timestep in [("t500", 500.0), ("t37_5", 37.5)]:
@@ -62,10 +67,10 @@ def test_lora_checkpoint_equals_upstream(golden, lora):
 
 
 def test_adapters_train_and_switch_like_upstreams(golden):
-    loaded = ckpt.load_checkpoint(golden.folder / "lora")
-    dit = ckpt.apply_checkpoint(base_model(golden), loaded, lora="adapters", **CPU)
+    loaded = load_checkpoint(golden.folder / "lora")
+    dit = apply_checkpoint(base_model(golden), loaded, lora="adapters", **CPU)
     for name, parameter in dit.named_parameters():
-        parameter.requires_grad_(bool(ckpt.LORA_KEY.match(name)) or name.startswith(ckpt.EXTRA_MODULES))
+        parameter.requires_grad_(bool(LORA_KEY.match(name)) or name.startswith(EXTRA_MODULES))
     tensors, run = golden_run(golden, dit)
     facts = golden.json("lora/golden")
     loss = run(500.0).square().mean()
@@ -89,7 +94,7 @@ def test_start_on_a_wan_model_is_upstreams(golden):
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     sizes = {"audio_dim": golden.meta["audio_dim"], "audio_hidden_size": golden.meta["audio_hidden_size"]}
-    dit = ckpt.initialise_on_wan(base, 33, generator=generator, **sizes, **CPU)
+    dit = initialise_on_wan(base, 33, generator=generator, **sizes, **CPU)
     after = dit.state_dict()
     patch = after["patch_embedding.weight"]
     assert torch.equal(patch[:, :16], before["patch_embedding.weight"])
@@ -127,7 +132,7 @@ def test_new_channels_change_nothing_until_they_are_trained(golden, before, afte
     audio = golden.audio("grow", "audio", golden.dims["A_t"])
     with torch.no_grad():
         small = dit(x, *inputs, y[:, : before - 16], audio)
-        ckpt.grow_model(dit, after)
+        grow_model(dit, after)
         grown = dit(x, *inputs, y, audio)
     assert dit.config.in_dim == after and dit.patch_embedding.weight.shape[1] == after
     assert relative_deviation(grown, small) < OUTPUT_TOLERANCE
@@ -146,10 +151,10 @@ def load_family_wan(folder):
 
 def family_dit(folder, source):
     """The denoiser that a checkpoint of any form gives on the family's base."""
-    loaded = ckpt.load_checkpoint(source)
+    loaded = load_checkpoint(source)
     if loaded.form == "lora":
-        return ckpt.apply_checkpoint(load_family_wan(folder), loaded, **CPU)
-    dit = OmniAvatarDiT(ckpt.full_config({k: list(t.shape) for k, t in loaded.tensors.items()}, loaded.config, "full"))
+        return apply_checkpoint(load_family_wan(folder), loaded, **CPU)
+    dit = OmniAvatarDiT(full_config({k: list(t.shape) for k, t in loaded.tensors.items()}, loaded.config, "full"))
     dit.load_state_dict(loaded.tensors, strict=True)
     return dit.eval()
 
@@ -194,7 +199,7 @@ def test_every_spelling_gives_the_same_model(family_folder, spellings, name):
 
 def test_guessed_alpha_is_said(spellings, caplog):
     with caplog.at_level(logging.WARNING):
-        loaded = ckpt.load_checkpoint(spellings["wrapped"])
+        loaded = load_checkpoint(spellings["wrapped"])
     assert loaded.config.lora.alpha == loaded.config.lora.rank / 2
     assert "half its rank" in caplog.text
 
@@ -202,21 +207,21 @@ def test_guessed_alpha_is_said(spellings, caplog):
 def test_conversions_keep_the_model(family_folder, tmp_path):
     source = family_folder / family.FILES["omniavatar"]
     wanted = family_output(family_dit(family_folder, source))
-    lora = ckpt.convert(source, tmp_path / "lora.safetensors", "lora")
-    back = ckpt.convert(lora, tmp_path / "back", "omniavatar")
-    merged = ckpt.convert(lora, tmp_path / "merged.safetensors", "merged", base=family_folder / family.FILES["dit"])
-    again = ckpt.convert(merged, tmp_path / "full", "omniavatar")
+    lora = convert(source, tmp_path / "lora.safetensors", "lora")
+    back = convert(lora, tmp_path / "back", "omniavatar")
+    merged = convert(lora, tmp_path / "merged.safetensors", "merged", base=family_folder / family.FILES["dit"])
+    again = convert(merged, tmp_path / "full", "omniavatar")
     for file in (lora, back, back.parent, merged, again):
         # B carries the scale in the LoRA file, so the products are rounded elsewhere.
         assert relative_deviation(family_output(family_dit(family_folder, file)), wanted) < OUTPUT_TOLERANCE, file
-        assert ckpt.load_checkpoint(file).config.conventions == family.CONVENTIONS
+        assert load_checkpoint(file).config.conventions == family.CONVENTIONS
     assert json.loads((tmp_path / "full" / "config.json").read_text())["train_architecture"] == "full"
 
 
 def test_lora_file_has_its_scale_for_loaders_with_and_without_alpha(family_folder, tmp_path):
     """DiffSynth 1.1.9 adds B A, 2.x and ComfyUI alpha / rank B A: the host's own loader gives the model's weights."""
     source = family_folder / family.FILES["omniavatar"]
-    content = load_file(ckpt.convert(source, tmp_path / "lora.safetensors", "lora"))
+    content = load_file(convert(source, tmp_path / "lora.safetensors", "lora"))
     wan = load_family_wan(family_folder)
     pipe = host.WanVideoPipeline(device="cpu", torch_dtype=torch.float32)
     pipe.load_lora(wan, state_dict=content)
@@ -230,14 +235,14 @@ def test_lora_file_has_its_scale_for_loaders_with_and_without_alpha(family_folde
 
 def test_growing_while_converting(family_folder, tmp_path):
     source = family_folder / family.FILES["omniavatar"]
-    ckpt.convert(source, tmp_path / "v2v", "omniavatar", in_dim=49)
-    loaded = ckpt.load_checkpoint(tmp_path / "v2v")
+    convert(source, tmp_path / "v2v", "omniavatar", in_dim=49)
+    loaded = load_checkpoint(tmp_path / "v2v")
     assert loaded.in_dim == loaded.config.in_dim == loaded.config.model.in_dim == 49
     assert (loaded.tensors["patch_embedding.weight"][:, 33:] == 0).all()
     content = json.loads((tmp_path / "v2v" / "config.json").read_text())
     assert content["v2v"] and not content["use_ref_sequence"] and content["model_config"]["in_dim"] == 49
-    with pytest.raises(ckpt.CheckpointError, match="49 channels does not fit a model of 33"):
-        ckpt.convert(tmp_path / "v2v", tmp_path / "i2v", "omniavatar", in_dim=33)
+    with pytest.raises(CheckpointError, match="49 channels does not fit a model of 33"):
+        convert(tmp_path / "v2v", tmp_path / "i2v", "omniavatar", in_dim=33)
 
 
 def test_merged_files_of_the_published_sizes_are_known_by_hash():
@@ -246,7 +251,7 @@ def test_merged_files_of_the_published_sizes_are_known_by_hash():
         for name, config in PRESETS.items()
         for in_dim in (33, 49, 65)
     }
-    assert wanted == ckpt.MERGED_HASHES
+    assert wanted == MERGED_HASHES
 
 
 @pytest.mark.parametrize(("preset", "tensors", "parameters"), [("1.3B", 634, 177_271_392), ("14B", 844, 618_684_512)])
@@ -255,8 +260,8 @@ def test_released_lora_checkpoints_have_the_published_size(preset, tensors, para
     with torch.device("meta"):
         sizes = ("dim", "ffn_dim", "out_dim", "text_dim", "freq_dim", "eps", "num_heads", "num_layers", "patch_size")
         wan = host.WanModel(in_dim=16, has_image_input=False, **{name: getattr(config, name) for name in sizes})
-        empty = ckpt.Checkpoint({}, "lora", CheckpointConfig(in_dim=33, lora=LoRAConfig()), "released")
-        shapes = ckpt._wanted_lora_shapes(wan, config, empty)
+        empty = Checkpoint({}, "lora", CheckpointConfig(in_dim=33, lora=LoRAConfig()), "released")
+        shapes = _wanted_lora_shapes(wan, config, empty)
     assert len(shapes) == tensors
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == parameters
 
@@ -303,7 +308,7 @@ def test_faulty_checkpoints_are_named(family_folder, tmp_path, fault, message):
     tensors, config = broken(tensors, json.loads((source / "config.json").read_text()), fault)
     torch.save(tensors, tmp_path / "pytorch_model.pt")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ckpt.CheckpointError, match=message) as raised:
+    with pytest.raises(CheckpointError, match=message) as raised:
         family_dit(family_folder, tmp_path)
     assert str(tmp_path) in str(raised.value)
 
@@ -317,11 +322,11 @@ def test_pickles_are_never_executed(tmp_path, capsys):
     file = tmp_path / "model.pt"
     for save in (lambda: torch.save({"x": Explosive()}, file), lambda: file.write_bytes(pickle.dumps(Explosive()))):
         save()
-        with pytest.raises(ckpt.CheckpointError, match=f"{file} is no file of tensors, and nothing of it was executed"):
-            ckpt.load_checkpoint(file)
+        with pytest.raises(CheckpointError, match=f"{file} is no file of tensors, and nothing of it was executed"):
+            load_checkpoint(file)
     torch.save({"epoch": 3}, file)
-    with pytest.raises(ckpt.CheckpointError, match="wanted a flat dict of tensors"):
-        ckpt.load_checkpoint(file)
+    with pytest.raises(CheckpointError, match="wanted a flat dict of tensors"):
+        load_checkpoint(file)
     assert capsys.readouterr().out == ""
 
 
@@ -330,19 +335,19 @@ def test_damaged_files_are_named(family_folder, tmp_path, name):
     file = tmp_path / name
     for content in (b"", b"not a checkpoint at all" * 100):
         file.write_bytes(content)
-        with pytest.raises(ckpt.CheckpointError, match=str(file)):
-            ckpt.load_checkpoint(file)
+        with pytest.raises(CheckpointError, match=str(file)):
+            load_checkpoint(file)
 
 
 def test_absent_and_ambiguous_paths(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        ckpt.load_checkpoint(tmp_path / "nowhere")
+        load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no"):
-        ckpt.load_checkpoint(tmp_path)
+        load_checkpoint(tmp_path)
     for name in ("a.safetensors", "b.safetensors"):
         save_file({"x": torch.zeros(1)}, tmp_path / name)
-    with pytest.raises(ckpt.CheckpointError, match=r"a\.safetensors', 'b\.safetensors'.*name the one"):
-        ckpt.load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors', 'b\.safetensors'.*name the one"):
+        load_checkpoint(tmp_path)
 
 
 def test_config_json_is_read_and_written_back(tmp_path):
@@ -372,7 +377,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        ckpt.write_atomically(target, fail)
+        write_atomically(target, fail)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
@@ -383,7 +388,7 @@ def test_loading_through_the_host(family_folder, tmp_path):
     configs = family.family_configs(family_folder)
     source = family_folder / family.FILES["omniavatar"]
     shutil.copytree(source, tmp_path / "omni")
-    merged = ckpt.convert(source, tmp_path / "merged.safetensors", "merged", base=family_folder / family.FILES["dit"])
+    merged = convert(source, tmp_path / "merged.safetensors", "merged", base=family_folder / family.FILES["dit"])
     with_merged = [
         host.ModelConfig(path=str(merged)) if config.path == str(source) else config
         for config in family.family_configs(family_folder)["model_configs"]

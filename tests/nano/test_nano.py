@@ -13,16 +13,11 @@ from diffsynth_omniavatar.generation import loading, pipeline
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model import files
 from diffsynth_omniavatar.model import small_family as family
-from diffsynth_omniavatar.model.checkpoint import (
-    EXTRA_MODULES,
-    adapted_layers,
-    grow_model,
-    initialise_on_wan,
-    load_checkpoint,
-    save_omniavatar,
-)
+from diffsynth_omniavatar.model.checkpoint import EXTRA_MODULES, load_checkpoint, save_omniavatar
 from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
+from diffsynth_omniavatar.model.lora import adapted_layers
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder, normalise
+from diffsynth_omniavatar.model.upgrade import grow_model, initialise_on_wan
 from diffsynth_omniavatar.nano import assemble, draw, train_speech, train_vae, vae_result
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 

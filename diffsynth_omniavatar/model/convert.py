@@ -1,0 +1,114 @@
+"""A checkpoint in another form: as released, as a LoRA file for other programs, merged with its base; more channels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from .architecture import check_shapes, full_config
+from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    adapted_modules,
+    load_checkpoint,
+    normalise_keys,
+    read_tensors,
+    save_omniavatar,
+    save_safetensors,
+    shapes_of,
+    weight_files,
+)
+from .config import OmniAvatarConfig
+from .dit import state_dict_shapes
+from .lora import lora_file_tensors, split_lora, with_low_rank
+from .upgrade import grow_channels
+
+Target = Literal["omniavatar", "lora", "merged"]
+
+
+def merged_tensors(
+    checkpoint: Checkpoint, base: str | Path | Iterable[str | Path]
+) -> tuple[dict[str, Tensor], OmniAvatarConfig]:
+    """All weights of the denoiser: the base's with the checkpoint's on top, in the base's number format.
+
+    Args:
+        checkpoint: in LoRA form.
+        base: the Wan transformer's weight files; the config.json beside them, if any, tells the number of heads.
+    """
+    files = weight_files(base)
+    tensors = normalise_keys(read_tensors(files))
+    low_rank, extras = split_lora(checkpoint.tensors)
+    adapted = adapted_modules(low_rank)
+    missing = [name for name in adapted if f"{name}.weight" not in tensors]
+    if missing:
+        raise CheckpointError(f"{checkpoint.source} adapts {missing[0]} and others, which {files[0]} does not have.")
+    assert checkpoint.config.lora is not None
+    for name in adapted:
+        weight = tensors[f"{name}.weight"]
+        tensors[f"{name}.weight"] = with_low_rank(weight, low_rank, name, checkpoint.config.lora.scale)
+    dtype = tensors["patch_embedding.weight"].dtype
+    tensors.update({key: tensor.to(dtype) for key, tensor in extras.items()})
+    wan_config = files[0].parent / "config.json"
+    heads = json.loads(wan_config.read_text(encoding="utf-8")).get("num_heads") if wan_config.is_file() else None
+    config = full_config(shapes_of(tensors), checkpoint.config, str(files[0]), heads)
+    check_shapes(shapes_of(tensors), state_dict_shapes(config), f"{checkpoint.source} on {files[0]}")
+    return tensors, config
+
+
+def _grown(checkpoint: Checkpoint, in_dim: int) -> Checkpoint:
+    weight = grow_channels(checkpoint.tensors["patch_embedding.weight"], in_dim)
+    model = None if checkpoint.config.model is None else replace(checkpoint.config.model, in_dim=in_dim)
+    config = replace(checkpoint.config, in_dim=in_dim, model=model)
+    return replace(checkpoint, tensors={**checkpoint.tensors, "patch_embedding.weight": weight}, config=config)
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    to: Target,
+    *,
+    base: str | Path | Iterable[str | Path] | None = None,
+    in_dim: int | None = None,
+) -> Path:
+    """Write a checkpoint in another form.
+
+    Args:
+        source: checkpoint of any form.
+        out: a folder for "omniavatar", a .safetensors file for "lora" and "merged".
+        to: "omniavatar" (pytorch_model.pt and config.json), "lora" (a LoRA file for DiffSynth and ComfyUI) or "merged"
+            (all weights in one file).
+        base: weight files of the Wan transformer, needed to merge a LoRA checkpoint.
+        in_dim: grow the input channels (33 -> 49 -> 65), the new ones zero.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError: the conversion is not possible; the message says why.
+    """
+    checkpoint = load_checkpoint(source)
+    if in_dim is not None:
+        checkpoint = _grown(checkpoint, in_dim)
+    out = Path(out)
+    if to == "omniavatar":
+        save_omniavatar(out, checkpoint.tensors, checkpoint.config)
+        return out / "pytorch_model.pt"
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"{out} must end in .safetensors for --to {to}.")
+    if to == "lora":
+        tensors, lora = lora_file_tensors(checkpoint)
+        save_safetensors(out, tensors, replace(checkpoint.config, lora=lora))
+    elif checkpoint.form == "full":
+        model = full_config(shapes_of(checkpoint.tensors), checkpoint.config, checkpoint.source)
+        save_safetensors(out, checkpoint.tensors, replace(checkpoint.config, model=model))
+    elif base is None:
+        raise CheckpointError(f"{source} is a LoRA checkpoint: name the Wan transformer to merge it into with --base.")
+    else:
+        tensors, merged = merged_tensors(checkpoint, base)
+        save_safetensors(out, tensors, replace(checkpoint.config, lora=None, model=merged))
+    return out
