@@ -367,7 +367,7 @@ def test_every_argument_of_the_pipeline_is_looked_at():
     ("name", "given", "seen", "wanted", "more"), CALL_ARRIVALS, ids=[name for name, *_ in CALL_ARRIVALS]
 )
 def test_an_argument_of_the_pipeline_arrives(call, name, given, seen, wanted, more):
-    """As in generate; `is`, for tensors."""
+    """As in `generate`; a tensor is the one given."""
     always = {"channels": more.get("channels", 33), **more.get("always", {})}
     found = seen(call(**always, **more.get("beside", {}), **{more.get("under", name): given}))
     assert found is wanted or found == wanted

@@ -1,4 +1,4 @@
-"""What the denoiser gets in generation, in bfloat16: identity, source, mask, known frames and sound, each in its place."""
+"""What the denoiser gets in generation, in bfloat16: identity, source, mask, known frames and sound in their places."""
 
 from types import SimpleNamespace
 
@@ -75,10 +75,9 @@ def test_conditioning_of_a_video(generated, first_frame, prefix):
     if first_frame == "known":
         masked[:, 0] = pixels(SOURCE)[:, 0] if prefix is None else prefix[:, 0]
     assert torch.equal(y[:, 17:], latents(made.pipe, masked))
+    known = y[:, 17:, :1] if first_frame == "known" else None
     if prefix is not None:
         known = latents(made.pipe, prefix)
-    else:
-        known = y[:, 17:, :1] if first_frame == "known" else None
     count = 0 if known is None else known.shape[2]
     assert (y[:, 16, :count] == 0).all()
     assert torch.equal(y[0, 16, count:], torch.tensor([0.0, 0, 1, 1]).expand(3 - count, 4, 4).bfloat16())
