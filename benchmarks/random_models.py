@@ -15,8 +15,9 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.timeline import video_frames
 from diffsynth_omniavatar.model.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT
-from diffsynth_omniavatar.model.small_family import _randomise, write_tokenizer
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder
+from diffsynth_omniavatar.nano.family import randomise
+from diffsynth_omniavatar.nano.tokenizers import write_byte_tokenizer
 from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
 
@@ -74,7 +75,7 @@ def random_inputs(
 def random_vae() -> host.WanVideoVAE:
     """The frozen VAE of Wan, random weights under which what it decodes has a sensible size; float32, main memory."""
     vae = host.WanVideoVAE()
-    vae.load_state_dict(_randomise(vae, torch.Generator().manual_seed(0)))
+    vae.load_state_dict(randomise(vae, torch.Generator().manual_seed(0)))
     return vae.requires_grad_(False)
 
 
@@ -87,7 +88,7 @@ def random_pipeline(config: OmniAvatarConfig = PRESETS["14B"], device: str = "cu
         pipe.text_encoder = host.WanTextEncoder().eval().requires_grad_(False)
         pipe.vae = host.WanVideoVAE().eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder))
+        write_byte_tokenizer(Path(folder))
         host.set_tokenizer(pipe, folder)
     encoder = AudioEncoder(Wav2Vec2Model(Wav2Vec2Config())).to(device)
     return OmniAvatarPipeline.adopt(pipe, Conventions(), encoder)

@@ -15,7 +15,7 @@ from synthetic_clips import portrait, speech
 from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.generation import generate, loading  # noqa: F401  the command imports the last two late
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.small_family import family_configs
 
 PROCESSES = 3
 SIZE = 64
@@ -31,7 +31,7 @@ CLIPS = {
 
 def load(folder, use_usp):
     return OmniAvatarPipeline.from_pretrained(
-        torch_dtype=torch.float32, device="cpu", use_usp=use_usp, **family.family_configs(folder)
+        torch_dtype=torch.float32, device="cpu", use_usp=use_usp, **family_configs(folder)
     )
 
 

@@ -10,8 +10,10 @@ from synthetic_clips import write_table, write_texture
 from diffsynth_omniavatar.data.dataset import TrainingSample
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model import checkpoint
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
+from diffsynth_omniavatar.model.small_family import family_configs
+from diffsynth_omniavatar.nano.family import write_random_family
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule
 from diffsynth_omniavatar.training.settings import StepSettings
 
@@ -27,7 +29,7 @@ MODES = {
 
 def write_inputs(folder: Path) -> Path:
     """Write a family of small networks and a table of two clips into the folder."""
-    family.write_random_family(folder / "family")
+    write_random_family(folder / "family")
     rows = [
         {"video": write_texture(folder / f"{index}.mp4", 25, seed=index).name, "prompt": f"speaker {index}"}
         for index in range(2)
@@ -39,24 +41,24 @@ def write_inputs(folder: Path) -> Path:
 def flags(folder, output, *more):
     """A command line that trains on the clips."""
     models = folder / "family"
-    paths = [str(models / family.FILES[name]) for name in ("dit", "text_encoder", "vae")]
+    paths = [str(models / FILES[name]) for name in ("dit", "text_encoder", "vae")]
     return [
         "--dataset_base_path", str(folder), "--dataset_metadata_path", str(folder / "clips.csv"),
-        "--model_paths", json.dumps(paths), "--tokenizer_path", str(models / family.FILES["tokenizer"]),
-        "--wav2vec2_path", str(models / family.FILES["wav2vec2"]),
-        "--omniavatar_checkpoint", str(models / family.FILES["omniavatar"]),
+        "--model_paths", json.dumps(paths), "--tokenizer_path", str(models / FILES["tokenizer"]),
+        "--wav2vec2_path", str(models / FILES["wav2vec2"]),
+        "--omniavatar_checkpoint", str(models / FILES["omniavatar"]),
         "--output_path", str(output), "--height", "32", "--width", "32", "--num_frames", "17", "--dtype", "float32",
         "--learning_rate", "1e-3", "--seed", "7", "--enable_csv_log", *more,
     ]  # fmt: skip
 
 
 def make_module(folder, settings=None, conventions=None, **replaced):
-    configs = family.family_configs(folder)
+    configs = family_configs(folder)
     pipe = OmniAvatarPipeline.from_pretrained(
         torch_dtype=torch.float32, device="cpu", omniavatar_lora="adapters", **configs
     )
     pipe.conventions = conventions or Conventions(leading_audio_rows=0)
-    loaded = checkpoint.load_checkpoint(folder / family.FILES["omniavatar"])
+    loaded = checkpoint.load_checkpoint(folder / FILES["omniavatar"])
     config = replace(loaded.config, model=pipe.dit.config, conventions=pipe.conventions, **replaced)
     return OmniAvatarTrainingModule(pipe, config, settings or StepSettings(use_gradient_checkpointing=False))
 

@@ -27,7 +27,7 @@ SMALL_FAMILY = {
     "wav2vec2": "wav2vec2",
     "omniavatar": "omniavatar",
 }
-"""Part -> its name in the folder of a small family (`nano.family`)."""
+"""Part -> its name in the folder of a small family (`small_family`)."""
 NANO_FOLDER = Path(__file__).parent.parent / "nano" / "weights"
 """The trained small model that is part of this package: I2V, a full checkpoint in the place of "omniavatar"."""
 NANO_I2V = NANO_FOLDER / SMALL_FAMILY["omniavatar"] / "model.safetensors"
@@ -63,7 +63,7 @@ class ModelFiles:
 
     Attributes:
         sources: "dit", "text_encoder", "vae", "tokenizer", "omniavatar", "wav2vec2" -> paths or `HubFiles`.
-        is_small_family: whether the folder is one of `nano.family`, which the host has to be told of.
+        is_small_family: whether the folder is one of a small family, which the host has to be told of.
     """
 
     sources: Mapping[str, Source]

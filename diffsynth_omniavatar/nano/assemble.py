@@ -15,8 +15,8 @@ import numpy as np
 from ..model.checkpoint import load_checkpoint, save_safetensors
 from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from ..model.files import SMALL_FAMILY as FILES
-from ..model.small_family import half, write_fresh_nano
 from .command_line import module_parser
+from .family import half, write_fresh_nano
 from .speaker.identity import draw_identity
 
 PROMPTS = 2000

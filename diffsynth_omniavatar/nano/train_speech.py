@@ -25,10 +25,11 @@ from transformers import Wav2Vec2Model
 
 from ..atomic import write_atomically
 from ..media.timeline import SAMPLES_PER_FRAME
-from ..model.small_family import NANO, half
+from ..model.small_family import NANO
 from ..model.speech_encoder import AudioEncoder, normalise
 from .command_line import trainer_parser, write_figures
 from .draw import draw_speech
+from .family import half
 from .speaker.phonemes import PHONEMES
 
 CLIP_FRAMES = 125

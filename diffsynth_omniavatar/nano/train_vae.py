@@ -29,9 +29,10 @@ from .. import host
 from ..atomic import write_atomically
 from ..media.clip import to_video
 from ..model.files import SMALL_FAMILY as FILES
-from ..model.small_family import NANO, SmallVAE, half
+from ..model.small_family import NANO, SmallVAE
 from .command_line import trainer_parser, write_figures
 from .draw import draw_frames
+from .family import half
 from .speaker.drawing import FACE, MOUTH, OPENING, SIZE
 from .vae_result import contact_sheet, figures, fold_statistics, latent_statistics, no_scale, reconstruct
 

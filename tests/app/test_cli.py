@@ -23,7 +23,7 @@ from diffsynth_omniavatar.media.clip import load_sound, probe_video, read_frames
 from diffsynth_omniavatar.model import files
 from diffsynth_omniavatar.model.checkpoint import CheckpointError, load_checkpoint
 from diffsynth_omniavatar.model.config import Conventions
-from diffsynth_omniavatar.model.small_family import write_random_family
+from diffsynth_omniavatar.nano.family import write_random_family
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--steps", "1", "--overlap", "5", "--cfg_scale", "1", "--no-show_progress", "--device", "cpu"]

@@ -21,15 +21,15 @@ from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
 from diffsynth_omniavatar.data.precompute import CacheOptions
 from diffsynth_omniavatar.data.sources import ClipSettings, Recipe, StaleCacheError, read_clips
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.nano.family import write_random_family
 
 FRAMES = 19
 
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> OmniAvatarPipeline:
-    return encoders(family.write_random_family(tmp_path_factory.mktemp("family"), in_dim=65))
+    return encoders(write_random_family(tmp_path_factory.mktemp("family"), in_dim=65))
 
 
 def write_sound(path: Path, seconds: float, seed: int = 0) -> None:

@@ -26,8 +26,10 @@ from diffsynth_omniavatar.data.precompute import CacheOptions, encoder_pipeline,
 from diffsynth_omniavatar.data.sources import Cache, ClipSettings, Recipe, StaleCacheError, read_clips
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.clip import Sound
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
+from diffsynth_omniavatar.model.small_family import TINY, family_configs, register_family
+from diffsynth_omniavatar.nano.family import write_random_family
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule
 from diffsynth_omniavatar.training.settings import StepSettings
 
@@ -38,12 +40,12 @@ FLOAT32 = CacheOptions(audio_dtype=torch.float32)
 
 @pytest.fixture(scope="module")
 def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family.write_random_family(tmp_path_factory.mktemp("family"), in_dim=65)
+    return write_random_family(tmp_path_factory.mktemp("family"), in_dim=65)
 
 
 def encoders(folder: Path, settings: ClipSettings = SETTINGS, dtype: torch.dtype = torch.float32) -> OmniAvatarPipeline:
-    family.register_family()
-    files = {name: str(folder / family.FILES[name]) for name in ("text_encoder", "vae", "tokenizer", "wav2vec2")}
+    register_family()
+    files = {name: str(folder / FILES[name]) for name in ("text_encoder", "vae", "tokenizer", "wav2vec2")}
     return encoder_pipeline(
         settings,
         model_configs=[host.ModelConfig(path=files[name]) for name in ("text_encoder", "vae")],
@@ -126,7 +128,7 @@ def test_training_gets_from_a_cache_what_it_gets_from_the_clips(
     cached = OmniAvatarDataset(read_clips(tmp_path), settings=settings, recipe=recipe)
     assert live.needed_networks().keys() == {"vae", "text_encoder", "speech_encoder"} and not cached.needed_networks()
 
-    arguments = family.family_configs(family_folder)
+    arguments = family_configs(family_folder)
     pipe = OmniAvatarPipeline.from_pretrained(**arguments, torch_dtype=torch.float32, device="cpu")
     pipe.conventions = conventions
     pipe.dit.config = replace(pipe.dit.config, in_dim=in_dim)
@@ -184,9 +186,7 @@ def test_entries_have_the_number_formats_asked_for(family_folder: Path, table: P
     assert next(iter(load_file(next((tmp_path / "text").iterdir())).values())).dtype == torch.bfloat16
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["settings"]["dtype"] == index["settings"]["audio_dtype"] == "bfloat16"
-    assert (
-        index["settings"]["audio_dim"] == family.DIT.audio_dim and index["settings"]["text_dim"] == family.DIT.text_dim
-    )
+    assert index["settings"]["audio_dim"] == TINY.dit.audio_dim and index["settings"]["text_dim"] == TINY.dit.text_dim
 
 
 def test_prepared_directories_are_encoded_from_their_videos(pipe: OmniAvatarPipeline, tmp_path: Path) -> None:
@@ -276,13 +276,13 @@ def test_training_refuses_a_cache_that_does_not_fit(cache: Path, tmp_path: Path)
         ({"conventions": Conventions(first_frame="masked")}, "first_frame is 'known', this run has 'masked'"),
         ({"mouth_mask": mask}, "mouth_mask is 'built-in'"),
         ({"height": 48}, "size is"),
-        ({"audio_dim": 10752}, f"audio_dim is {family.DIT.audio_dim}, this run has 10752"),
+        ({"audio_dim": 10752}, f"audio_dim is {TINY.dit.audio_dim}, this run has 10752"),
         ({"text_dim": 4096}, "text_dim is 64"),
     ]
     for changes, words in wrong:
         with pytest.raises(StaleCacheError, match=words):
             OmniAvatarDataset(read_clips(cache), settings=replace(SETTINGS, **changes), recipe=RECIPE)
-    for changes in ({"in_dim": 33}, {"height": None, "width": None}, {"audio_dim": family.DIT.audio_dim}):
+    for changes in ({"in_dim": 33}, {"height": None, "width": None}, {"audio_dim": TINY.dit.audio_dim}):
         OmniAvatarDataset(read_clips(cache), settings=replace(SETTINGS, **changes), recipe=RECIPE)
 
 

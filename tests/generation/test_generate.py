@@ -17,8 +17,9 @@ from diffsynth_omniavatar.generation.generate import _SourceVideo, generate
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.clip import Sound, VideoWriter, probe_video, read_frames
 from diffsynth_omniavatar.media.timeline import forth_and_back, latent_frames
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.small_family import TINY, family_configs
+from diffsynth_omniavatar.nano.family import write_random_family
 
 FAST = {"steps": 1, "cfg_scale": 1.0, "show_progress": False}
 
@@ -199,11 +200,11 @@ def test_short_sources_run_forth_and_back(tmp_path):
 
 @pytest.fixture(scope="module")
 def family_folders(tmp_path_factory):
-    return {in_dim: family.write_random_family(tmp_path_factory.mktemp(str(in_dim)), in_dim) for in_dim in (33, 49, 65)}
+    return {in_dim: write_random_family(tmp_path_factory.mktemp(str(in_dim)), in_dim) for in_dim in (33, 49, 65)}
 
 
-def load(folder, conventions=family.CONVENTIONS):
-    pipe = OmniAvatarPipeline.from_pretrained(torch_dtype=torch.float32, device="cpu", **family.family_configs(folder))
+def load(folder, conventions=TINY.conventions):
+    pipe = OmniAvatarPipeline.from_pretrained(torch_dtype=torch.float32, device="cpu", **family_configs(folder))
     pipe.conventions = conventions
     return pipe
 
@@ -337,7 +338,7 @@ def load_once(folder):
 
 def test_text_is_encoded_once_and_wav2vec_in_float32(family_folders, tmp_path):
     pipe = OmniAvatarPipeline.from_pretrained(
-        torch_dtype=torch.bfloat16, device="cpu", **family.family_configs(family_folders[33])
+        torch_dtype=torch.bfloat16, device="cpu", **family_configs(family_folders[33])
     )
     pipe.conventions = Conventions(image_sizes=((64, 64),), max_tokens=40)
     passes, speech = [], []

@@ -14,7 +14,8 @@ from diffsynth_omniavatar.model import files
 from diffsynth_omniavatar.model.blocks import runner as block_runner
 from diffsynth_omniavatar.model.blocks.pieces import compiled
 from diffsynth_omniavatar.model.config import Conventions
-from diffsynth_omniavatar.model.small_family import register_family, write_random_family
+from diffsynth_omniavatar.model.small_family import register_family
+from diffsynth_omniavatar.nano.family import write_random_family
 
 BLEND_TOLERANCE = (
     1e-4  # of [-1, 1]: W x + scale B A x in place of (W + scale B A) x, in float32 through the whole model

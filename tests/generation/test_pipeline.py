@@ -10,8 +10,10 @@ from golden_models import Goldens, relative_deviation
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import conditioning, pipeline
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
+from diffsynth_omniavatar.model.small_family import register_family
+from diffsynth_omniavatar.nano.family import write_random_family
 
 TOLERANCE = 1e-5  # of the goldens' README
 SCHEDULER_TOLERANCE = 1e-6
@@ -223,19 +225,19 @@ def test_units_declare_what_they_take(unit):
 
 
 def load_plain(folder):
-    family.register_family()
-    paths = [str(folder / family.FILES[name]) for name in ("dit", "text_encoder", "vae")]
+    register_family()
+    paths = [str(folder / FILES[name]) for name in ("dit", "text_encoder", "vae")]
     return host.WanVideoPipeline.from_pretrained(
         torch_dtype=torch.float32,
         device="cpu",
         model_configs=[host.ModelConfig(path=path) for path in paths],
-        tokenizer_config=host.ModelConfig(path=str(folder / family.FILES["tokenizer"])),
+        tokenizer_config=host.ModelConfig(path=str(folder / FILES["tokenizer"])),
     )
 
 
 @pytest.fixture(scope="module")
 def family_folder(tmp_path_factory):
-    return family.write_random_family(tmp_path_factory.mktemp("family"))
+    return write_random_family(tmp_path_factory.mktemp("family"))
 
 
 def test_registration_leaves_other_pipelines_as_they_are(family_folder, capsys):

@@ -18,7 +18,8 @@ from diffsynth_omniavatar.losses.decode import (
     surrogate_loss,
 )
 from diffsynth_omniavatar.losses.frame_decoder import FrameDecoder, frames_of, latent_of
-from diffsynth_omniavatar.model.small_family import SmallVAE, _randomise
+from diffsynth_omniavatar.model.small_family import SmallVAE
+from diffsynth_omniavatar.nano.family import randomise
 
 RELATIVE = 1e-6
 """Of the largest gradient: sums in float32, in another order."""
@@ -26,7 +27,7 @@ RELATIVE = 1e-6
 
 def random_vae() -> SmallVAE:
     vae = SmallVAE(dim=4)
-    vae.load_state_dict(_randomise(vae, torch.Generator().manual_seed(0)))
+    vae.load_state_dict(randomise(vae, torch.Generator().manual_seed(0)))
     return vae.requires_grad_(False)
 
 

@@ -13,14 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.atomic import write_atomically
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.architecture import full_config
 from diffsynth_omniavatar.model.checkpoint import EXTRA_MODULES, LORA_KEY, Checkpoint, CheckpointError, load_checkpoint
 from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig
 from diffsynth_omniavatar.model.convert import convert
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.host_entries import MERGED_HASHES
+from diffsynth_omniavatar.model.small_family import TINY, build_wan, family_configs, wan_sizes
 from diffsynth_omniavatar.model.upgrade import _wanted_lora_shapes, apply_checkpoint, grow_model, initialise_on_wan
+from diffsynth_omniavatar.nano.family import LORA, write_random_family
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5
@@ -140,12 +142,12 @@ def test_new_channels_change_nothing_until_they_are_trained(golden, before, afte
 
 @pytest.fixture(scope="module")
 def family_folder(tmp_path_factory):
-    return family.write_random_family(tmp_path_factory.mktemp("family"))
+    return write_random_family(tmp_path_factory.mktemp("family"))
 
 
 def load_family_wan(folder):
-    wan = family.build_wan(**family._wan_sizes(family.DIT))
-    wan.load_state_dict(load_file(folder / family.FILES["dit"]))
+    wan = build_wan(**wan_sizes(TINY.dit))
+    wan.load_state_dict(load_file(folder / FILES["dit"]))
     return wan
 
 
@@ -173,7 +175,7 @@ def family_output(dit):
 def spellings(family_folder, tmp_path_factory):
     """The family's checkpoint as users have it: folder or file, both spellings, .pt or .safetensors, prefixes."""
     folder = tmp_path_factory.mktemp("spellings")
-    source = family_folder / family.FILES["omniavatar"]
+    source = family_folder / FILES["omniavatar"]
     config = json.loads((source / "config.json").read_text())
     tensors = torch.load(source / "pytorch_model.pt", weights_only=True)
     assert any(".lora_A.default.weight" in key for key in tensors)
@@ -205,22 +207,22 @@ def test_guessed_alpha_is_said(spellings, caplog):
 
 
 def test_conversions_keep_the_model(family_folder, tmp_path):
-    source = family_folder / family.FILES["omniavatar"]
+    source = family_folder / FILES["omniavatar"]
     wanted = family_output(family_dit(family_folder, source))
     lora = convert(source, tmp_path / "lora.safetensors", "lora")
     back = convert(lora, tmp_path / "back", "omniavatar")
-    merged = convert(lora, tmp_path / "merged.safetensors", "merged", base=family_folder / family.FILES["dit"])
+    merged = convert(lora, tmp_path / "merged.safetensors", "merged", base=family_folder / FILES["dit"])
     again = convert(merged, tmp_path / "full", "omniavatar")
     for file in (lora, back, back.parent, merged, again):
         # B carries the scale in the LoRA file, so the products are rounded elsewhere.
         assert relative_deviation(family_output(family_dit(family_folder, file)), wanted) < OUTPUT_TOLERANCE, file
-        assert load_checkpoint(file).config.conventions == family.CONVENTIONS
+        assert load_checkpoint(file).config.conventions == TINY.conventions
     assert json.loads((tmp_path / "full" / "config.json").read_text())["train_architecture"] == "full"
 
 
 def test_lora_file_has_its_scale_for_loaders_with_and_without_alpha(family_folder, tmp_path):
     """DiffSynth 1.1.9 adds B A, 2.x and ComfyUI alpha / rank B A: the host's own loader gives the model's weights."""
-    source = family_folder / family.FILES["omniavatar"]
+    source = family_folder / FILES["omniavatar"]
     content = load_file(convert(source, tmp_path / "lora.safetensors", "lora"))
     wan = load_family_wan(family_folder)
     pipe = host.WanVideoPipeline(device="cpu", torch_dtype=torch.float32)
@@ -230,11 +232,11 @@ def test_lora_file_has_its_scale_for_loaders_with_and_without_alpha(family_folde
         if not name.startswith("patch_embedding"):
             torch.testing.assert_close(weight, wanted[name], rtol=1e-5, atol=1e-6)
     alpha = {value.item() for key, value in content.items() if key.endswith(".alpha")}
-    assert alpha == {float(family.LORA.rank)}
+    assert alpha == {float(LORA.rank)}
 
 
 def test_growing_while_converting(family_folder, tmp_path):
-    source = family_folder / family.FILES["omniavatar"]
+    source = family_folder / FILES["omniavatar"]
     convert(source, tmp_path / "v2v", "omniavatar", in_dim=49)
     loaded = load_checkpoint(tmp_path / "v2v")
     assert loaded.in_dim == loaded.config.in_dim == loaded.config.model.in_dim == 49
@@ -303,7 +305,7 @@ def broken(tensors, config, fault):
     ],
 )
 def test_faulty_checkpoints_are_named(family_folder, tmp_path, fault, message):
-    source = family_folder / family.FILES["omniavatar"]
+    source = family_folder / FILES["omniavatar"]
     tensors = torch.load(source / "pytorch_model.pt", weights_only=True)
     tensors, config = broken(tensors, json.loads((source / "config.json").read_text()), fault)
     torch.save(tensors, tmp_path / "pytorch_model.pt")
@@ -385,14 +387,14 @@ def test_loading_through_the_host(family_folder, tmp_path):
     """LoRA and merged checkpoints give the same pipeline, from folders and files, with the checkpoint's conventions."""
     from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 
-    configs = family.family_configs(family_folder)
-    source = family_folder / family.FILES["omniavatar"]
+    configs = family_configs(family_folder)
+    source = family_folder / FILES["omniavatar"]
     shutil.copytree(source, tmp_path / "omni")
-    merged = convert(source, tmp_path / "merged.safetensors", "merged", base=family_folder / family.FILES["dit"])
+    merged = convert(source, tmp_path / "merged.safetensors", "merged", base=family_folder / FILES["dit"])
     with_merged = [
         host.ModelConfig(path=str(merged)) if config.path == str(source) else config
-        for config in family.family_configs(family_folder)["model_configs"]
-        if config.path != str(family_folder / family.FILES["dit"])
+        for config in family_configs(family_folder)["model_configs"]
+        if config.path != str(family_folder / FILES["dit"])
     ]
     for model_configs in (configs["model_configs"], with_merged):
         pipe = OmniAvatarPipeline.from_pretrained(
@@ -401,7 +403,7 @@ def test_loading_through_the_host(family_folder, tmp_path):
             model_configs=model_configs,
             tokenizer_config=configs["tokenizer_config"],
         )
-        assert isinstance(pipe, OmniAvatarPipeline) and pipe.conventions == family.CONVENTIONS
+        assert isinstance(pipe, OmniAvatarPipeline) and pipe.conventions == TINY.conventions
         assert pipe.speech_encoder.feature_dim == pipe.dit.config.audio_dim
         wanted = family_output(family_dit(family_folder, source))
         assert relative_deviation(family_output(pipe.dit), wanted) < OUTPUT_TOLERANCE
@@ -410,8 +412,8 @@ def test_loading_through_the_host(family_folder, tmp_path):
 def test_a_checkpoint_without_its_base_says_what_to_add(family_folder):
     from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 
-    configs = family.family_configs(family_folder)
-    without_base = [c for c in configs["model_configs"] if c.path != str(family_folder / family.FILES["dit"])]
+    configs = family_configs(family_folder)
+    without_base = [c for c in configs["model_configs"] if c.path != str(family_folder / FILES["dit"])]
     with pytest.raises(ValueError, match="goes on top of a Wan transformer: add ModelConfig"):
         OmniAvatarPipeline.from_pretrained(
             torch_dtype=torch.float32,

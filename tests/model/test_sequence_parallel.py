@@ -19,7 +19,7 @@ from diffsynth_omniavatar.media.clip import read_frames
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import Conventions
-from diffsynth_omniavatar.model.small_family import write_random_family
+from diffsynth_omniavatar.nano.family import write_random_family
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5  # float32, against the host's blocks: another order of the same operations

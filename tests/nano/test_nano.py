@@ -12,13 +12,15 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import loading, pipeline
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model import files
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.checkpoint import EXTRA_MODULES, load_checkpoint, save_omniavatar
 from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.lora import adapted_layers
+from diffsynth_omniavatar.model.small_family import NANO, build_wan, wan_sizes
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder, normalise
 from diffsynth_omniavatar.model.upgrade import grow_model, initialise_on_wan
 from diffsynth_omniavatar.nano import assemble, draw, train_speech, train_vae, vae_result
+from diffsynth_omniavatar.nano.family import half
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 
 PACKAGED = files.NANO_FOLDER
@@ -70,7 +72,7 @@ def test_vae_training_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, mon
 
 def test_features_in_training_are_those_of_the_encoder():
     torch.manual_seed(0)
-    reader = train_speech.SpeechReader(Wav2Vec2Model(family.NANO.wav2vec2))
+    reader = train_speech.SpeechReader(Wav2Vec2Model(NANO.wav2vec2))
     waveforms, _ = (torch.from_numpy(part) for part in draw.draw_speech(range(2), 33, "train"))
     with torch.no_grad():
         features = reader.features(torch.stack([normalise(row) for row in waveforms]))
@@ -87,7 +89,7 @@ def test_speech_training_lowers_the_loss(tmp_path, monkeypatch):
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:2])
     train_speech.save(reader.wav2vec2, tmp_path / "speech")
     encoder = AudioEncoder.from_pretrained(tmp_path / "speech")
-    assert encoder.feature_dim == family.NANO.dit.audio_dim
+    assert encoder.feature_dim == NANO.dit.audio_dim
     assert 0 <= train_speech.figures(reader, encoder, *speech)["phonemes_right"] <= 1
 
 
@@ -99,9 +101,9 @@ def nano_folder(tmp_path_factory):
     """What `start` writes, with an untrained VAE and wav2vec2."""
     folder = tmp_path_factory.mktemp("nano")
     (folder / "vae").mkdir()
-    save_file(family.half(train_vae.fresh_vae(0).state_dict()), folder / "vae" / family.FILES["vae"])
+    save_file(half(train_vae.fresh_vae(0).state_dict()), folder / "vae" / FILES["vae"])
     torch.manual_seed(0)
-    train_speech.save(Wav2Vec2Model(family.NANO.wav2vec2), folder / "speech")
+    train_speech.save(Wav2Vec2Model(NANO.wav2vec2), folder / "speech")
     assemble.start(folder / "nano", folder / "vae", folder / "speech")
     return folder / "nano"
 
@@ -110,12 +112,12 @@ def nano_folder(tmp_path_factory):
 def shipped(nano_folder, tmp_path_factory):
     """What `ship` writes of untrained checkpoints; the LoRA's B is not zero."""
     generator = torch.Generator().manual_seed(1)
-    sizes = family._wan_sizes(family.NANO.dit)
-    wan = family.build_wan(**sizes)
-    options = {"dtype": torch.float32, "device": "cpu", "generator": generator, "audio_dim": family.NANO.dit.audio_dim}
+    sizes = wan_sizes(NANO.dit)
+    wan = build_wan(**sizes)
+    options = {"dtype": torch.float32, "device": "cpu", "generator": generator, "audio_dim": NANO.dit.audio_dim}
     dit = initialise_on_wan(wan, 33, **options)
     folder = tmp_path_factory.mktemp("trained")
-    config = CheckpointConfig(in_dim=33, model=dit.config, conventions=family.NANO.conventions)
+    config = CheckpointConfig(in_dim=33, model=dit.config, conventions=NANO.conventions)
     save_omniavatar(folder / "i2v", dit.state_dict(), config)
 
     lora = LoRAConfig(rank=16, alpha=8.0)
@@ -126,7 +128,7 @@ def shipped(nano_folder, tmp_path_factory):
     grow_model(dit, 49)
     extras = {key: tensor for key, tensor in dit.state_dict().items() if key.startswith(EXTRA_MODULES)}
     tensors |= {key: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for key, tensor in extras.items()}
-    conventions = replace(family.NANO.conventions, prefix_frames=(1, 5))
+    conventions = replace(NANO.conventions, prefix_frames=(1, 5))
     save_omniavatar(
         folder / "v2v", tensors, CheckpointConfig(in_dim=49, lora=lora, model=dit.config, conventions=conventions)
     )
@@ -140,11 +142,11 @@ def v2v_pipeline(shipped, order, lora):
     paths = [
         shipped / files.NANO_I2V.relative_to(files.NANO_FOLDER),
         shipped / files.NANO_V2V.relative_to(files.NANO_FOLDER),
-        shipped / family.FILES["wav2vec2"],
+        shipped / FILES["wav2vec2"],
     ]
     return OmniAvatarPipeline.from_pretrained(
         model_configs=[host.ModelConfig(path=str(paths[place])) for place in order],
-        tokenizer_config=host.ModelConfig(path=str(shipped / family.FILES["tokenizer"])),
+        tokenizer_config=host.ModelConfig(path=str(shipped / FILES["tokenizer"])),
         torch_dtype=torch.float32,
         device="cpu",
         omniavatar_lora=lora,
@@ -197,7 +199,7 @@ def test_one_call_gives_the_small_model(shipped, monkeypatch, mode, channels):
 
 def test_words_of_the_prompts_are_tokens_and_others_are_kept(nano_folder):
     tokenizer = AutoTokenizer.from_pretrained(nano_folder / "tokenizer")
-    assert len(tokenizer) <= family.NANO.text_encoder["vocab"]
+    assert len(tokenizer) <= NANO.text_encoder["vocab"]
     ids = tokenizer(PROMPT).input_ids
     assert len(ids) <= 1.5 * len(PROMPT.split())
     for text in (PROMPT, "Überraschung: zebras!"):

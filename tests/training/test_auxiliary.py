@@ -14,7 +14,7 @@ from diffsynth_omniavatar.losses.lpips import LpipsLoss
 from diffsynth_omniavatar.losses.mel import mel_spectrogram
 from diffsynth_omniavatar.losses.sync import SyncLoss
 from diffsynth_omniavatar.losses.trepa import TrepaLoss
-from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.accelerator import DivergedError
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
@@ -172,7 +172,7 @@ def test_training_live_and_from_a_cache(folder, tmp_path, monkeypatch, mode):
         settings,
         model_configs=configs,
         tokenizer_config=host.ModelConfig(path=args.tokenizer_path),
-        wav2vec2=models / family.FILES["wav2vec2"],
+        wav2vec2=models / FILES["wav2vec2"],
         device="cpu",
         dtype=torch.float32,
     )

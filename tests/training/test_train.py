@@ -18,7 +18,7 @@ from diffsynth_omniavatar.data.precompute import encoder_pipeline, precompute
 from diffsynth_omniavatar.data.sources import read_clips
 from diffsynth_omniavatar.media.clip import probe_video
 from diffsynth_omniavatar.model import checkpoint
-from diffsynth_omniavatar.model import small_family as family
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
 
@@ -69,7 +69,7 @@ def test_losses_do_not_depend_on_how_the_blocks_are_computed(folder, tmp_path):
 def test_lora_trains_on_a_base_that_the_host_quantised(folder, tmp_path, method):
     """The losses are those of bf16 within what 8 bits round; the checkpoint has the same tensors."""
     pytest.importorskip("torchao")
-    dit = folder / "family" / family.FILES["dit"]
+    dit = folder / "family" / FILES["dit"]
     common = ["--max_steps", "10", "--dtype", "bfloat16", "--use_gradient_checkpointing"]
     for name, more in (("bf16", []), ("quantised", ["--quant_options", f"{dit}:{method}"])):
         assert run.main(flags(folder, tmp_path / name, *common, *more)) == 0
@@ -80,7 +80,7 @@ def test_lora_trains_on_a_base_that_the_host_quantised(folder, tmp_path, method)
 
 
 def test_what_wraps_the_denoisers_layers_is_refused(folder, tmp_path):
-    dit = str(folder / "family" / family.FILES["dit"])
+    dit = str(folder / "family" / FILES["dit"])
     if host.GENERATION == "wan_video_new":
         with pytest.raises(FlagError, match=r"needs DiffSynth 2\.x"):
             parse_arguments(flags(folder, tmp_path, "--fp8_models", dit))
@@ -135,8 +135,8 @@ def test_the_hosts_two_tasks_train_as_a_cache_does(folder, tmp_path, mode):
         folder / "three.csv",
         [{"video": f"{name}.mp4", "prompt": f"speaker {name}"} for name in (0, "broken", 1)],
     )
-    encoders = json.dumps([str(models / family.FILES[name]) for name in ("text_encoder", "vae")])
-    only_dit = ["--model_paths", json.dumps([str(models / family.FILES["dit"])])]
+    encoders = json.dumps([str(models / FILES[name]) for name in ("text_encoder", "vae")])
+    only_dit = ["--model_paths", json.dumps([str(models / FILES["dit"])])]
     processing = ["--task", "sft:data_process", "--dataset_metadata_path", str(folder / "three.csv")]
     arguments = flags(folder, tmp_path / "processed", *more, *processing, "--model_paths", encoders)
     assert run.main(arguments) == 0
@@ -149,8 +149,8 @@ def test_the_hosts_two_tasks_train_as_a_cache_does(folder, tmp_path, mode):
     pipe = encoder_pipeline(
         settings,
         model_configs=[host.ModelConfig(path=path) for path in json.loads(encoders)],
-        tokenizer_config=host.ModelConfig(path=str(models / family.FILES["tokenizer"])),
-        wav2vec2=models / family.FILES["wav2vec2"],
+        tokenizer_config=host.ModelConfig(path=str(models / FILES["tokenizer"])),
+        wav2vec2=models / FILES["wav2vec2"],
         device="cpu",
         dtype=torch.float32,
     )
@@ -247,7 +247,7 @@ def test_faulty_flags_are_named(folder, tmp_path, capsys, more, message):
 
 def test_missing_networks_are_named(folder, tmp_path, capsys):
     models = folder / "family"
-    only_dit = json.dumps([str(models / family.FILES["dit"])])
+    only_dit = json.dumps([str(models / FILES["dit"])])
     assert run.main(flags(folder, tmp_path, "--model_paths", only_dit)) == 2
     error = capsys.readouterr().err
     assert "vae for" in error and "text_encoder for" in error and "put it into a cache" in error

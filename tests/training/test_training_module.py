@@ -10,8 +10,10 @@ from diffsynth_omniavatar.generation import conditioning
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.model import checkpoint
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
+from diffsynth_omniavatar.model.small_family import TINY, family_configs
+from diffsynth_omniavatar.nano.family import write_random_family
 from diffsynth_omniavatar.training.module import select_trainable
 from diffsynth_omniavatar.training.settings import StepSettings
 
@@ -22,7 +24,7 @@ LATENTS = (16, 3, 4, 4)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {in_dim: family.write_random_family(tmp_path_factory.mktemp(str(in_dim)), in_dim) for in_dim in (33, 49)}
+    return {in_dim: write_random_family(tmp_path_factory.mktemp(str(in_dim)), in_dim) for in_dim in (33, 49)}
 
 
 def unit_range(pixels):
@@ -175,8 +177,8 @@ def test_a_batch_is_the_mean_of_its_members(folders, in_dim, monkeypatch):
         }
         tensors = {name: tensor[offset : offset + count] for name, tensor in pool.items()}
         silent = {
-            "silent_features": torch.ones(FRAMES, family.DIT.audio_dim),
-            "empty_context": torch.ones(1, 5, family.DIT.text_dim),
+            "silent_features": torch.ones(FRAMES, TINY.dit.audio_dim),
+            "empty_context": torch.ones(1, 5, TINY.dit.text_dim),
         }
         no = torch.zeros(count, dtype=torch.bool)
         return live_sample(sources=["x"] * count, drop_prefix=no, **fields, **draws, **tensors, **silent)
@@ -184,8 +186,8 @@ def test_a_batch_is_the_mean_of_its_members(folders, in_dim, monkeypatch):
     pool = {
         "input_latents": torch.randn(3, *LATENTS, generator=generator),
         "reference_latents": torch.randn(3, 16, 1, 4, 4, generator=generator),
-        "audio_features": torch.randn(3, FRAMES, family.DIT.audio_dim, generator=generator),
-        "context": torch.randn(3, 5, family.DIT.text_dim, generator=generator),
+        "audio_features": torch.randn(3, FRAMES, TINY.dit.audio_dim, generator=generator),
+        "context": torch.randn(3, 5, TINY.dit.text_dim, generator=generator),
     }
     if in_dim == 49:
         pool["masked_latents"] = torch.randn(3, *LATENTS, generator=generator)
@@ -250,9 +252,9 @@ def test_the_exported_file_generates_the_live_models_frames(folders, tmp_path):
     module(live_sample()).backward()
     optimizer.step()
     module.export(tmp_path / "model.safetensors", module.trained_tensors())
-    configs = family.family_configs(folders[33])
+    configs = family_configs(folders[33])
     trained = str(tmp_path / "model.safetensors")
-    source = str(folders[33] / family.FILES["omniavatar"])
+    source = str(folders[33] / FILES["omniavatar"])
     configs["model_configs"] = [
         host.ModelConfig(path=trained) if config.path == source else config for config in configs["model_configs"]
     ]
