@@ -169,7 +169,7 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     flags.dataset_num_workers = args.dataset_num_workers
     trainable = trainable_parameters(module)
     with memory_limit(args.limit):
-        host.launch_training_task(accelerator, dataset, module, logger, flags)
+        host.launch_training_task(accelerator, dataset, module, logger, args=flags)
     seconds = sorted(step["seconds_per_step"] for step in logger.steps[1:])
     return {
         "model": model,

@@ -140,7 +140,7 @@ class Run:
             **self.options,
         )
         epochs = self.accelerator.epochs_to_run(len(self.dataset))
-        host.launch_training_task(self.accelerator, self.dataset, self.module, self.logger, self.arguments(epochs))
+        host.launch_training_task(self.accelerator, self.dataset, self.module, self.logger, args=self.arguments(epochs))
         return self
 
     def arguments(self, epochs: int) -> argparse.Namespace:

@@ -1,4 +1,6 @@
-"""DiffSynth-Studio 2.1.x under the names that the rest of the package uses."""
+"""DiffSynth-Studio 2.1.x under the names that `host/__init__.py` lists."""
+
+# ruff: noqa: F401 (what is imported is what this module is for)
 
 from __future__ import annotations
 
@@ -8,51 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffsynth.configs.model_configs import MODEL_CONFIGS
 from diffsynth.configs.vram_management_module_maps import VRAM_MANAGEMENT_MODULE_MAPS
 from diffsynth.core.loader.config import ModelConfig
 from diffsynth.core.loader.file import convert_keys_dict_to_single_str
-from diffsynth.diffusion import parsers, runner
+from diffsynth.diffusion import parsers
 from diffsynth.diffusion.base_pipeline import PipelineUnit
 from diffsynth.diffusion.logger import CSVLogger, ModelLogger, TensorBoardLogger
 from diffsynth.diffusion.loss import FlowMatchSFTLoss
+from diffsynth.diffusion.runner import launch_data_process_task, launch_training_task
 from diffsynth.diffusion.training_module import DiffusionTrainingModule
 from diffsynth.models.wan_video_dit import WanModel, flash_attention, sinusoidal_embedding_1d
 from diffsynth.models.wan_video_text_encoder import HuggingfaceTokenizer, WanTextEncoder
 from diffsynth.models.wan_video_vae import VideoVAE_, WanVideoVAE
 from diffsynth.pipelines.wan_video import TeaCache, WanVideoPipeline
 from diffsynth.pipelines.wan_video import WanVideoUnit_PromptEmbedder as PromptEmbedder
-
-__all__ = [
-    "PIPELINE_MODULE",
-    "CSVLogger",
-    "DiffusionTrainingModule",
-    "ModelConfig",
-    "ModelLogger",
-    "PipelineUnit",
-    "PromptEmbedder",
-    "TeaCache",
-    "TensorBoardLogger",
-    "VideoVAE_",
-    "WanModel",
-    "WanTextEncoder",
-    "WanVideoPipeline",
-    "WanVideoVAE",
-    "add_model_entry",
-    "declare_unit",
-    "flash_attention",
-    "hub_config",
-    "launch_data_process_task",
-    "launch_training_task",
-    "load_within",
-    "model_hash",
-    "remove_model_entries",
-    "set_tokenizer",
-    "sinusoidal_embedding_1d",
-    "training_loss",
-    "wan_parser",
-]
 
 PIPELINE_MODULE = "diffsynth.pipelines.wan_video"
 
@@ -115,28 +87,6 @@ def load_within(
         config.offload_device = config.onload_device = "cpu"
         config.preparing_device = config.computation_device = device
     return from_pretrained(**arguments, vram_limit=vram_limit)
-
-
-def launch_training_task(
-    accelerator: Accelerator,
-    dataset: torch.utils.data.Dataset,
-    model: DiffusionTrainingModule,
-    model_logger: ModelLogger,
-    args: argparse.Namespace,
-) -> None:
-    """Run the host's training loop. `args` has the names of `wan_parser`."""
-    runner.launch_training_task(accelerator, dataset, model, model_logger, args=args)
-
-
-def launch_data_process_task(
-    accelerator: Accelerator,
-    dataset: torch.utils.data.Dataset,
-    model: DiffusionTrainingModule,
-    model_logger: ModelLogger,
-    args: argparse.Namespace,
-) -> None:
-    """Run the host's loop that writes what `model(sample)` returns to `output_path/<process>/<n>.pth`."""
-    runner.launch_data_process_task(accelerator, dataset, model, model_logger, args=args)
 
 
 def training_loss(pipe: WanVideoPipeline, inputs: Mapping[str, Any]) -> torch.Tensor:

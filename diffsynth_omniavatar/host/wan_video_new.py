@@ -1,4 +1,6 @@
-"""DiffSynth-Studio 1.1.9 under the names that the rest of the package uses."""
+"""DiffSynth-Studio 1.1.9 under the names that `host/__init__.py` lists; its functions do what `wan_video.py`'s do."""
+
+# ruff: noqa: F401 (what is imported is what this module is for)
 
 from __future__ import annotations
 
@@ -6,8 +8,7 @@ import argparse
 import csv
 import hashlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +24,6 @@ from diffsynth.pipelines.wan_video_new import WanVideoUnit_PromptEmbedder as Pro
 from diffsynth.trainers import utils as trainers
 from diffsynth.trainers.utils import DiffusionTrainingModule
 from diffsynth.utils import PipelineUnit
-
-__all__ = [
-    "PIPELINE_MODULE",
-    "CSVLogger",
-    "DiffusionTrainingModule",
-    "ModelConfig",
-    "ModelLogger",
-    "PipelineUnit",
-    "PromptEmbedder",
-    "TeaCache",
-    "TensorBoardLogger",
-    "VideoVAE_",
-    "WanModel",
-    "WanTextEncoder",
-    "WanVideoPipeline",
-    "WanVideoVAE",
-    "add_model_entry",
-    "declare_unit",
-    "flash_attention",
-    "hub_config",
-    "launch_data_process_task",
-    "launch_training_task",
-    "load_within",
-    "model_hash",
-    "remove_model_entries",
-    "set_tokenizer",
-    "sinusoidal_embedding_1d",
-    "training_loss",
-    "wan_parser",
-]
 
 PIPELINE_MODULE = "diffsynth.pipelines.wan_video_new"
 
@@ -92,15 +63,7 @@ class _ModelEntry:
 
 
 def add_model_entry(hash_: str, slot: str, factory: str, converter: str | None, kwargs: Mapping[str, Any]) -> None:
-    """Make the host's loader recognise a file by the hash of its keys and shapes.
-
-    Args:
-        hash_: what `model_hash` gives for the file.
-        slot: the host's name of the kind of model, for instance "wan_video_dit".
-        factory: dotted path of the class or function that builds the model from `kwargs`.
-        converter: dotted path of a function state dict -> state dict, or None.
-        kwargs: JSON-serialisable keyword arguments of the factory.
-    """
+    """Make the host's loader recognise a file by the hash of its keys and shapes."""
     if all(entry[1] != hash_ for entry in model_loader_configs):
         model_loader_configs.append((None, hash_, [slot], [_ModelEntry(factory, converter, kwargs)], "civitai"))
 
@@ -132,39 +95,23 @@ def load_within(
     return pipe
 
 
-@contextmanager
-def _hosts_accelerator(accelerator: Accelerator) -> Iterator[None]:
-    """This host's loops make their own Accelerator from a module global; within this context they get the given one."""
-    original = trainers.Accelerator
-    trainers.Accelerator = lambda **_: accelerator
-    try:
-        yield
-    finally:
-        trainers.Accelerator = original
+def _with_accelerator(loop: Callable[..., None]) -> Callable[..., None]:
+    """A loop of this host that gets its Accelerator first, as those of 2.x do; its own comes from a module global."""
+
+    def launch(accelerator: Accelerator, *inputs: Any, args: argparse.Namespace) -> None:
+        original = trainers.Accelerator
+        trainers.Accelerator = lambda **_: accelerator
+        try:
+            loop(*inputs, args=args)
+        finally:
+            trainers.Accelerator = original
+
+    return launch
 
 
-def launch_training_task(
-    accelerator: Accelerator,
-    dataset: torch.utils.data.Dataset,
-    model: DiffusionTrainingModule,
-    model_logger: ModelLogger,
-    args: argparse.Namespace,
-) -> None:
-    """Run the host's training loop. `args` has the names of `wan_parser`."""
-    with _hosts_accelerator(accelerator):
-        trainers.launch_training_task(dataset, model, model_logger, args=args)
-
-
-def launch_data_process_task(
-    accelerator: Accelerator,
-    dataset: torch.utils.data.Dataset,
-    model: DiffusionTrainingModule,
-    model_logger: ModelLogger,
-    args: argparse.Namespace,
-) -> None:
-    """Run the host's loop that writes `model(sample, return_inputs=True)` to `output_path/<process>/<n>.pth`."""
-    with _hosts_accelerator(accelerator):
-        trainers.launch_data_process_task(dataset, model, model_logger, args=args)
+launch_training_task = _with_accelerator(trainers.launch_training_task)
+# Calls the module with return_inputs=True, which 2.x does not.
+launch_data_process_task = _with_accelerator(trainers.launch_data_process_task)
 
 
 def training_loss(pipe: WanVideoPipeline, inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -84,7 +84,7 @@ def process_data(
     with Progress(disable=True) as bar:
         texts = begun.writer.write_texts((clip.prompt for _, clip, _ in begun.usable), bar)
     host.launch_data_process_task(
-        accelerator, _RawClips(begun), _Encoder(begun.writer), host.ModelLogger(str(folder)), args
+        accelerator, _RawClips(begun), _Encoder(begun.writer), host.ModelLogger(str(folder)), args=args
     )
     names = {index: clip.name for index, clip, _ in begun.usable}
     entries, faults = _collect(folder, names, accelerator.process_index)

@@ -402,7 +402,7 @@ def train(args: argparse.Namespace) -> None:
         **_logger_options(args),
     )
     args.num_epochs = accelerator.epochs_to_run(len(dataset))
-    host.launch_training_task(accelerator, dataset, module, training_logger, args)
+    host.launch_training_task(accelerator, dataset, module, training_logger, args=args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

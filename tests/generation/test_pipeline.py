@@ -10,6 +10,7 @@ from golden_models import Goldens, relative_deviation
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import conditioning, pipeline
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.host.versions import UnsupportedHostError, host_generation
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.small_family import register_family
@@ -267,13 +268,13 @@ def test_registration_leaves_other_pipelines_as_they_are(family_folder, capsys):
     ("version", "generation"), [("1.1.9", "wan_video_new"), ("2.1.0", "wan_video"), ("2.1.12", "wan_video")]
 )
 def test_known_hosts(version, generation):
-    assert host.host_generation(version) == generation
+    assert host_generation(version) == generation
 
 
 @pytest.mark.parametrize("version", ["1.1.8", "2.0.16", "2.2.0", "3.0"])
 def test_unknown_hosts_are_refused_by_name(version):
-    with pytest.raises(host.UnsupportedHostError, match=rf"{version} is installed.*1\.1\.9 and 2\.1\.x"):
-        host.host_generation(version)
+    with pytest.raises(UnsupportedHostError, match=rf"{version} is installed.*1\.1\.9 and 2\.1\.x"):
+        host_generation(version)
 
 
 def test_mouth_mask_is_the_lower_face():

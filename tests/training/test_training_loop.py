@@ -364,7 +364,8 @@ def test_settings_are_checked(wrong):
 def test_the_hosts_data_process_loop_writes_every_sample_once(tmp_path):
     run = Run(tmp_path, LoopSettings(max_steps=1))
     logger = host.ModelLogger(str(tmp_path))
-    host.launch_data_process_task(accelerate.Accelerator(cpu=True), run.dataset, ToyModule(), logger, run.arguments(1))
+    accelerator = accelerate.Accelerator(cpu=True)
+    host.launch_data_process_task(accelerator, run.dataset, ToyModule(), logger, args=run.arguments(1))
     files = sorted(tmp_path.glob("0/*.pth"), key=lambda path: int(path.stem))
     assert [torch.load(path)["index"] for path in files] == [*range(7)]
 
