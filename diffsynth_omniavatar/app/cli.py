@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..host.versions import UnsupportedHostError
+from ..model.files import MODELS
 from .console import FAILED, INTERRUPTED, WRONG_INPUT, say, show_log
 from .generate import config_flags
 
@@ -75,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = _add_command(
         commands, _run_doctor, "doctor", "Look for what is missing on this machine, and tell how to mend it."
     )
-    doctor.add_argument("--model", choices=["14B", "1.3B"], help="look at what this published size needs too")
+    doctor.add_argument("--model", choices=MODELS, help="look at what this model needs too")
     doctor.add_argument("--models_folder", help="folder of the model's files, see generate")
     doctor.add_argument("--omniavatar", help="look at this checkpoint")
 

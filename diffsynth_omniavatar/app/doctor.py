@@ -18,7 +18,7 @@ from typing import Literal
 
 from .. import host
 from ..host.versions import UnsupportedHostError
-from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, model_files
+from ..model.files import HUB_FOLDER, NANO_MODELS, HubFiles, ModelFiles, model_files
 
 PACKAGES = (
     "torch",
@@ -63,7 +63,7 @@ def examine(model: str | None = None, folder: str | None = None, omniavatar: str
     """Print a report and give the number of problems.
 
     Args:
-        model: a published size whose needs are looked at too; None with a `folder` means "14B".
+        model: one of `files.MODELS` whose needs are looked at too; None with a `folder` means "14B".
         folder: where the model's files lie, see `files.model_files`; None for the hub.
         omniavatar: a checkpoint to describe.
     """
@@ -167,7 +167,7 @@ def check_gpus(model: str | None) -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         free, total = (amount / GIB for amount in torch.cuda.mem_get_info(index))
         text = f"cuda:{index} {torch.cuda.get_device_name(index)}: {free:.1f} of {total:.1f} GiB free"
-        if model is not None and free < GPU_GIB[model]:
+        if model is not None and free < GPU_GIB.get(model, 0):
             yield Finding(
                 "note",
                 f"{text}; {model} takes some {GPU_GIB[model]} GiB when all of it stays there",
@@ -203,7 +203,8 @@ def check_files(files: ModelFiles, model: str, folder: str | None) -> Iterator[F
             )
             yield Finding("ok" if there else "note", f"{part}: {text}")
         elif part in missing:
-            yield Finding("problem", f"{part}: {missing[part]} is missing", _download_command(part, model, folder))
+            fix = _small_family_fix(part, model) if files.is_small_family else _download_command(part, model, folder)
+            yield Finding("problem", f"{part}: {missing[part]} is missing", fix)
         else:
             more = f" and {len(source) - 1} more" if len(source) > 1 else ""
             yield Finding("ok", f"{part}: {source[0]}{more}")
@@ -214,6 +215,12 @@ def check_files(files: ModelFiles, model: str, folder: str | None) -> Iterator[F
             f"{to_download:.0f} GB are to be downloaded to {HUB_FOLDER}/, but the disk has {free:.0f} GB free",
             "make room, or name a folder on another disk with --models_folder",
         )
+
+
+def _small_family_fix(part: str, model: str) -> str:
+    if model in NANO_MODELS:
+        return "pip install --force-reinstall --no-deps diffsynth-omniavatar"
+    return f"name it with --{part}"
 
 
 def _download_command(part: str, model: str, folder: str | None) -> str:

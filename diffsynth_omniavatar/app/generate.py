@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..model.files import MODELS
 from .console import FAILED, say
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ INPUT_FLAGS: Flags = {
     "out": (str, "the file to write: .mp4, .mov or .mkv"),
 }
 SETTING_FLAGS: Flags = {
-    "negative_prompt": (str, "what is not to be seen (default: upstream's text)"),
+    "negative_prompt": (str, "what is not to be seen (default: the checkpoint's, else upstream's text)"),
     "mouth_mask": (str, "V2V: image of the mouth mask, white is kept (default: a built-in one for aligned faces)"),
     "reference_video": (str, "V2V with 65 channels: another clip of the person (default: another part of the video)"),
     "height": (int, "pixels (default: the trained size nearest in shape)"),
@@ -52,15 +53,18 @@ SETTING_FLAGS: Flags = {
     "max_tokens": (int, "length of a chunk: frames * height * width / 1024 (default: the trained length)"),
     "paste_source": (bool, "V2V: keep the video's own pixels outside the mouth (default: yes)"),
     "overlap": (int, "frames that a chunk takes over from the one before, 1 + 4n (default: 13)"),
-    "match_colours": (bool, "give each chunk the colours of the portrait or source video (default: no, as upstream)"),
+    "match_colours": (
+        bool,
+        "give each chunk the colours of the portrait or source video (default: the checkpoint's, else no)",
+    ),
     "silence": (float, "seconds of silence in front (default: 0.3, for V2V 0)"),
-    "steps": (int, "denoising steps a chunk (default: 50)"),
-    "cfg_scale": (float, "guidance by the text; 1 for none (default: 4.5)"),
+    "steps": (int, "denoising steps a chunk, at least 1 (default: the checkpoint's, else 50)"),
+    "cfg_scale": (float, "guidance by the text; 1 for none (default: the checkpoint's, else 4.5)"),
     "audio_cfg_scale": (
         float,
-        "guidance by the sound, if it is to differ: a third pass a step (default: that of the text)",
+        "guidance by the sound: a third pass a step (default: the checkpoint's, else that of the text)",
     ),
-    "sigma_shift": (float, "shift of the noise schedule (default: 5.0)"),
+    "sigma_shift": (float, "shift of the noise schedule (default: the checkpoint's, else 5.0)"),
     "seed": (int, "chunk k starts from the noise of seed + k (default: 42)"),
     "tiled": (bool, "run the VAE in tiles (default: above 512x512)"),
     "tea_cache_l1_thresh": (
@@ -75,7 +79,12 @@ SETTING_FLAGS: Flags = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar generate`."""
-    parser.add_argument("--model", choices=["14B", "1.3B"], default="14B", help="published size (default: 14B)")
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="14B",
+        help="published size, or a small model of this package: nano animates a portrait, nano-v2v dubs (default: 14B)",
+    )
     parser.add_argument(
         "--models_folder",
         help="folder with Wan2.1-T2V-14B/, OmniAvatar-14B/ and wav2vec2-base-960h/, or a small family's; "

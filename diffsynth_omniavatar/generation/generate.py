@@ -29,7 +29,7 @@ from ..media.clip import (
 from ..media.timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 from . import conditioning
 from .conditioning import ImageSource, MaskSource, SoundSource, load_mouth_mask, paste_outside_mouth
-from .pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
+from .pipeline import OmniAvatarPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def generate(
     out: str | Path,
     image: ImageSource | None = None,
     video: str | Path | None = None,
-    negative_prompt: str = NEGATIVE_PROMPT,
+    negative_prompt: str | None = None,
     mouth_mask: MaskSource | None = None,
     paste_source: bool = True,
     reference_video: str | Path | None = None,
@@ -67,12 +67,12 @@ def generate(
     width: int | None = None,
     max_tokens: int | None = None,
     overlap: int = DEFAULT_OVERLAP,
-    match_colours: bool = False,
+    match_colours: bool | None = None,
     silence: float | None = None,
-    steps: int = 50,
-    cfg_scale: float = 4.5,
+    steps: int | None = None,
+    cfg_scale: float | None = None,
     audio_cfg_scale: float | None = None,
-    sigma_shift: float = 5.0,
+    sigma_shift: float | None = None,
     seed: int = 42,
     tiled: bool | None = None,
     tea_cache_l1_thresh: float | None = None,
@@ -99,10 +99,12 @@ def generate(
         max_tokens: length of a chunk: frames * height * width / 1024; None for the trained length.
         overlap: frames that each chunk takes over from the one before, 1 + 4n.
         match_colours: give each chunk the colours of the portrait or the source video, against drift in long videos;
-            see `conditioning.match_colours`. Upstream does not.
+            see `conditioning.match_colours`.
         silence: seconds of silence in front; None for 0.3, and for V2V 0.
         steps, cfg_scale, audio_cfg_scale, sigma_shift, tiled, tea_cache_l1_thresh, tea_cache_model_id: see
             `OmniAvatarPipeline.__call__`.
+            None for negative_prompt, match_colours, steps, cfg_scale, audio_cfg_scale and sigma_shift takes what the
+            checkpoint's config.json says (`Conventions.sampling`), or else upstream's values.
         seed: chunk k starts from the noise of seed + k.
         crf: quality of the H.264 file, 13 to 18 look like the original.
         show_progress: draw a bar with chunk, step and remaining time.
@@ -114,6 +116,14 @@ def generate(
     out = Path(out)
     is_v2v = pipe.dit.config.has_masked_video
     _check_sources(pipe, image, video)
+    sampling = pipe.conventions.sampling.with_given(
+        negative_prompt=negative_prompt,
+        match_colours=match_colours,
+        steps=steps,
+        cfg_scale=cfg_scale,
+        audio_cfg_scale=audio_cfg_scale,
+        sigma_shift=sigma_shift,
+    )
     sound = add_silence(_load(audio), (0.0 if is_v2v else LEADING_SILENCE) if silence is None else silence)
     size = _size(pipe, image, video, height, width)
     waveform = speech_waveform(sound)
@@ -128,20 +138,20 @@ def generate(
     reference = _reference_sequence(pipe, source, reference_video, plan, size)
     features = pipe.encode_speech(waveform, plan.padded_rows)
     prompt_embeds = pipe.encode_prompt(prompt)
-    negative_prompt_embeds = pipe.encode_prompt(negative_prompt) if cfg_scale != 1.0 else None
+    negative_prompt_embeds = pipe.encode_prompt(sampling.negative_prompt) if sampling.cfg_scale != 1.0 else None
     logger.info(
         "%d frames of %dx%d in %d chunk(s) of %d frames, %d steps each.",
         plan.frames,
         *size,
         len(plan.chunks),
         plan.length,
-        steps,
+        sampling.steps,
     )
 
     delay = plan.leading_rows / FRAME_RATE
     carried: Tensor | None = None
     with (
-        _progress(len(plan.chunks), steps, show_progress and pipe.is_first_process) as progress,
+        _progress(len(plan.chunks), sampling.steps, show_progress and pipe.is_first_process) as progress,
         VideoWriter(out, *size, sound=sound, sound_delay=delay, crf=crf)
         if pipe.is_first_process
         else contextlib.nullcontext() as writer,
@@ -158,10 +168,10 @@ def generate(
                 height=size[0],
                 width=size[1],
                 num_frames=plan.length,
-                num_inference_steps=steps,
-                cfg_scale=cfg_scale,
-                audio_cfg_scale=audio_cfg_scale,
-                sigma_shift=sigma_shift,
+                num_inference_steps=sampling.steps,
+                cfg_scale=sampling.cfg_scale,
+                audio_cfg_scale=sampling.audio_cfg_scale,
+                sigma_shift=sampling.sigma_shift,
                 seed=seed + chunk.index,
                 tiled=tiled,
                 tea_cache_l1_thresh=tea_cache_l1_thresh,
@@ -171,9 +181,9 @@ def generate(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
             ).float()
-            if match_colours or pasted is not None:
+            if sampling.match_colours or pasted is not None:
                 original = _original(image, pictures, size)
-            if match_colours:
+            if sampling.match_colours:
                 frames = conditioning.match_colours(frames, original)
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
@@ -181,7 +191,7 @@ def generate(
                     frames = paste_outside_mouth(frames, original, pasted)
                 writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
     seconds = time.monotonic() - started
-    return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
+    return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), sampling.steps * len(plan.chunks), seconds)
 
 
 def chunk_features(features: Tensor, chunk: Chunk) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from .. import host
 from ..model.checkpoint import LORA_KEY, normalise_keys, read_shapes, weight_files
-from ..model.files import NANO_I2V, NANO_V2V, HubFiles, ModelFiles, PathOrPaths, Source, model_files
+from ..model.files import HubFiles, ModelFiles, PathOrPaths, Source, model_files
 from ..model.small_family import register_family
 from .pipeline import OmniAvatarPipeline
 
@@ -65,7 +65,7 @@ def pipeline_arguments(files: ModelFiles, download_source: str | None = None) ->
     """
     sources, missing = dict(files.sources), files.missing()
     if "omniavatar" not in missing and _is_full_checkpoint(sources["omniavatar"]):
-        del sources["dit"]  # the checkpoint has the whole transformer
+        sources.pop("dit", None)  # the checkpoint has the whole transformer
         missing.pop("dit", None)
     if missing:
         listed = "; ".join(f"{part}: {path}" for part, path in missing.items())
@@ -120,11 +120,12 @@ def load_pipeline(
     """Load a model.
 
     Args:
-        model, folder: see `files.model_files`; `nano_pipeline` also gives the small model's V2V.
+        model, folder: see `files.model_files`.
         dit, text_encoder, vae, tokenizer, omniavatar, wav2vec2: files or folders that take the place of the model's. An
             `omniavatar` checkpoint of full weights needs no `dit`.
         device: None for the GPU if there is one.
-        dtype: "bfloat16", "float16", "float32" or a torch dtype; None for bfloat16 on a GPU, float32 on a CPU.
+        dtype: "bfloat16", "float16", "float32" or a torch dtype; None for bfloat16 on a GPU, float32 on a CPU and for
+            the small models.
         lora: "fused", or "adapters" to keep the checkpoint's LoRA as peft adapters.
         in_dim: grow to so many input channels (33, 49, 65), the new ones zero.
         vram_limit: GiB of GPU memory from which on weights wait in main memory; None keeps all on the device.
@@ -152,10 +153,11 @@ def load_pipeline(
             "keeps them in main memory: leave one out."
         )
     device = choose_device(device)
+    files = model_files(model, folder if folder is None else os.fspath(folder), parts)
+    if files.is_small_family and dtype is None:
+        dtype = torch.float32
     arguments = {
-        **pipeline_arguments(
-            model_files(model, folder if folder is None else os.fspath(folder), parts), download_source
-        ),
+        **pipeline_arguments(files, download_source),
         "device": device,
         "torch_dtype": choose_dtype(dtype, device),
         "omniavatar_lora": lora,
@@ -175,7 +177,7 @@ def load_pipeline(
 
 
 def nano_pipeline(
-    mode: Literal["i2v", "v2v"] = "i2v", *, device: str | None = None, dtype: str | torch.dtype = "float32"
+    mode: Literal["i2v", "v2v"] = "i2v", *, device: str | None = None, dtype: str | torch.dtype | None = None
 ) -> OmniAvatarPipeline:
     """The trained small model that is part of this package: drawn speakers at 128x128, 33 frames a chunk.
 
@@ -188,6 +190,4 @@ def nano_pipeline(
     """
     if mode not in ("i2v", "v2v"):
         raise ValueError(f"mode {mode!r}: wanted 'i2v' or 'v2v'.")
-    if mode == "i2v":
-        return load_pipeline("nano", device=device, dtype=dtype)
-    return load_pipeline("nano", dit=NANO_I2V, omniavatar=NANO_V2V, device=device, dtype=dtype)
+    return load_pipeline("nano" if mode == "i2v" else "nano-v2v", device=device, dtype=dtype)

@@ -35,15 +35,6 @@ from . import conditioning
 
 logger = logging.getLogger(__name__)
 
-NEGATIVE_PROMPT = (
-    "Vivid color tones, background/camera moving quickly, screen switching, subtitles and special effects, mutation, "
-    "overexposed, static, blurred details, subtitles, style, work, painting, image, still, overall grayish, worst "
-    "quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn "
-    "face, deformed, disfigured, malformed limbs, fingers merging, motionless image, chaotic background, three legs, "
-    "crowded background with many people, walking backward"
-)
-"""Upstream's default negative prompt."""
-
 UNTILED_PIXELS = 512 * 512
 """Up to this picture size the VAE runs without tiles, which shift the colours."""
 
@@ -127,8 +118,10 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
-        cfg_scale: float = 4.5,
+        num_inference_steps: int | None = None,
+        cfg_scale: float | None = None,
         audio_cfg_scale: float | None = None,
+        sigma_shift: float | None = None,
         denoising_strength: float = 1.0,
         tiled: bool | None = None,
         tea_cache_l1_thresh: float | None = None,
@@ -139,7 +132,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         """Generate one clip. `generate` makes videos of any length out of such clips.
 
         Args:
-            prompt, negative_prompt: text; None for upstream's negative prompt.
+            prompt, negative_prompt: text.
             input_image: the portrait (path or PIL image), scaled and cropped to size. V2V takes the source's first
                 frame if there is none.
             input_audio: the speech: a file, a `Sound`, or an array or tensor at `audio_sample_rate`.
@@ -152,14 +145,18 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             prompt_embeds, negative_prompt_embeds: [1, token, C] from `encode_prompt`, instead of the texts.
             height, width: None for the trained size nearest in shape to the portrait or the video.
             num_frames: 4n+1; None for the sound's length, as far as one clip goes.
+            num_inference_steps: denoising steps.
             cfg_scale: text guidance s; 1 makes one pass without any guidance.
-            audio_cfg_scale: audio guidance a, None for the same as s (two passes); else three passes:
-                `n + s (o - n) + a (p - o)`.
+            audio_cfg_scale: audio guidance a: three passes, `n + s (o - n) + a (p - o)`; equal to s it takes two.
+            sigma_shift: shift of the noise schedule.
             tiled: run the VAE in tiles; None for "above 512x512".
             tea_cache_l1_thresh: skip steps that change little (upstream's value is 0.14); None computes all.
             tea_cache_model_id: whose coefficients; None for the denoiser's own.
             output_type: "quantized" for PIL images, "floatpoint" for a tensor [3, F, H, W] in [-1, 1].
-            host_arguments: what else the host's `__call__` takes: seed, num_inference_steps, sigma_shift, ...
+            host_arguments: what else the host's `__call__` takes: seed, rand_device, ...
+
+        None for negative_prompt, num_inference_steps, cfg_scale, audio_cfg_scale and sigma_shift takes what the
+        checkpoint's config.json says (`conventions.sampling`), or else upstream's values.
 
         Raises:
             ValueError: an input is missing, unreadable or unsupported; the message names it.
@@ -169,6 +166,13 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             raise ValueError(f"OmniAvatar does not work with {', '.join(wrong)}; leave it out.")
         if self._parallel is not None and host_arguments.get("seed") is None:
             raise ValueError("Several processes make one video (use_usp) from the same noise: give seed=.")
+        sampling = self.conventions.sampling.with_given(
+            negative_prompt=negative_prompt,
+            steps=num_inference_steps,
+            cfg_scale=cfg_scale,
+            audio_cfg_scale=audio_cfg_scale,
+            sigma_shift=sigma_shift,
+        )
         is_v2v = self.dit.config.has_masked_video
         image = None if input_image is None else load_image(input_image)
         height, width = self._choose_size(image, input_video if is_v2v else None, height, width)
@@ -186,21 +190,23 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             "omni_mouth_mask": mouth_mask,
             "omni_reference_video": reference_video,
             "omni_prefix_video": prefix_video,
-            "omni_audio_cfg_scale": audio_cfg_scale,
+            "omni_audio_cfg_scale": sampling.audio_cfg_scale,
         }
         self._call_inputs = (shared, {"context": prompt_embeds}, {"context": negative_prompt_embeds})
         self._returns_floats = output_type == "floatpoint"
         try:
             return super().__call__(
                 prompt=prompt,
-                negative_prompt=NEGATIVE_PROMPT if negative_prompt is None else negative_prompt,
+                negative_prompt=sampling.negative_prompt,
                 input_image=image,
                 input_video=input_video if not is_v2v or denoising_strength < 1 else None,
                 denoising_strength=denoising_strength,
                 height=height,
                 width=width,
                 num_frames=num_frames,
-                cfg_scale=cfg_scale,
+                num_inference_steps=sampling.steps,
+                cfg_scale=sampling.cfg_scale,
+                sigma_shift=sampling.sigma_shift,
                 tiled=height * width > UNTILED_PIXELS if tiled is None else tiled,
                 tea_cache_l1_thresh=tea_cache_l1_thresh or None,
                 tea_cache_model_id=tea_cache_model_id or "",

@@ -33,6 +33,9 @@ NANO_FOLDER = Path(__file__).parent.parent / "nano" / "weights"
 NANO_I2V = NANO_FOLDER / SMALL_FAMILY["omniavatar"] / "model.safetensors"
 NANO_V2V = NANO_FOLDER / "omniavatar_v2v" / "model.safetensors"
 """Its V2V checkpoint, a LoRA on the I2V one."""
+PUBLISHED = ("14B", "1.3B")
+NANO_MODELS = ("nano", "nano-v2v")
+MODELS = (*PUBLISHED, *NANO_MODELS)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,17 @@ def _folder_files(folder: Path, model: str) -> dict[str, Source]:
     }
 
 
+def _small_family_files(folder: Path, v2v: bool) -> dict[str, Source]:
+    """The layout of `SMALL_FAMILY`; the shipped I2V checkpoint stands for the base transformer too."""
+    sources: dict[str, Source] = {part: (folder / name,) for part, name in SMALL_FAMILY.items()}
+    i2v, of_v2v = (folder / path.relative_to(NANO_FOLDER) for path in (NANO_I2V, NANO_V2V))
+    if v2v:
+        sources |= {"dit": (i2v,), "omniavatar": (of_v2v,)}
+    elif i2v.is_file() and not (folder / SMALL_FAMILY["dit"]).exists():
+        del sources["dit"]
+    return sources
+
+
 def _given_paths(part: str, given: PathOrPaths) -> tuple[Path, ...]:
     paths = (Path(given),) if isinstance(given, (str, Path)) else tuple(Path(path) for path in given)
     if part == "dit" and len(paths) == 1 and paths[0].is_dir():
@@ -132,21 +146,23 @@ def model_files(
     """Where the parts of a model lie.
 
     Args:
-        model: the published size, "14B" or "1.3B"; or "nano", the trained small model of this package.
+        model: the published size, "14B" or "1.3B"; or "nano" or "nano-v2v", the trained small models of this package.
         folder: None for the hub or the package; else a folder with upstream's layout (`Wan2.1-T2V-14B/`,
             `OmniAvatar-14B/`, `wav2vec2-base-960h/`), or one of a small family (`SMALL_FAMILY`).
         parts: single parts that lie elsewhere, by the names of `ModelFiles.sources`; None changes nothing.
 
     Raises:
-        ValueError: no such part.
+        ValueError: no such model or part.
     """
-    if model == "nano" and folder is None:
+    if model not in MODELS:
+        raise ValueError(f"There is no model {model!r}; the models are {', '.join(MODELS)}.")
+    if model in NANO_MODELS and folder is None:
         folder = NANO_FOLDER
     small = folder is not None and (Path(folder) / SMALL_FAMILY["vae"]).is_file()
     if folder is None:
         sources = hub_files(model)
     elif small:
-        sources = {part: (Path(folder) / name,) for part, name in SMALL_FAMILY.items()}
+        sources = _small_family_files(Path(folder), v2v=model == "nano-v2v")
     else:
         sources = _folder_files(Path(folder), model)
     for part, given in (parts or {}).items():
