@@ -22,7 +22,8 @@ from random_models import random_pipeline
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.generate import generate
-from diffsynth_omniavatar.media.clip import Sound, probe_video
+from diffsynth_omniavatar.media.sound import Sound
+from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.model.config import PRESETS
 
 

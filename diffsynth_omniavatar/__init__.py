@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .generation.loading import load_pipeline, nano_pipeline
     from .generation.pipeline import OmniAvatarPipeline, register, unregister
     from .host.versions import UnsupportedHostError
-    from .media.clip import Sound
+    from .media.sound import Sound
     from .model.checkpoint import CheckpointError, load_checkpoint
     from .model.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
     from .model.convert import convert
@@ -62,7 +62,7 @@ _MODULES = {
     "OmniAvatarConfig": "model.config",
     "OmniAvatarDiT": "model.dit",
     "OmniAvatarPipeline": "generation.pipeline",
-    "Sound": "media.clip",
+    "Sound": "media.sound",
     "UnsupportedHostError": "host.versions",
     "convert": "model.convert",
     "generate": "generation.generate",

@@ -13,7 +13,8 @@ import torch
 from diffsynth.pipelines.wan_video import ModelConfig, WanVideoPipeline
 
 import diffsynth_omniavatar as omni
-from diffsynth_omniavatar.media.clip import VideoWriter, load_sound
+from diffsynth_omniavatar.media.sound import load_sound
+from diffsynth_omniavatar.media.writer import VideoWriter
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--models_folder", required=True)

@@ -10,7 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from diffsynth_omniavatar.media.clip import Sound, VideoWriter
+from diffsynth_omniavatar.media.sound import Sound
+from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 
 LEVEL_STEP = 6

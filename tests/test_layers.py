@@ -10,7 +10,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffsynth_omniavatar"
-WITHOUT_HOST = ("media.timeline", "media.clip", "model.config", "model.speech_encoder", "model.files", "host.versions")
+WITHOUT_HOST = (
+    "media.timeline",
+    "media.images",
+    "media.video",
+    "media.sound",
+    "media.writer",
+    "model.config",
+    "model.speech_encoder",
+    "model.files",
+    "host.versions",
+)
 WITHOUT_HOST += (
     "losses.frame_decoder",
     "losses.decode",

@@ -25,8 +25,8 @@ import soundfile
 from PIL import Image
 
 from ..generation.pipeline import OmniAvatarPipeline
-from ..media.clip import read_frames
 from ..media.timeline import SAMPLE_RATE
+from ..media.video import read_frames
 from ..metrics.picture import psnr
 from ..metrics.sync import correlation
 from ..model.checkpoint import read_config, weight_files

@@ -38,8 +38,9 @@ from .. import __version__, host
 from ..atomic import write_atomically, write_text_atomically
 from ..generation.conditioning import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit, encode_video
 from ..generation.pipeline import OmniAvatarPipeline
-from ..media.clip import iter_frames, to_video
+from ..media.images import to_video
 from ..media.timeline import SAMPLES_PER_FRAME, audio_rows
+from ..media.video import iter_frames
 from ..model.config import PRESETS
 from ..model.files import HubFiles, Source, model_files
 from ..model.speech_encoder import AudioEncoder

@@ -27,20 +27,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..media.clip import (
-    Size,
-    fit_image,
-    image_to_tensor,
-    iter_frames,
-    load_image,
-    load_sound,
-    match_size,
-    probe_video,
-    read_frames,
-    speech_waveform,
-    to_bytes,
-)
+from ..media.images import Size, fit_image, image_to_tensor, load_image, match_size, to_bytes
+from ..media.sound import load_sound, speech_waveform
 from ..media.timeline import MAX_TOKENS, SAMPLES_PER_FRAME, chunk_length, latent_frames, video_frames
+from ..media.video import iter_frames, probe_video, read_frames
 from ..model.config import LATENT_CHANNELS, Conventions
 
 SIZE_STEP = 16

@@ -34,7 +34,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import host
-from ..media.clip import Sound, fit_image, image_to_tensor, load_image, speech_waveform, to_unit_range
+from ..media.images import fit_image, image_to_tensor, load_image, to_unit_range
+from ..media.sound import Sound, speech_waveform
 from ..media.timeline import SAMPLES_PER_FRAME, audio_rows, latent_frames
 from ..model.config import AUDIO_WINDOW
 

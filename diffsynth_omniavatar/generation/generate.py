@@ -14,19 +14,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..media.clip import (
-    Sound,
-    VideoWriter,
-    add_silence,
-    iter_frames,
-    load_image,
-    load_sound,
-    match_size,
-    probe_video,
-    speech_waveform,
-    to_video,
-)
+from ..media.images import load_image, match_size, to_video
+from ..media.sound import Sound, add_silence, load_sound, speech_waveform
 from ..media.timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
+from ..media.video import iter_frames, probe_video
+from ..media.writer import VideoWriter
 from . import conditioning
 from .conditioning import ImageSource, MaskSource, SoundSource, load_mouth_mask, paste_outside_mouth
 from .pipeline import OmniAvatarPipeline

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..media.clip import Sound, load_image, load_sound, match_size, speech_waveform
+from ..media.images import load_image, match_size
+from ..media.sound import Sound, load_sound, speech_waveform
 from ..media.timeline import audio_rows, chunk_length, clip_length
 from ..model import checkpoint
 from ..model.blocks.runner import BlockRunner

@@ -24,7 +24,7 @@ from ..generation.conditioning import (
 )
 from ..generation.generate import chunk_features
 from ..generation.pipeline import OmniAvatarPipeline
-from ..media.clip import to_bytes, to_video
+from ..media.images import to_bytes, to_video
 from ..media.timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 
 SEED_STEP = 1000

@@ -20,8 +20,8 @@ import torch
 
 from ..generation.conditioning import load_mouth_mask
 from ..generation.pipeline import OmniAvatarPipeline
-from ..media.clip import read_frames
 from ..media.timeline import FRAME_RATE
+from ..media.video import read_frames
 from ..metrics.picture import colour_drift, drift_at_end, psnr
 from ..metrics.sync import best_lag, correlation
 from ..model.files import NANO_FOLDER

@@ -65,7 +65,7 @@ def _check(frames: np.ndarray) -> None:
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[1] != frames.shape[2] or frames.dtype != np.uint8:
         raise ValueError(
             f"got {frames.dtype} frames {list(frames.shape)}; the speaker's are uint8 [F, size, size, 3]: "
-            "use clip.to_bytes() for values in [-1, 1]"
+            "use images.to_bytes() for values in [-1, 1]"
         )
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 from ..generation.generate import GeneratedVideo, generate
 from ..generation.loading import load_pipeline
 from ..generation.pipeline import OmniAvatarPipeline
-from ..media.clip import Sound, VideoWriter
+from ..media.sound import Sound
 from ..media.timeline import FRAME_RATE, SAMPLE_RATE
+from ..media.writer import VideoWriter
 from ..metrics.plots import Series, line_plot
 from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from .batch import Sampling, Take, generate_takes

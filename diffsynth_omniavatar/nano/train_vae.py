@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .. import host
 from ..atomic import write_atomically
-from ..media.clip import to_video
+from ..media.images import to_video
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import NANO, SmallVAE
 from .command_line import trainer_parser, write_figures

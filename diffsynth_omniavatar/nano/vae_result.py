@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import host
-from ..media.clip import to_bytes, to_video
+from ..media.images import to_bytes, to_video
 from ..metrics.picture import psnr
 from ..metrics.sync import correlation
 from ..model.small_family import SmallVAE

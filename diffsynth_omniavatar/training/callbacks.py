@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..host import DiffusionTrainingModule, ModelLogger
-from ..media.clip import filmstrip
+from ..media.video import filmstrip
 from .accelerator import STATE_FILE, OmniAccelerator
 from .loader import rng_state, set_rng_state
 

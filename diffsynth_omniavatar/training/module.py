@@ -15,7 +15,7 @@ from ..data.dataset import TrainingSample
 from ..generation import conditioning
 from ..generation.pipeline import OmniAvatarPipeline
 from ..losses.flow import flow_loss
-from ..media.clip import to_video
+from ..media.images import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..model.blocks.pieces import COMPARED_GRADIENTS, TORCH
 from ..model.blocks.runner import BlockRunner

@@ -19,7 +19,8 @@ from diffsynth_omniavatar.app import cli, console, doctor
 from diffsynth_omniavatar.app.generate import INPUT_FLAGS, MODEL_FLAGS, SETTING_FLAGS
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.generation.generate import generate
-from diffsynth_omniavatar.media.clip import load_sound, probe_video, read_frames
+from diffsynth_omniavatar.media.sound import load_sound
+from diffsynth_omniavatar.media.video import probe_video, read_frames
 from diffsynth_omniavatar.model import files
 from diffsynth_omniavatar.model.checkpoint import CheckpointError, load_checkpoint
 from diffsynth_omniavatar.model.config import Conventions

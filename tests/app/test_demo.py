@@ -10,7 +10,7 @@ import pytest
 from stand_in import write_nano_like_family
 
 from diffsynth_omniavatar.app import cli, demo, demo_page
-from diffsynth_omniavatar.media.clip import probe_video
+from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.speaker.identity import draw_identity

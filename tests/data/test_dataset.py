@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 from diffsynth_omniavatar.data import dataset as dataset_module
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset, check_dataset, scan_clips
 from diffsynth_omniavatar.data.sources import BadSampleError, ClipFacts, ClipSettings, ClipSource, Recipe, read_clips
-from diffsynth_omniavatar.media.clip import Sound, VideoWriter, read_frames
+from diffsynth_omniavatar.media.sound import Sound
+from diffsynth_omniavatar.media.video import read_frames
+from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.training.loader import seed_cpu_generators
 

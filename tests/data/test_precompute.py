@@ -25,7 +25,7 @@ from diffsynth_omniavatar.data.dataset import OmniAvatarDataset, check_dataset, 
 from diffsynth_omniavatar.data.precompute import CacheOptions, encoder_pipeline, precompute, reference_places
 from diffsynth_omniavatar.data.sources import Cache, ClipSettings, Recipe, StaleCacheError, read_clips
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.media.clip import Sound
+from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.small_family import TINY, family_configs, register_family

@@ -15,7 +15,7 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import generate as generate_module
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
-from diffsynth_omniavatar.media.clip import to_bytes
+from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.model.config import Conventions
 
 SIZE = 32

@@ -15,8 +15,10 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.conditioning import draw_mouth_mask, image_tensor, load_mouth_mask, match_colours
 from diffsynth_omniavatar.generation.generate import _SourceVideo, generate
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.media.clip import Sound, VideoWriter, probe_video, read_frames
+from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.timeline import forth_and_back, latent_frames
+from diffsynth_omniavatar.media.video import probe_video, read_frames
+from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.model.small_family import TINY, family_configs
 from diffsynth_omniavatar.nano.family import write_random_family

@@ -8,7 +8,7 @@ from PIL import Image
 from synthetic_clips import noise
 
 from diffsynth_omniavatar.generation.pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
-from diffsynth_omniavatar.media.clip import to_video
+from diffsynth_omniavatar.media.images import to_video
 from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import Conventions
 

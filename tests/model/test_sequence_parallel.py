@@ -15,7 +15,7 @@ from synthetic_clips import portrait, speech
 
 from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.generation.loading import load_pipeline
-from diffsynth_omniavatar.media.clip import read_frames
+from diffsynth_omniavatar.media.video import read_frames
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import Conventions

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from diffsynth_omniavatar.generation.generate import generate
-from diffsynth_omniavatar.media.clip import Sound, VideoWriter, read_frames
+from diffsynth_omniavatar.media.sound import Sound
+from diffsynth_omniavatar.media.video import read_frames
+from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
 from diffsynth_omniavatar.nano.speaker.drawing import SIZE
 from diffsynth_omniavatar.nano.stage import load_family

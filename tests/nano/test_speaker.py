@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diffsynth_omniavatar.generation.conditioning import load_mouth_mask
-from diffsynth_omniavatar.media.clip import load_sound, read_frames, speech_waveform
+from diffsynth_omniavatar.media.sound import load_sound, speech_waveform
+from diffsynth_omniavatar.media.video import read_frames
 from diffsynth_omniavatar.nano.measure import measure_mouth, measure_sway
 from diffsynth_omniavatar.nano.speaker import phonemes
 from diffsynth_omniavatar.nano.speaker.__main__ import main

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...media.clip import Sound, VideoWriter
+from ...media.sound import Sound
 from ...media.timeline import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+from ...media.writer import VideoWriter
 from ..processes import process_map
 from .drawing import SIZE, render
 from .identity import Identity, draw_identity

@@ -1,0 +1,169 @@
+"""Video out: mp4, mov and mkv files with sound, written as the frames come."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+import soxr
+import torch
+from av.video.reformatter import ColorRange, Colorspace
+
+from .images import to_bytes
+from .sound import Sound, add_silence
+from .timeline import FRAME_RATE
+
+logger = logging.getLogger(__name__)
+
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+
+
+class VideoWriter:
+    """Context manager that writes frames and their sound to an mp4, mov or mkv file as the frames come.
+
+    H.264 (yuv420p, BT.709) and AAC, without any resizing, in bounded memory. The file is written beside its final place
+    and renamed at the end. If an exception or an interrupt ends the block, what was written so far becomes a playable
+    file under the final name, which a log line tells; if nothing was written, nothing is left.
+
+    Args:
+        path: file to write; its folder must exist.
+        height, width: pixels, even numbers.
+        frame_rate: frames per second.
+        sound: sound to put beside the picture, cut to its length; more than two channels become one.
+        sound_delay: seconds by which the sound starts after the picture.
+        crf: quality of x264, 0 (lossless) to 51; 13 to 18 look like the original.
+
+    Raises:
+        ValueError: odd size, other file type, no such folder, or (at the end) no frame written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        height: int,
+        width: int,
+        frame_rate: float | Fraction = FRAME_RATE,
+        sound: Sound | None = None,
+        sound_delay: float = 0.0,
+        crf: int = 15,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
+            raise ValueError(f"{path}: cannot be written; give a name that ends in .mp4, .mov or .mkv")
+        if not self.path.parent.is_dir():
+            raise ValueError(f"{path}: its folder does not exist; make it first")
+        if height < 2 or width < 2 or height % 2 or width % 2:
+            raise ValueError(f"{path}: frames of {height}x{width}; H.264 needs an even height and width")
+        self.height, self.width = height, width
+        self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
+        self.crf = crf
+        self.frames_written = 0
+        self._sound = None if sound is None else add_silence(_encodable(sound), sound_delay)
+        self._samples_written = 0
+        self._temporary = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}{self.path.suffix}")
+
+    def __enter__(self) -> VideoWriter:
+        self._container = av.open(str(self._temporary), "w")
+        self._video = self._container.add_stream(
+            "libx264", rate=self.frame_rate, options={"crf": str(self.crf), "preset": "medium"}
+        )
+        self._video.height, self._video.width, self._video.pix_fmt = self.height, self.width, "yuv420p"
+        # Untagged files are shown in one of two matrices, as the player thinks fit.
+        context = self._video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
+        context.color_range = ColorRange.MPEG
+        if self._sound is not None:
+            channels, rate = len(self._sound.samples), self._sound.rate
+            self._audio = self._container.add_stream("aac", rate=rate, layout="mono" if channels == 1 else "stereo")
+            # AAC takes at most 6 bits per sample and channel.
+            self._audio.bit_rate = min(96_000, 6 * rate) * channels
+        return self
+
+    def write(self, frames: torch.Tensor) -> None:
+        """Append frames [count, height, width, 3], RGB: uint8, or floats in [-1, 1]; and the sound beside them."""
+        if frames.ndim != 4 or tuple(frames.shape[1:]) != (self.height, self.width, 3):
+            raise ValueError(
+                f"{self.path}: got frames {list(frames.shape)}, wanted [count, {self.height}, {self.width}, 3]"
+            )
+        if frames.is_floating_point():
+            if not torch.isfinite(frames).all():
+                raise ValueError(f"{self.path}: frames have values that are not finite (NaN or infinity)")
+        elif frames.dtype != torch.uint8:
+            raise ValueError(f"{self.path}: got frames of {frames.dtype}; give uint8, or floats in [-1, 1]")
+        for frame in frames:
+            pixels = to_bytes(frame) if frame.is_floating_point() else frame
+            self._write_frame(pixels.detach().cpu().contiguous().numpy())
+
+    def _write_frame(self, pixels: np.ndarray) -> None:
+        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
+        picture.pts, picture.time_base = self.frames_written, 1 / self.frame_rate
+        self._container.mux(self._video.encode(picture))
+        self.frames_written += 1
+        self._write_sound()
+
+    def _write_sound(self) -> None:
+        """Append the sound up to the end of the last frame."""
+        if self._sound is None:
+            return
+        end = round(self.frames_written / self.frame_rate * self._sound.rate)
+        block = self._sound.samples[:, self._samples_written : end]
+        if block.shape[1] == 0:
+            return
+        layout = "mono" if len(block) == 1 else "stereo"
+        part = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout=layout)
+        part.sample_rate, part.pts = self._sound.rate, self._samples_written
+        part.time_base = Fraction(1, self._sound.rate)
+        self._container.mux(self._audio.encode(part))
+        self._samples_written += block.shape[1]
+
+    def _finish(self) -> None:
+        self._write_sound()
+        self._container.mux(self._video.encode(None))
+        if self._sound is not None:
+            self._container.mux(self._audio.encode(None))
+        self._container.close()
+        os.replace(self._temporary, self.path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.frames_written:
+                self._finish()
+            elif error is None:
+                raise ValueError(f"{self.path}: no frame was written")
+        except (OSError, av.FFmpegError) as second:
+            if error is None:
+                raise
+            logger.error("%s: stopped by %r, and the part written so far is lost: %s", self.path, error, second)
+        else:
+            if error is not None and self.frames_written:
+                seconds = float(self.frames_written / self.frame_rate)
+                logger.warning(
+                    "%s: stopped by %r; the file has the %d frames (%.2f s) written so far",
+                    self.path,
+                    error,
+                    self.frames_written,
+                    seconds,
+                )
+        finally:
+            self._container.close()
+            self._temporary.unlink(missing_ok=True)
+
+
+def _encodable(sound: Sound) -> Sound:
+    """`sound` with the channels and the rate that AAC can take."""
+    samples, rate = sound.samples, sound.rate
+    if len(samples) > 2:
+        samples = samples.mean(axis=0, keepdims=True)
+    if rate not in _AAC_RATES:
+        samples, rate = soxr.resample(samples.T, rate, 48000, quality="HQ").T, 48000
+    return Sound(np.ascontiguousarray(samples), rate)

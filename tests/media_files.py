@@ -1,0 +1,94 @@
+"""Small clips of known pictures and sounds, and what of them is on screen."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from diffsynth_omniavatar.media.sound import load_sound
+from diffsynth_omniavatar.media.video import read_frames
+
+GREY_STEP = 4
+"""Grey levels between frames of a synthetic clip; lossy coding changes a flat picture by less than half of that."""
+
+QUADRANTS = np.kron(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8), np.ones((4, 6, 1)))
+
+
+def grey_frame(level: int, height: int = 32, width: int = 48) -> np.ndarray:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def write_greys(
+    path: Path, times: Sequence[int], rate: int = 1000, codec: str = "libx264", group: int = 8, **options: str
+) -> None:
+    """A clip whose picture number k, of grey level 4 k, comes on screen at times[k] / rate seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.codec_context.gop_size = group
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(grey_frame(GREY_STEP * index), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def shown(frames: torch.Tensor) -> list[int]:
+    """Which picture each frame shows."""
+    return (frames[:, 8:24, 8:40].float().mean((1, 2, 3)) / GREY_STEP).round().int().tolist()
+
+
+def on_screen(times: Sequence[int], rate: int, frames: int) -> list[int]:
+    """Which picture is on screen at each 25th of a second after the first."""
+    return [bisect_right(times, times[0] + Fraction(index * rate, 25)) - 1 for index in range(frames)]
+
+
+def tone(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def named_error(path: Path, *words: str) -> Any:
+    """pytest.raises for a ValueError that names `path` and has `words`."""
+    return pytest.raises(ValueError, match=".*".join([path.name.replace(".", r"\."), *words]))
+
+
+def write_flash_and_beep(path: Path, picture_start: float, sound_start: float, at: float) -> None:
+    """A clip whose streams start at different times, with a white frame and a loud tone `at` seconds on its clock."""
+    rate = 48000
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt = 32, 48, "yuv420p"
+        audio = container.add_stream("aac", rate=rate, layout="mono")
+        for index in range(50):
+            time = picture_start + index / 25
+            frame = av.VideoFrame.from_ndarray(grey_frame(255 if abs(time - at) < 0.02 else 0), format="rgb24")
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        sound = np.zeros(2 * rate, np.float32)
+        first = round((at - sound_start) * rate)
+        sound[first : first + rate // 25] = tone(0.04, rate, 1000)
+        for start in range(0, len(sound), 1024):
+            part = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
+            part.sample_rate, part.time_base = rate, Fraction(1, rate)
+            part.pts = round(sound_start * rate) + start
+            container.mux(audio.encode(part))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+
+
+def flash_and_beep(path: Path) -> tuple[float, float]:
+    """Seconds from the first frame to the white frame, and from the first sample to the tone."""
+    brightness = read_frames(path).float().mean((1, 2, 3))
+    sound = load_sound(path)
+    loud = np.abs(sound.samples[0]) > 0.25
+    return int(brightness.argmax()) / 25, int(loud.argmax()) / sound.rate
+
+
+def greys(count: int, height: int = 32, width: int = 48) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(grey_frame(GREY_STEP * index, height, width)) for index in range(count)])
