@@ -26,24 +26,26 @@ from ..generation.generate import chunk_features
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.images import to_bytes, to_video
 from ..media.timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
+from ..model import config
+from ..model.small_family import NANO
 
 SEED_STEP = 1000
 """Seeds between the clips of a batch; each chunk of a clip takes one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the model generates; see `OmniAvatarPipeline.__call__`."""
+_SHIPPED = NANO.conventions.sampling
 
-    steps: int = 10
-    cfg_scale: float = 1.0
-    """The shipped weights open the mouth 0.9 times as far as they should without guidance, 1.2 times with 2."""
-    audio_cfg_scale: float | None = None
-    sigma_shift: float = 5.0
-    match_colours: bool = True
-    """Without it the small VAE turns a wall's colours by up to 5 of 255 in 20 s."""
-    negative_prompt: str = ""
-    """The small model is trained with the empty prompt where it drops the text."""
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(config.Sampling):
+    """How the clips of a batch are sampled: as the shipped weights say, unless given."""
+
+    steps: int = _SHIPPED.steps
+    cfg_scale: float = _SHIPPED.cfg_scale
+    audio_cfg_scale: float | None = _SHIPPED.audio_cfg_scale
+    sigma_shift: float = _SHIPPED.sigma_shift
+    match_colours: bool = _SHIPPED.match_colours
+    negative_prompt: str = _SHIPPED.negative_prompt
     seed: int = 0
     """Chunk k of clip i starts from the noise of seed + SEED_STEP i + k."""
 
