@@ -14,9 +14,9 @@ from synthetic_clips import noise, shown, write_levels
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import generate as generate_module
 from diffsynth_omniavatar.generation.generate import generate
-from diffsynth_omniavatar.generation.pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.images import to_bytes
-from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
 
 SIZE = 32
 LENGTH, OVERLAP = 9, 5

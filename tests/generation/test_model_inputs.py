@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from synthetic_clips import noise
 
-from diffsynth_omniavatar.generation.pipeline import NEGATIVE_PROMPT, OmniAvatarPipeline
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.images import to_video
 from diffsynth_omniavatar.model import small_family as family
-from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
 
 SIZE, FRAMES = 32, 9
 GENERATOR = torch.Generator().manual_seed(0)
