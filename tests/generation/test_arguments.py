@@ -344,7 +344,9 @@ CALL_ARRIVALS = [
     in_host("height", 48, beside={"width": SIZE}),
     in_host("width", 48, beside={"height": SIZE}),
     in_host("num_frames", 5),
+    in_host("num_inference_steps", 7),
     in_host("cfg_scale", 2.0),
+    in_host("sigma_shift", 3.0),
     in_units("audio_cfg_scale", 3.0),
     in_host("denoising_strength", 0.5),
     in_host("tiled", True),
@@ -353,7 +355,7 @@ CALL_ARRIVALS = [
     ("output_type", "floatpoint", lambda spy: spy.floats, True, {}),
     *(
         ("host_arguments", value, lambda spy, name=name: spy.host.get(name), value, {"under": name})
-        for name, value in {"seed": 3, "num_inference_steps": 7, "sigma_shift": 3.0, "tile_size": (8, 8)}.items()
+        for name, value in {"seed": 3, "tile_size": (8, 8)}.items()
     ),
 ]
 
