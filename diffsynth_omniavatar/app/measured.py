@@ -10,7 +10,8 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from ..media.timeline import latent_frames
-from ..model.blocks.memory_plan import BlockShape, Way
+from ..model.blocks.memory_plan import BlockShape
+from ..model.blocks.step_memory import Way
 from ..model.config import PRESETS, LoRAConfig, OmniAvatarConfig
 
 GIB = 2**30

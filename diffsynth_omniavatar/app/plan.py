@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import re
 
-from ..model.blocks.memory_plan import SPARE, count_weights, describe
+from ..model.blocks.memory_plan import describe
+from ..model.blocks.step_memory import SPARE, count_weights
 from ..model.config import PRESETS
 from .measured import GIB, IN_DIM, SIDE_STEP, Size, Table, Task, measured_table
 from .prediction import CONTEXT, fastest, help_for, predict_all

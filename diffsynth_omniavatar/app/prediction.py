@@ -1,6 +1,6 @@
 """Memory and seconds of a training step, and which way of computing it is the fastest on a GPU.
 
-Memory follows from sizes (`memory_plan`). Seconds follow from measured steps: attention takes its operations at the
+Memory follows from sizes (`step_memory`). Seconds follow from measured steps: attention takes its operations at the
 measured rate, quadratic in the tokens; the rest of a step grows with the matrix products, linear in the tokens.
 """
 
@@ -11,18 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ..model.blocks.memory_plan import (
-    KEEPABLE,
-    SPARE,
-    Kept,
-    StepMemory,
-    Way,
-    adapted,
-    auto_budget,
-    count_weights,
-    plan_kept,
-    step_memory,
-)
+from ..model.blocks.memory_plan import KEEPABLE, Kept, plan_kept
+from ..model.blocks.step_memory import SPARE, StepMemory, Way, adapted, auto_budget, count_weights, step_memory
 from .measured import FRAME_STEP, GIB, SIDE_STEP, Measurement, Size, Table, Task
 
 CONTEXT = 0.75

@@ -62,19 +62,7 @@ class OmniAvatarDiT(WanModel):
     """How the blocks are computed; None for the host's own way."""
 
     def __init__(self, config: OmniAvatarConfig) -> None:
-        super().__init__(
-            dim=config.dim,
-            in_dim=config.in_dim,
-            ffn_dim=config.ffn_dim,
-            out_dim=config.out_dim,
-            text_dim=config.text_dim,
-            freq_dim=config.freq_dim,
-            eps=config.eps,
-            patch_size=config.patch_size,
-            num_heads=config.num_heads,
-            num_layers=config.num_layers,
-            has_image_input=False,
-        )
+        super().__init__(**wan_sizes(config, config.in_dim))
         self._become_omniavatar(config)
 
     @classmethod
@@ -272,6 +260,13 @@ def model_fn_omniavatar(
     if omni_guidance is not None:
         prediction = omni_guidance(prediction, lambda cache: denoise(torch.zeros_like(omni_audio), cache))
     return prediction if omni_record is None else omni_record.keep(latents, prediction)
+
+
+def wan_sizes(config: OmniAvatarConfig, in_dim: int) -> dict[str, Any]:
+    """Keyword arguments of the host's `WanModel` with `in_dim` input channels."""
+    names = ("dim", "ffn_dim", "num_heads", "num_layers", "out_dim", "text_dim", "freq_dim", "eps")
+    sizes = {name: getattr(config, name) for name in names}
+    return {**sizes, "in_dim": in_dim, "patch_size": config.patch_size, "has_image_input": False}
 
 
 def state_dict_shapes(config: OmniAvatarConfig) -> dict[str, list[int]]:

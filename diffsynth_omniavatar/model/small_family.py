@@ -18,7 +18,8 @@ from transformers import Wav2Vec2Config
 
 from .. import host
 from .checkpoint import shapes_of
-from .config import Conventions, OmniAvatarConfig, Sampling
+from .config import LATENT_CHANNELS, Conventions, OmniAvatarConfig, Sampling
+from .dit import wan_sizes
 from .files import SMALL_FAMILY as FILES
 
 
@@ -126,13 +127,6 @@ class SmallVAE(host.WanVideoVAE):
         self.model = host.VideoVAE_(z_dim=16, **sizes).eval().requires_grad_(False)
 
 
-def wan_sizes(config: OmniAvatarConfig) -> dict[str, Any]:
-    """Keyword arguments of the base transformer."""
-    names = ("dim", "ffn_dim", "num_heads", "num_layers", "out_dim", "text_dim", "freq_dim", "eps")
-    sizes = {name: getattr(config, name) for name in names}
-    return {**sizes, "in_dim": 16, "patch_size": list(config.patch_size), "has_image_input": False}
-
-
 class Network(NamedTuple):
     """How the host makes a network of a family."""
 
@@ -149,7 +143,7 @@ class Network(NamedTuple):
 def networks(sizes: FamilySizes) -> dict[str, Network]:
     """Part of `FILES` -> its network, of the parts that the host's loader makes."""
     return {
-        "dit": Network("wan_video_dit", build_wan, wan_sizes(sizes.dit)),
+        "dit": Network("wan_video_dit", build_wan, wan_sizes(sizes.dit, LATENT_CHANNELS)),
         "text_encoder": Network("wan_video_text_encoder", build_text_encoder, sizes.text_encoder),
         "vae": Network("wan_video_vae", SmallVAE, sizes.vae),
     }

@@ -14,11 +14,11 @@ from transformers import Wav2Vec2Model
 
 from .. import host
 from ..model.checkpoint import EXTRA_MODULES, save_omniavatar
-from ..model.config import LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
-from ..model.dit import OmniAvatarDiT
+from ..model.config import LATENT_CHANNELS, LORA_TARGETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
+from ..model.dit import OmniAvatarDiT, wan_sizes
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.lora import adapted_layers
-from ..model.small_family import NANO, TINY, build_text_encoder, build_wan, networks, wan_sizes
+from ..model.small_family import NANO, TINY, build_text_encoder, build_wan, networks
 from .tokenizers import write_byte_tokenizer, write_word_tokenizer
 
 LORA = LoRAConfig(rank=4, alpha=2.0)
@@ -66,7 +66,7 @@ def write_random_family(
 
 
 def _write_wan_config(folder: Path, config: OmniAvatarConfig) -> None:
-    wan_config = {"_class_name": "WanModel", **wan_sizes(config)}
+    wan_config = {"_class_name": "WanModel", **wan_sizes(config, LATENT_CHANNELS)}
     (folder / "config.json").write_text(json.dumps(wan_config, indent=2), encoding="utf-8")
 
 
@@ -100,7 +100,7 @@ def write_fresh_nano(folder: str | Path, prompts: Iterable[str], seed: int = 0) 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    wan = build_wan(**wan_sizes(NANO.dit))
+    wan = build_wan(**networks(NANO)["dit"].arguments)
     save_file(_fresh_wan(wan, generator), folder / FILES["dit"])
     _write_wan_config(folder, NANO.dit)
     text_encoder = build_text_encoder(**NANO.text_encoder)

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ..model.blocks.memory_plan import KEEPABLE, BlockShape, Kept, count_weights, option_changes, plan_kept, step_memory
+from ..model.blocks.memory_plan import GIB, KEEPABLE, BlockShape, Kept, plan_kept
 from ..model.blocks.runner import BlockRunner
+from ..model.blocks.step_memory import count_weights, option_changes, step_memory
 from ..model.config import LoRAConfig, OmniAvatarConfig
 from .settings import StepSettings
 
 logger = logging.getLogger(__name__)
 
-GIB = 2**30
 ENCODING, FORWARD, BACKWARD = "encoding", "forward", "backward and optimizer"
 
 

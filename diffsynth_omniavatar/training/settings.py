@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..model.blocks.memory_plan import Way
+from ..model.blocks.step_memory import Way
 
 
 @dataclass(frozen=True, kw_only=True)

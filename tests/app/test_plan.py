@@ -12,17 +12,8 @@ import torch
 
 from diffsynth_omniavatar.app import cli, measured, plan, prediction
 from diffsynth_omniavatar.model.blocks import runner as block_runner
-from diffsynth_omniavatar.model.blocks.memory_plan import (
-    KEEPABLE,
-    BlockShape,
-    Way,
-    auto_budget,
-    count_weights,
-    kept_bytes,
-    option_changes,
-    plan_kept,
-    step_memory,
-)
+from diffsynth_omniavatar.model.blocks.memory_plan import KEEPABLE, BlockShape, kept_bytes, plan_kept
+from diffsynth_omniavatar.model.blocks.step_memory import Way, auto_budget, count_weights, option_changes, step_memory
 from diffsynth_omniavatar.model.config import PRESETS, LoRAConfig
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes
 from diffsynth_omniavatar.model.small_family import TINY

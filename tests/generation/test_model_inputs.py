@@ -9,8 +9,9 @@ from synthetic_clips import noise
 
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.images import to_video
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
+from diffsynth_omniavatar.model.small_family import family_configs
+from diffsynth_omniavatar.nano.family import write_random_family
 
 SIZE, FRAMES = 32, 9
 GENERATOR = torch.Generator().manual_seed(0)
@@ -25,10 +26,8 @@ def pipelines(tmp_path_factory):
     """One for portraits, one for videos."""
 
     def load(channels):
-        folder = family.write_random_family(tmp_path_factory.mktemp(str(channels)), channels)
-        return OmniAvatarPipeline.from_pretrained(
-            torch_dtype=torch.bfloat16, device="cpu", **family.family_configs(folder)
-        )
+        folder = write_random_family(tmp_path_factory.mktemp(str(channels)), channels)
+        return OmniAvatarPipeline.from_pretrained(torch_dtype=torch.bfloat16, device="cpu", **family_configs(folder))
 
     return {channels: load(channels) for channels in (33, 49)}
 

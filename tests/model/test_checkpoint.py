@@ -15,12 +15,12 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.atomic import write_atomically
 from diffsynth_omniavatar.model.architecture import full_config
 from diffsynth_omniavatar.model.checkpoint import EXTRA_MODULES, LORA_KEY, Checkpoint, CheckpointError, load_checkpoint
-from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig
+from diffsynth_omniavatar.model.config import LATENT_CHANNELS, PRESETS, CheckpointConfig, Conventions, LoRAConfig
 from diffsynth_omniavatar.model.convert import convert
-from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes
+from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes, wan_sizes
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.host_entries import MERGED_HASHES
-from diffsynth_omniavatar.model.small_family import TINY, build_wan, family_configs, wan_sizes
+from diffsynth_omniavatar.model.small_family import TINY, build_wan, family_configs
 from diffsynth_omniavatar.model.upgrade import _wanted_lora_shapes, apply_checkpoint, grow_model, initialise_on_wan
 from diffsynth_omniavatar.nano.family import LORA, write_random_family
 
@@ -146,7 +146,7 @@ def family_folder(tmp_path_factory):
 
 
 def load_family_wan(folder):
-    wan = build_wan(**wan_sizes(TINY.dit))
+    wan = build_wan(**wan_sizes(TINY.dit, LATENT_CHANNELS))
     wan.load_state_dict(load_file(folder / FILES["dit"]))
     return wan
 

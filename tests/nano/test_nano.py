@@ -13,10 +13,11 @@ from diffsynth_omniavatar.generation import loading, pipeline
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model import files
 from diffsynth_omniavatar.model.checkpoint import EXTRA_MODULES, load_checkpoint, save_omniavatar
-from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
+from diffsynth_omniavatar.model.config import LATENT_CHANNELS, CheckpointConfig, LoRAConfig
+from diffsynth_omniavatar.model.dit import wan_sizes
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.lora import adapted_layers
-from diffsynth_omniavatar.model.small_family import NANO, build_wan, wan_sizes
+from diffsynth_omniavatar.model.small_family import NANO, build_wan
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder, normalise
 from diffsynth_omniavatar.model.upgrade import grow_model, initialise_on_wan
 from diffsynth_omniavatar.nano import assemble, draw, train_speech, train_vae, vae_result
@@ -112,7 +113,7 @@ def nano_folder(tmp_path_factory):
 def shipped(nano_folder, tmp_path_factory):
     """What `ship` writes of untrained checkpoints; the LoRA's B is not zero."""
     generator = torch.Generator().manual_seed(1)
-    sizes = wan_sizes(NANO.dit)
+    sizes = wan_sizes(NANO.dit, LATENT_CHANNELS)
     wan = build_wan(**sizes)
     options = {"dtype": torch.float32, "device": "cpu", "generator": generator, "audio_dim": NANO.dit.audio_dim}
     dit = initialise_on_wan(wan, 33, **options)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from training_runs import FRAMES, SIZE, live_sample, make_module
 
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.nano.family import write_random_family
 
 SHARED = (
     "input_latents",
@@ -20,7 +20,7 @@ POSITIVE = ("context", "omni_audio")
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
-    folder = family.write_random_family(tmp_path_factory.mktemp("65"), 65)
+    folder = write_random_family(tmp_path_factory.mktemp("65"), 65)
     return make_module(folder, conventions=Conventions(leading_audio_rows=1, first_frame="known"))
 
 

@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from ...host import flash_attention
 from .block import BlockCall, only_adapters_train, run_block
 from .gpu_memory import free_memory
-from .memory_plan import GIB, KEEPABLE, BlockShape, Kept, auto_budget, describe, kept_bytes, plan_kept
+from .memory_plan import GIB, KEEPABLE, BlockShape, Kept, describe, kept_bytes, plan_kept
 from .pieces import EAGER, compiled
 from .sequence_parallel import SequenceParallel
+from .step_memory import auto_budget
 from .streaming import MainMemory, StreamedWeights
 from .weights import BlockWeights, Modulation, Rotary, UnsupportedLayerError, block_weights, with_values
 
