@@ -387,3 +387,14 @@ def test_what_autograd_differentiates_reads_nothing_back_where_torch_does_not_wa
         dit.runner = BlockRunner(compile=True)
         gradients(golden, dit, 3, 4)
         assert (pieces.COMPUTE_AGAIN in options) == (by_autograd and torch_version < (2, 14))
+
+
+def test_another_grid_of_as_many_tokens_has_its_own_rotary_tables(golden):
+    """2 frames of 4 x 6 tokens and 3 of 4 x 4, one after the other by the same runner."""
+    dit = golden.dit()
+    sizes = [(2, 6), (3, 4)]
+    with torch.no_grad():
+        wanted = [gradients(golden, dit, *size)[0] for size in sizes]
+        dit.runner = BlockRunner()
+        for size, output in zip(sizes, wanted, strict=True):
+            assert relative_deviation(gradients(golden, dit, *size)[0], output) < OUTPUT_TOLERANCE

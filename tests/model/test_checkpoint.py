@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.atomic import write_atomically
 from diffsynth_omniavatar.model.architecture import full_config
-from diffsynth_omniavatar.model.checkpoint import EXTRA_MODULES, LORA_KEY, Checkpoint, CheckpointError, load_checkpoint
+from diffsynth_omniavatar.model.checkpoint import (
+    EXTRA_MODULES,
+    LORA_KEY,
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    normal_key,
+)
 from diffsynth_omniavatar.model.config import LATENT_CHANNELS, PRESETS, CheckpointConfig, Conventions, LoRAConfig
 from diffsynth_omniavatar.model.convert import convert
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT, state_dict_shapes, wan_sizes
@@ -421,3 +428,10 @@ def test_a_checkpoint_without_its_base_says_what_to_add(family_folder):
             model_configs=without_base,
             tokenizer_config=configs["tokenizer_config"],
         )
+
+
+@pytest.mark.parametrize("prefix", ["", "dit.", "pipe.dit.", "module.pipe.dit.", "module.model.diffusion_model."])
+def test_all_prefixes_of_a_key_are_removed(prefix):
+    """As of a model that one wrapper has put into another."""
+    assert normal_key(f"{prefix}blocks.0.ffn.0.lora_A.default.weight") == "blocks.0.ffn.0.lora_A.weight"
+    assert normal_key(f"{prefix}audio_proj.proj.weight") == "audio_proj.proj.weight"
