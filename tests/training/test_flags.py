@@ -124,9 +124,9 @@ def start(arguments: list[str]) -> Started:
 
     launch, parse = host.launch_training_task, host.DiffusionTrainingModule.parse_model_configs
 
-    def launching(*given: Any) -> None:
-        started.launch(*given)
-        launch(*given)
+    def launching(*given: Any, args: Any) -> None:
+        started.launch(*given, args)
+        launch(*given, args=args)
 
     with pytest.MonkeyPatch.context() as patch:
         for pipeline in (OmniAvatarPipeline, host.WanVideoPipeline):
@@ -450,3 +450,11 @@ def test_debugging_shows_the_error_itself(folder: Path) -> None:
     assert run.main(wrong) == 2
     with pytest.raises(FlagError, match="--mouth_weight needs --omniavatar_mode v2v"):
         run.main([*wrong, "--debug"])
+
+
+def test_the_seed_draws_the_weights_of_fresh_audio_modules(started: Callable[[str], Started], folder: Path) -> None:
+    """`started("fresh")` has the seed 7."""
+    usual = without(flags(folder, folder / "plain", "--lora_rank", "8"), "--omniavatar_checkpoint")
+    seven, again, eight = started("fresh"), start(usual), start([*usual, "--seed", "8"])
+    weights = [begun.module.pipe.dit.audio_proj.proj.weight for begun in (seven, again, eight)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

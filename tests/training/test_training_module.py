@@ -14,7 +14,7 @@ from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.small_family import TINY, family_configs
 from diffsynth_omniavatar.nano.family import write_random_family
-from diffsynth_omniavatar.training.module import select_trainable
+from diffsynth_omniavatar.training.module import ENCODERS, select_trainable
 from diffsynth_omniavatar.training.settings import StepSettings
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
@@ -287,3 +287,54 @@ def test_full_training_trains_every_weight(folders):
     assert isinstance(module.config, CheckpointConfig) and not any(
         p.requires_grad for p in module.pipe.vae.parameters()
     )
+
+
+def test_dropouts_of_a_batch_are_each_clips_own(folders):
+    """Live clips of a batch: each has the text, sound and prefix that it has alone with its own drops."""
+    module = make_module(folders[33])
+    generator = torch.Generator().manual_seed(2)
+    pixels = (torch.rand((4, FRAMES, SIZE, SIZE, 3), generator=generator) * 255).to(torch.uint8)
+    whole = {
+        "target_video": pixels,
+        "reference_image": pixels[:, 3],
+        "drop_text": torch.tensor([True, False, False, True]),
+        "drop_audio": torch.tensor([False, True, False, True]),
+        "drop_prefix": torch.tensor([True, False, True, False]),
+    }
+    lists = {
+        "sources": [*"abcd"],
+        "waveforms": [0.1 * torch.randn(640 * 12, generator=generator) for _ in range(4)],
+        "prompts": ["a", "b", "c", "d"],
+    }
+    shared, positive, _ = module.prepare(live_sample(**whole, **lists))
+    for clip in range(4):
+        own = {name: value[clip : clip + 1] for name, value in (whole | lists).items()}
+        _, alone, _ = module.prepare(live_sample(**own))
+        for name in ("context", "omni_audio"):
+            torch.testing.assert_close(positive[name][clip : clip + 1], alone[name], rtol=1e-5, atol=1e-5)  # rounding
+    prefix, clean = shared["omni_prefix_latents"], shared["input_latents"][:, :, :2]
+    for clip, drop in enumerate(whole["drop_prefix"].tolist()):
+        assert torch.equal(prefix[clip], clean[clip]) != drop
+    noise = torch.stack([prefix[0], prefix[2]]).flatten(1)
+    assert abs(torch.corrcoef(noise)[0, 1]) < 5 / noise.shape[1] ** 0.5  # five standard deviations of independent ones
+
+
+def test_offloaded_encoders_come_to_the_device_for_their_work_only(folders, monkeypatch):
+    module = make_module(folders[33], StepSettings(offload_frozen=True))
+    pipe, moves = module.pipe, []
+    for name in ENCODERS:
+        monkeypatch.setattr(getattr(pipe, name), "to", lambda place, name=name: moves.append((name, str(place))))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "device", "cuda:1")
+        with module.encoders_on_device():
+            assert moves == [(name, "cuda:1") for name in ENCODERS]
+    assert moves[3:] == [(name, "cpu") for name in ENCODERS]
+    module.prepare(live_sample())
+    assert len(moves) == 12
+    module.auxiliary = object()  # losses on decoded frames, for which the VAE stays
+    with module.encoders_on_device():
+        assert not any(name == "vae" for name, _ in moves[12:])
+    plain = make_module(folders[33])
+    for name in ENCODERS:
+        monkeypatch.setattr(getattr(plain.pipe, name), "to", None)
+    plain.prepare(live_sample())
