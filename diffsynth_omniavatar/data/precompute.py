@@ -36,8 +36,9 @@ from torch import Tensor, nn
 
 from .. import __version__, host
 from ..atomic import write_atomically, write_text_atomically
-from ..generation.conditioning import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit, encode_video
 from ..generation.pipeline import OmniAvatarPipeline
+from ..generation.pixels import encode_video
+from ..generation.units import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit
 from ..media.images import to_video
 from ..media.timeline import SAMPLES_PER_FRAME, audio_rows
 from ..media.video import iter_frames

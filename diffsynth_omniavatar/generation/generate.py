@@ -14,14 +14,15 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..media.images import load_image, match_size, to_video
-from ..media.sound import Sound, add_silence, load_sound, speech_waveform
+from ..media.images import ImageSource, load_image, match_size, to_video
+from ..media.sound import Sound, SoundSource, add_silence, load_sound, speech_waveform
 from ..media.timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 from ..media.video import iter_frames, probe_video
 from ..media.writer import VideoWriter
-from . import conditioning
-from .conditioning import ImageSource, MaskSource, SoundSource, load_mouth_mask, paste_outside_mouth
+from . import colours
+from .masks import MaskSource, load_mouth_mask, paste_outside_mouth
 from .pipeline import OmniAvatarPipeline
+from .pixels import image_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +85,14 @@ def generate(
         out: the .mp4 file to write.
         image: the portrait. V2V: the identity image, by default the video's first frame.
         video: V2V: the video whose mouth is changed. One that is shorter than the sound runs forth and back.
-        mouth_mask: V2V: see `conditioning.load_mouth_mask`.
+        mouth_mask: V2V: see `masks.load_mouth_mask`.
         paste_source: V2V: outside the mouth the source's own pixels, not what the VAE makes of them.
         reference_video: 65 channels: another clip of the person, by default another part of `video`.
         height, width: None for the trained size nearest in shape.
         max_tokens: length of a chunk: frames * height * width / 1024; None for the trained length.
         overlap: frames that each chunk takes over from the one before, 1 + 4n.
         match_colours: give each chunk the colours of the portrait or the source video, against drift in long videos;
-            see `conditioning.match_colours`.
+            see `colours.match_colours`.
         silence: seconds of silence in front; None for 0.3, and for V2V 0.
         steps, cfg_scale, audio_cfg_scale, sigma_shift, tiled, tea_cache_l1_thresh, tea_cache_model_id: see
             `OmniAvatarPipeline.__call__`.
@@ -176,7 +177,7 @@ def generate(
             if sampling.match_colours or pasted is not None:
                 original = _original(image, pictures, size)
             if sampling.match_colours:
-                frames = conditioning.match_colours(frames, original)
+                frames = colours.match_colours(frames, original)
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
                 if pasted is not None:
@@ -226,7 +227,7 @@ def _original(image: ImageSource | None, pictures: Tensor | None, size: tuple[in
     """What a chunk shows, [3, 1 or F, H, W] in [-1, 1]: the portrait, or the source's frames."""
     if pictures is not None:
         return to_video(pictures[None])[0]
-    return conditioning.image_tensor(image, *size)[0].unsqueeze(1)  # type: ignore[arg-type]  # as in _size
+    return image_tensor(image, *size)[0].unsqueeze(1)  # type: ignore[arg-type]  # as in _size
 
 
 def _overlap(pipe: OmniAvatarPipeline, overlap: int) -> int:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..media.images import load_image, match_size
-from ..media.sound import Sound, load_sound, speech_waveform
+from ..media.images import ImageSource, load_image, match_size
+from ..media.sound import Sound, SoundSource, load_sound, speech_waveform
 from ..media.timeline import audio_rows, chunk_length, clip_length
 from ..model import checkpoint
 from ..model.blocks.runner import BlockRunner
@@ -32,7 +32,9 @@ from ..model.host_entries import add_full_entry, add_merged_entries
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import apply_checkpoint, grow_model
-from . import conditioning
+from .masks import MaskSource
+from .pixels import VideoSource
+from .units import CallInputsUnit, PrefixPostUnit, PromptUnit, units
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +84,9 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         pipe.speech_encoder = speech_encoder
         pipe._call_inputs = ({}, {}, {})
         pipe._returns_floats = False
-        host_units = [
-            conditioning.PromptUnit() if isinstance(unit, host.PromptEmbedder) else unit for unit in pipe.units
-        ]
-        pipe.units = [conditioning.CallInputsUnit(), *host_units, *conditioning.units()]
-        pipe.post_units = [*pipe.post_units, conditioning.PrefixPostUnit()]
+        host_units = [PromptUnit() if isinstance(unit, host.PromptEmbedder) else unit for unit in pipe.units]
+        pipe.units = [CallInputsUnit(), *host_units, *units()]
+        pipe.post_units = [*pipe.post_units, PrefixPostUnit()]
         pipe.model_fn = model_fn_omniavatar
         return pipe
 
@@ -105,14 +105,14 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         self,
         prompt: str = "",
         negative_prompt: str | None = None,
-        input_image: conditioning.ImageSource | None = None,
-        input_audio: conditioning.SoundSource | None = None,
+        input_image: ImageSource | None = None,
+        input_audio: SoundSource | None = None,
         *,
         audio_sample_rate: int = 16000,
         audio_features: Tensor | None = None,
-        input_video: conditioning.VideoSource | None = None,
-        mouth_mask: conditioning.MaskSource | None = None,
-        reference_video: conditioning.VideoSource | None = None,
+        input_video: VideoSource | None = None,
+        mouth_mask: MaskSource | None = None,
+        reference_video: VideoSource | None = None,
         prefix_video: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
@@ -140,7 +140,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             audio_features: features [num_frames, C] instead of a sound.
             input_video: V2V: the video whose mouth is changed; at least num_frames frames. In I2V it is the host's
                 starting point for `denoising_strength` < 1.
-            mouth_mask: V2V: see `conditioning.load_mouth_mask`; None for the built-in one.
+            mouth_mask: V2V: see `masks.load_mouth_mask`; None for the built-in one.
             reference_video: 65 channels: a second clip of the person.
             prefix_video: frames [3, P, H, W] in [-1, 1], P = 1, 5, 9, 13..., with which the clip must begin.
             prompt_embeds, negative_prompt_embeds: [1, token, C] from `encode_prompt`, instead of the texts.
@@ -228,7 +228,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
         """The text embedding [1, token, C] that `prompt_embeds` takes."""
-        unit = next(unit for unit in self.units if isinstance(unit, conditioning.PromptUnit))
+        unit = next(unit for unit in self.units if isinstance(unit, PromptUnit))
         return unit.process(self, prompt=prompt, positive=True, context=None)["context"]
 
     def encode_speech(self, waveform: Tensor, rows: int) -> Tensor:
@@ -246,7 +246,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         return self.speech_encoder.encode(waveform, rows)
 
     def _choose_size(
-        self, image: Any, video: conditioning.VideoSource | None, height: int | None, width: int | None
+        self, image: Any, video: VideoSource | None, height: int | None, width: int | None
     ) -> tuple[int, int]:
         if height is not None and width is not None:
             return height, width

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..generation.conditioning import StepRecord
+from ..generation.record import StepRecord
 
 if TYPE_CHECKING:
     from ..generation.pipeline import OmniAvatarPipeline

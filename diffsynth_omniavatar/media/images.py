@@ -15,8 +15,11 @@ from PIL import Image, ImageOps
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+ImageSource = str | Path | Image.Image
+"""What `load_image` takes: a file or a picture."""
 
-def load_image(source: str | Path | Image.Image) -> Image.Image:
+
+def load_image(source: ImageSource) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     The EXIF rotation is applied, transparent parts are laid over white, 16-bit grey is scaled to 8 bits, and CMYK is

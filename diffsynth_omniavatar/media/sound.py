@@ -54,6 +54,10 @@ class Sound:
         return self.samples.shape[1] / self.rate
 
 
+SoundSource = str | Path | Sound | np.ndarray | torch.Tensor
+"""A file, a sound, or samples, whose rate has to be given beside them."""
+
+
 def load_sound(
     source: str | Path | np.ndarray | torch.Tensor, rate: int | None = None, *, allow_silent: bool = False
 ) -> Sound:

@@ -232,8 +232,8 @@ def model_fn_omniavatar(
         omni_y: conditioning channels [B, in_dim - 16, T, h, w].
         omni_audio: audio features of this pass [B, 4T-3, audio_dim].
         omni_prefix_latents: known latents [B, 16, P, h, w]; they take the place of the first P frames of `latents`.
-        omni_guidance: a `conditioning.AudioGuidance` that adds the audio's own guidance, or None.
-        omni_record: in training a `conditioning.StepRecord`, whose timesteps count; else None.
+        omni_guidance: a `guidance.AudioGuidance` that adds the audio's own guidance, or None.
+        omni_record: in training a `record.StepRecord`, whose timesteps count; else None.
 
     Returns:
         The predicted flow [B, 16, T, h, w]; in training the part of it that the loss covers.

@@ -14,16 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..generation.conditioning import (
-    ConditionUnit,
-    MaskedVideoUnit,
-    PrefixUnit,
-    load_mouth_mask,
-    match_colours,
-    paste_outside_mouth,
-)
+from ..generation.colours import match_colours
 from ..generation.generate import chunk_features
+from ..generation.masks import load_mouth_mask, paste_outside_mouth
 from ..generation.pipeline import OmniAvatarPipeline
+from ..generation.units import ConditionUnit, MaskedVideoUnit, PrefixUnit
 from ..media.images import to_bytes, to_video
 from ..media.timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
 from ..model import config

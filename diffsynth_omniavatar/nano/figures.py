@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..generation.conditioning import load_mouth_mask
+from ..generation.masks import load_mouth_mask
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.timeline import FRAME_RATE
 from ..media.video import read_frames

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..generation.conditioning import ConditionUnit
 from ..generation.pipeline import OmniAvatarPipeline
+from ..generation.units import ConditionUnit
 from .batch import encode_videos, pixels
 from .speaker.clips import SpeakerClip
 

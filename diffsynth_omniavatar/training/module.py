@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import host
 from ..data.dataset import TrainingSample
-from ..generation import conditioning
 from ..generation.pipeline import OmniAvatarPipeline
+from ..generation.units import PromptUnit, units
 from ..losses.flow import flow_loss
 from ..media.images import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
@@ -117,7 +117,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         select_trainable(pipe.dit, full=not lora)
         device = torch.device(pipe.device)
         choose_blocks(pipe.dit, settings, device=device, lora=lora, auxiliary=auxiliary is not None)
-        self.units = [conditioning.PromptUnit(), *conditioning.units()]
+        self.units = [PromptUnit(), *units()]
         self.memory = MemoryReport(pipe, config.lora, settings) if settings.vram_report else None
 
     def switch_pipe_to_training_mode(self, pipe: OmniAvatarPipeline, *_: Any, **__: Any) -> None:

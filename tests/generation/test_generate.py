@@ -12,10 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.generation.conditioning import draw_mouth_mask, image_tensor, load_mouth_mask, match_colours
+from diffsynth_omniavatar.generation.colours import match_colours
 from diffsynth_omniavatar.generation.generate import _SourceVideo, generate
 from diffsynth_omniavatar.generation.loading import nano_pipeline
+from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.pixels import image_tensor
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.timeline import forth_and_back, latent_frames
 from diffsynth_omniavatar.media.video import probe_video, read_frames

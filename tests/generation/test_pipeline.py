@@ -8,8 +8,11 @@ import torch
 from golden_models import Goldens, relative_deviation
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.generation import conditioning, pipeline
+from diffsynth_omniavatar.generation import pipeline
+from diffsynth_omniavatar.generation.guidance import AudioGuidance
+from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask, mask_to_latents, mask_video
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.units import TILES, PrefixPostUnit, PromptUnit, units
 from diffsynth_omniavatar.host.versions import UnsupportedHostError, host_generation
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
@@ -152,7 +155,7 @@ def test_tea_cache_skips_in_all_three_passes(golden, monkeypatch):
             self.step = 0
             return original.check(self, dit, x, t_mod)
 
-    monkeypatch.setattr(conditioning.host, "TeaCache", NeverSkips)
+    monkeypatch.setattr(host, "TeaCache", NeverSkips)
     like_upstream = run_case(golden, "teacache_three_pass", monkeypatch)
     assert relative_deviation(like_upstream.final, like_upstream.golden_final) < TOLERANCE
 
@@ -161,7 +164,7 @@ def test_tea_cache_skips_in_all_three_passes(golden, monkeypatch):
 def test_guidance_is_the_stated_sum(text_scale):
     audio_scale = 3.0
     p, o, n = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    guidance = conditioning.AudioGuidance(text_scale, audio_scale, None)
+    guidance = AudioGuidance(text_scale, audio_scale, None)
     positive = guidance(p, lambda _: o)
     negative = guidance.negative(n, lambda _: o) if text_scale == 0 else n
     host_result = negative + text_scale * (positive - negative)
@@ -202,14 +205,14 @@ def _names(function):
     return inspect.signature(function).parameters
 
 
-ALL_UNITS = [conditioning.PromptUnit(), *conditioning.units(), conditioning.PrefixPostUnit()]
+ALL_UNITS = [PromptUnit(), *units(), PrefixPostUnit()]
 
 
 @pytest.mark.parametrize("unit", ALL_UNITS, ids=lambda unit: type(unit).__name__)
 def test_units_declare_what_they_take(unit):
     """The host reads inputs by name and gives None for a misspelt one."""
     taken = set(_names(unit.process)) - {"pipe", "tiles"}
-    tiles = set(conditioning.TILES) if "tiles" in _names(unit.process) else set()
+    tiles = set(TILES) if "tiles" in _names(unit.process) else set()
     if unit.take_over:
         assert taken == {"inputs_shared", "inputs_posi", "inputs_nega"}
         return
@@ -278,27 +281,27 @@ def test_unknown_hosts_are_refused_by_name(version):
 
 
 def test_mouth_mask_is_the_lower_face():
-    mask = conditioning.draw_mouth_mask()
+    mask = draw_mouth_mask()
     assert (mask == 0).float().mean().item() == pytest.approx(0.407, abs=0.01)  # as large as LatentSync's
     assert mask[: int(0.37 * 256)].all() and not mask[int(0.7 * 256), 128]
-    pixels = conditioning.load_mouth_mask(None, 64, 96)
-    latents = conditioning.mask_to_latents(pixels, 3)
+    pixels = load_mouth_mask(None, 64, 96)
+    latents = mask_to_latents(pixels, 3)
     assert latents.shape == (1, 1, 3, 8, 12) and set(latents.unique().tolist()) == {0.0, 1.0}
     inside = torch.nn.functional.interpolate(1 - pixels[None], (8, 12), mode="area")
     assert latents[0, 0, 0][inside[0, 0] == 1].all() and not latents[0, 0, 0][inside[0, 0] == 0].any()
 
 
 def test_mouth_mask_agrees_with_latentsyncs(shared_data):
-    theirs = conditioning.load_mouth_mask(shared_data / "talking_heads" / "latentsync_mask.png", 256, 256)
-    ours = conditioning.load_mouth_mask(None, 256, 256)
+    theirs = load_mouth_mask(shared_data / "talking_heads" / "latentsync_mask.png", 256, 256)
+    ours = load_mouth_mask(None, 256, 256)
     both = ((theirs == 0) & (ours == 0)).sum() / ((theirs == 0) | (ours == 0)).sum()
     assert both > 0.95
 
 
 def test_masking_is_in_normalised_pixels_and_spares_known_frames():
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
-    mask = conditioning.load_mouth_mask(None, 16, 16)
-    masked = conditioning.mask_video(video, mask, known_frames=1)
+    mask = load_mouth_mask(None, 16, 16)
+    masked = mask_video(video, mask, known_frames=1)
     assert torch.equal(masked[:, :, 0], video[:, :, 0])
     assert (masked[:, :, 1:] * (1 - mask) == 0).all()
     assert torch.equal(masked[:, :, 1:] * mask, video[:, :, 1:] * mask)
@@ -307,6 +310,6 @@ def test_masking_is_in_normalised_pixels_and_spares_known_frames():
 def test_moving_masks_generate_where_any_frame_does():
     mask = torch.ones(5, 16, 16)
     mask[2, :8] = 0
-    assert conditioning.mask_to_latents(mask, 2)[0, 0].flatten(1).tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
+    assert mask_to_latents(mask, 2)[0, 0].flatten(1).tolist() == [[0, 0, 0, 0], [1, 1, 0, 0]]
     with pytest.raises(ValueError, match="4 video frames; the VAE takes"):
-        conditioning.mask_to_latents(mask[:4], 2)
+        mask_to_latents(mask[:4], 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.generation.conditioning import StepRecord
+from diffsynth_omniavatar.generation.record import StepRecord
 from diffsynth_omniavatar.losses.flow import flow_loss, recording
 
 CLIPS = 4

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffsynth_omniavatar.generation.conditioning import load_mouth_mask
+from diffsynth_omniavatar.generation.masks import load_mouth_mask
 from diffsynth_omniavatar.media.sound import load_sound, speech_waveform
 from diffsynth_omniavatar.media.video import read_frames
 from diffsynth_omniavatar.nano.measure import measure_mouth, measure_sway

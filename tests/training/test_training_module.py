@@ -6,8 +6,9 @@ from golden_models import Goldens, relative_deviation
 from training_runs import FRAMES, SIZE, live_sample, make_module
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.generation import conditioning
+from diffsynth_omniavatar.generation.masks import load_mouth_mask
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.record import StepRecord
 from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
@@ -53,7 +54,7 @@ def test_first_steps_gradient_is_upstreams(goldens, monkeypatch):
         "context": tensors["in.context"],
         "omni_y": tensors["in.y"],
         "omni_audio": golden.audio("dit_grad", "A/audio", golden.dims["A_t"]),
-        "omni_record": conditioning.StepRecord(),
+        "omni_record": StepRecord(),
         "use_gradient_checkpointing": True,
     }
     loss = flow_loss(pipe, inputs)
@@ -216,12 +217,12 @@ def test_mouth_weight_is_a_weighted_mean(folders):
     weighted = flow_loss(module.pipe, {**shared, **positive}).item()
     record = shared["omni_record"]
     inside = shared["omni_mouth_mask_latents"][:, :, 1:]
-    plain = conditioning.StepRecord(known_frames=1)
+    plain = StepRecord(known_frames=1)
     torch.manual_seed(0)
     flow_loss(module.pipe, {**shared, **positive, "omni_record": plain})
     squares = []
     for keep in (inside, 1 - inside):
-        part = conditioning.StepRecord(known_frames=1, weight=keep / keep.mean())
+        part = StepRecord(known_frames=1, weight=keep / keep.mean())
         torch.manual_seed(0)
         squares.append(flow_loss(module.pipe, {**shared, **positive, "omni_record": part}).item())
     share = inside.mean().item()
@@ -236,7 +237,7 @@ def test_v2v_training_masks_like_generation(folders, first_frame):
     sample = live_sample(prefix_frames=1 if first_frame == "known" else 0)
     shared, _, _ = module.prepare(sample)
     pixels = unit_range(sample.target_video[0]).permute(3, 0, 1, 2)
-    masked = pixels * conditioning.load_mouth_mask(None, SIZE, SIZE)
+    masked = pixels * load_mouth_mask(None, SIZE, SIZE)
     if first_frame == "known":
         masked[:, 0] = pixels[:, 0]
     wanted = module.pipe.vae.encode([masked], device="cpu")

@@ -22,270 +22,40 @@ Latents that are already there (from a cache) are used as they are, and the netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from .. import host
-from ..media.images import fit_image, image_to_tensor, load_image, to_unit_range
+from ..media.images import ImageSource
 from ..media.sound import Sound, speech_waveform
 from ..media.timeline import SAMPLES_PER_FRAME, audio_rows, latent_frames
-from ..model.config import AUDIO_WINDOW
-
-if TYPE_CHECKING:
-    from .pipeline import OmniAvatarPipeline
-
-ImageSource = str | Path | Image.Image
-VideoSource = Sequence[Image.Image] | Tensor
-SoundSource = str | Path | Sound | np.ndarray | Tensor
-MaskSource = str | Path | Image.Image | Tensor
+from ..model.config import Conventions
+from ..model.dit import OmniAvatarDiT
+from .guidance import AudioGuidance
+from .masks import MaskSource, load_mouth_mask, mask_to_latents, mask_video
+from .pixels import VideoSource, encode_video, image_tensor, video_tensor
+from .record import StepRecord
 
 Inputs = dict[str, Any]
 
 
-# --------------------------------------------------------------------------------------------------------------- pixels
+class UnitPipeline(Protocol):
+    """What the units use of `OmniAvatarPipeline`."""
 
+    dit: OmniAvatarDiT
+    conventions: Conventions
+    scheduler: Any
+    torch_dtype: torch.dtype
+    device: Any
 
-def image_tensor(image: ImageSource, height: int, width: int) -> Tensor:
-    """An image scaled and cropped to size as upstream does, [1, 3, H, W] in [-1, 1]."""
-    return fit_image(image_to_tensor(load_image(image)), (height, width)).unsqueeze(0)
+    def take_call_inputs(self) -> tuple[Inputs, Inputs, Inputs]: ...
 
+    def encode_speech(self, waveform: Tensor, rows: int) -> Tensor: ...
 
-def video_tensor(video: VideoSource, height: int, width: int) -> Tensor:
-    """A video scaled and cropped to size, [B, 3, F, H, W] in [-1, 1].
-
-    Args:
-        video: PIL images; or a uint8 tensor [F, H, W, 3]; or a float tensor [3, F, H, W] or [B, 3, F, H, W] in [-1, 1],
-            which must have the size already.
-
-    Raises:
-        ValueError: no frames, or a tensor of another layout or size.
-    """
-    if isinstance(video, Tensor) and video.is_floating_point():
-        if video.dim() not in (4, 5) or video.shape[-4] != 3 or tuple(video.shape[-2:]) != (height, width):
-            raise ValueError(f"A float video is [3, frames, {height}, {width}], got {list(video.shape)}.")
-        return video.reshape(-1, *video.shape[-4:])
-    if len(video) == 0:
-        raise ValueError("The video has no frames.")
-    if isinstance(video, Tensor):
-        if video.dtype != torch.uint8 or video.dim() != 4 or video.shape[3] != 3:
-            raise ValueError(f"A uint8 video is [frames, H, W, 3], got {video.dtype} {list(video.shape)}.")
-        frames = [fit_image(to_unit_range(frame).permute(2, 0, 1), (height, width)) for frame in video]
-    else:
-        frames = [image_tensor(frame, height, width)[0] for frame in video]
-    return torch.stack(frames, dim=1).unsqueeze(0)
-
-
-def encode_video(pipe: OmniAvatarPipeline, video: Tensor, tiled: bool, **tiles: Any) -> Tensor:
-    """VAE latents of videos [B, 3, F, H, W] in [-1, 1]: [B, 16, T, h, w] in the pipeline's number format.
-
-    One video at a time: the host's tiled encoding enlarges its tiles with each video of a batch.
-    """
-    pipe.load_models_to_device(["vae"])
-    latents = [
-        pipe.vae.encode(one.to(dtype=pipe.torch_dtype), device=pipe.device, tiled=tiled, **tiles)
-        for one in video.split(1)
-    ]
-    return torch.cat(latents).to(dtype=pipe.torch_dtype, device=pipe.device)
-
-
-# ---------------------------------------------------------------------------------------------------------------- masks
-
-
-def draw_mouth_mask(size: int = 256) -> Tensor:
-    """The built-in mouth mask for an aligned face that fills a square frame, [size, size]: 1 keep, 0 regenerate.
-
-    The lower face from below the eyes to the chin is regenerated (41 % of the area), the nose bridge is kept.
-    """
-    axis = (torch.arange(size) + 0.5) / size
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    cheeks = ((x - 0.5).abs() < 0.463) & (y > 0.373) & (y < 0.57)
-    jaw = (((x - 0.5) / 0.463) ** 2 + ((y - 0.57) / 0.375) ** 2 < 1) & (y >= 0.57)
-    nose = ((x - 0.5).abs() < 0.195) & (y < 0.5)
-    return 1.0 - ((cheeks | jaw) & ~nose).float()
-
-
-def load_mouth_mask(mask: MaskSource | None, height: int, width: int) -> Tensor:
-    """A mouth mask at the video's size, [1 or F, H, W]: 1 keep, 0 regenerate.
-
-    Args:
-        mask: None for the built-in one; an image like LatentSync's (white = keep); or a tensor [H, W] or [F, H, W] of 1
-            and 0, one per video frame.
-
-    Raises:
-        ValueError: the layout is another, or the mask keeps or regenerates everything.
-    """
-    if mask is None:
-        pixels = draw_mouth_mask()[None]
-    elif isinstance(mask, Tensor):
-        if mask.dim() not in (2, 3):
-            raise ValueError(f"A mouth mask is [H, W] or [frames, H, W], got {list(mask.shape)}.")
-        pixels = mask.float().reshape(-1, *mask.shape[-2:])
-    else:
-        pixels = torch.from_numpy(np.array(load_image(mask).convert("L"))).float()[None] / 255
-    binary = (F.interpolate(pixels[:, None], (height, width), mode="bilinear")[:, 0] > 0.5).float()
-    if binary.min() == 1 or binary.max() == 0:
-        raise ValueError("The mouth mask keeps or regenerates the whole picture; white is kept, black regenerated.")
-    return binary
-
-
-def paste_outside_mouth(frames: Tensor, source: Tensor, mask: Tensor) -> Tensor:
-    """Generated frames with the source's own pixels wherever the mouth mask keeps them.
-
-    Inside the mouth, behind the mask's edge, the two fade into each other over 1/64 of the height: no seam shows.
-
-    Args:
-        frames, source: [..., F, H, W] in [-1, 1].
-        mask: [1 or F, H, W], from `load_mouth_mask`.
-    """
-    reach = max(1, mask.shape[-2] // 64)
-    around = F.pad(mask[:, None], (reach,) * 4, mode="replicate")
-    near = F.avg_pool2d(around, 2 * reach + 1, stride=1)[:, 0]  # near one half at the edge
-    kept = torch.where(mask == 1, 1.0, (2 * near).clamp(max=1)).to(frames)
-    return frames + kept * (source.to(frames) - frames)
-
-
-COLOUR_CELL = 8
-"""Pixels a side of the cells whose mean colours `match_colours` compares."""
-COLOUR_NEAR = 16 / 127.5
-"""A cell whose colour differs by less, 16 of 255, shows the same as the original."""
-COLOUR_RIDGE = 1e-3
-"""Weight of leaving colours as they are, in units of the mean square of a colour in [-1, 1] of all cells."""
-
-
-def match_colours(frames: Tensor, original: Tensor) -> Tensor:
-    """A chunk in the colours of what it shows.
-
-    Each chunk starts from frames that the VAE has decoded and encodes again, and what it changes of their colours adds
-    up. Where a chunk shows the same as the original, both colours are known: that gives the linear map (of red, green,
-    blue and 1; least squares) that is applied to all of it. Where nothing is the same, colours stay as they are.
-
-    Args:
-        frames: a generated chunk, [..., 3, F, H, W] in [-1, 1].
-        original: the portrait [..., 3, 1, H, W], or the source video [..., 3, F, H, W].
-    """
-    found, wanted = _cell_colours(frames), _cell_colours(original.to(frames))
-    same = (found - wanted).abs().amax(-1, keepdim=True) < COLOUR_NEAR
-    error = torch.where(same, wanted - found, 0.0).flatten(-3, -2)
-    known = torch.where(same, F.pad(found, (0, 1), value=1.0), 0.0).flatten(-3, -2)
-    ridge = COLOUR_RIDGE * known.shape[-2] * torch.eye(4).to(known)
-    change = torch.linalg.solve(known.mT @ known + ridge, known.mT @ error).to(frames)
-    by_colour, shift = change[..., :3, :], change[..., 3, :, None, None, None]
-    return (frames + torch.einsum("...ifhw,...io->...ofhw", frames, by_colour) + shift).clamp(-1, 1)
-
-
-def _cell_colours(video: Tensor) -> Tensor:
-    """[..., 3, F, H, W] -> float64 [..., F, cells, 3]."""
-    pictures = video.float().movedim(-3, -4)
-    cells = F.avg_pool2d(pictures.flatten(0, -4), COLOUR_CELL).unflatten(0, pictures.shape[:-3])
-    return cells.flatten(-2).mT.double()
-
-
-def mask_to_latents(mask: Tensor, latent_count: int) -> Tensor:
-    """A pixel mask [1 or F, H, W] (1 keep) at latent size, [1, 1, T, H/8, W/8]: 0 keep, 1 generate.
-
-    Bilinear, above one half, inverted. Of the four frames of a latent frame, a place is generated if any one's is.
-
-    Raises:
-        ValueError: F is neither 1 nor 4T-3.
-    """
-    small = F.interpolate(mask[:, None], scale_factor=1 / 8, mode="bilinear")[:, 0]
-    generate = (small <= 0.5).float()
-    if len(generate) == 1:
-        return generate.expand(latent_count, -1, -1)[None, None]
-    if latent_frames(len(generate)) != latent_count:
-        raise ValueError(f"The mouth mask has {len(generate)} frames, wanted 1 or {4 * latent_count - 3}.")
-    head, tail = generate[:1], generate[1:].unflatten(0, (-1, AUDIO_WINDOW)).amax(dim=1)
-    return torch.cat([head, tail])[None, None]
-
-
-def mask_video(video: Tensor, mask: Tensor, known_frames: int) -> Tensor:
-    """Grey out the mouth: video [B, 3, F, H, W] in [-1, 1] times mask [1 or F, H, W], but for the first
-    `known_frames`.
-    """
-    masked = video * mask.to(video)[None, None]
-    masked[:, :, :known_frames] = video[:, :, :known_frames]
-    return masked
-
-
-# -------------------------------------------------------------------------------------------------- guidance and record
-
-
-class AudioGuidance:
-    """Adds the audio's own guidance to the host's two passes.
-
-    With p, o, n the predictions with audio, without audio, and with negative text and no audio, s the text guidance
-    and a the audio guidance, the wanted result is `n + s (o - n) + a (p - o)`, and the host computes `n + s (x - n)` of
-    what the positive pass returns as x. So x is `o + a / s (p - o)`; with s = 0 the audio's part is added in the
-    negative pass. Blends are in float32.
-
-    Source: upstream's `log_video`, the branch for different scales.
-    """
-
-    def __init__(self, text_scale: float, audio_scale: float, tea_cache: host.TeaCache | None) -> None:
-        self.text_scale = text_scale
-        self.audio_scale = audio_scale
-        self.tea_cache = tea_cache
-        self._audio_part: Tensor | None = None
-
-    def __call__(self, prediction: Tensor, without_audio: Callable[[host.TeaCache | None], Tensor]) -> Tensor:
-        """The positive pass: blend a prediction with that of one more pass without audio."""
-        silent = without_audio(self.tea_cache).float()
-        difference = prediction.float() - silent
-        if self.text_scale == 0:
-            self._audio_part = self.audio_scale * difference
-            return prediction
-        return (silent + self.audio_scale / self.text_scale * difference).to(prediction.dtype)
-
-    def negative(self, prediction: Tensor, _: Callable[[host.TeaCache | None], Tensor]) -> Tensor:
-        """The negative pass of a text guidance of zero."""
-        assert self._audio_part is not None
-        return (prediction.float() + self._audio_part).to(prediction.dtype)
-
-
-@dataclass
-class StepRecord:
-    """One training step: which latent frames and places the loss covers, and what went into the denoiser and came out.
-
-    Attributes:
-        known_frames: latent frames at the start that are out of the loss.
-        weight: of the squared error: of places [B, 1, T - known_frames, h, w] with mean 1, times those of the clips'
-            timesteps [B, 1, 1, 1, 1] where a batch has several clips; None for 1 everywhere.
-        latents: noisy latents x_t with the known frames in them, [B, 16, T, h, w].
-        prediction: of the flow, [B, 16, T, h, w].
-        timestep: of each clip, 0..1000, [B].
-        sigma: the noise level that made x_t, float32 [B, 1, 1, 1, 1].
-    """
-
-    known_frames: int = 0
-    weight: Tensor | None = None
-    latents: Tensor | None = None
-    prediction: Tensor | None = None
-    timestep: Tensor | None = None
-    sigma: Tensor | None = None
-
-    def keep(self, latents: Tensor, prediction: Tensor) -> Tensor:
-        """Called by the model function; gives what the host's loss compares."""
-        self.latents, self.prediction = latents, prediction
-        return self.covered(prediction)
-
-    def covered(self, flow: Tensor) -> Tensor:
-        """The part of a flow [B, 16, T, h, w] that the loss covers, times the root of the weight.
-
-        The mean of the squared difference of two of these is the weighted mean over the frames behind the known ones.
-        """
-        flow = flow[:, :, self.known_frames :]
-        return flow if self.weight is None else flow.float() * self.weight.sqrt()
-
-
-# ---------------------------------------------------------------------------------------------------------------- units
 
 TILES = ("tiled", "tile_size", "tile_stride")
 
@@ -297,7 +67,7 @@ class CallInputsUnit(host.PipelineUnit):
         host.declare_unit(self, output_params=(), take_over=True)
 
     def process(
-        self, pipe: OmniAvatarPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
+        self, pipe: UnitPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
         shared, positive, negative = pipe.take_call_inputs()
         return {**inputs_shared, **shared}, {**inputs_posi, **positive}, {**inputs_nega, **negative}
@@ -312,7 +82,7 @@ class PromptUnit(host.PromptEmbedder):
             names["context"] = "context"
 
     def process(
-        self, pipe: OmniAvatarPipeline, prompt: str | Sequence[str], positive: bool, context: Tensor | None
+        self, pipe: UnitPipeline, prompt: str | Sequence[str], positive: bool, context: Tensor | None
     ) -> Inputs:
         if context is None:
             texts = [prompt] if isinstance(prompt, str) else prompt
@@ -333,7 +103,7 @@ class TargetUnit(host.PipelineUnit):
 
     def process(
         self,
-        pipe: OmniAvatarPipeline,
+        pipe: UnitPipeline,
         omni_target_video: Tensor | None,
         input_latents: Tensor | None,
         height: int,
@@ -367,7 +137,7 @@ class AudioUnit(host.PipelineUnit):
         )
 
     def process(
-        self, pipe: OmniAvatarPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
+        self, pipe: UnitPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
         frames, features = inputs_shared["num_frames"], inputs_shared.get("omni_audio_features")
         if features is None and pipe.scheduler.training:
@@ -388,7 +158,7 @@ class AudioUnit(host.PipelineUnit):
         inputs_nega["omni_audio"] = torch.zeros_like(features)
         return inputs_shared, inputs_posi, inputs_nega
 
-    def encode(self, pipe: OmniAvatarPipeline, sound: Sound | None, frames: int) -> Tensor:
+    def encode(self, pipe: UnitPipeline, sound: Sound | None, frames: int) -> Tensor:
         """The features of the first `frames` frames of a video to this sound, [frames, C], float32."""
         if sound is None:
             raise ValueError("OmniAvatar needs a sound: give input_audio= (or audio_features=).")
@@ -398,9 +168,7 @@ class AudioUnit(host.PipelineUnit):
         rows = pipe.encode_speech(waveform, max(audio_rows(len(waveform)), taken))[:taken]
         return torch.cat([rows.new_zeros(leading, rows.shape[1]), rows])
 
-    def encode_clips(
-        self, pipe: OmniAvatarPipeline, waveforms: Sequence[Tensor], silent: Tensor, frames: int
-    ) -> Tensor:
+    def encode_clips(self, pipe: UnitPipeline, waveforms: Sequence[Tensor], silent: Tensor, frames: int) -> Tensor:
         """The features of training clips, [B, frames, C]: of the whole clip's sound, cut; or of a silent waveform."""
         features = []
         for waveform, drop in zip(waveforms, silent.tolist(), strict=True):
@@ -422,7 +190,7 @@ class ReferenceUnit(host.PipelineUnit):
 
     def process(
         self,
-        pipe: OmniAvatarPipeline,
+        pipe: UnitPipeline,
         input_image: ImageSource | Tensor | None,
         omni_reference_latents: Tensor | None,
         omni_source_video: VideoSource | None,
@@ -468,7 +236,7 @@ class MaskedVideoUnit(host.PipelineUnit):
 
     def process(
         self,
-        pipe: OmniAvatarPipeline,
+        pipe: UnitPipeline,
         omni_source_video: VideoSource | None,
         omni_mouth_mask: MaskSource | None,
         omni_prefix_video: Tensor | None,
@@ -523,7 +291,7 @@ class ReferenceSequenceUnit(host.PipelineUnit):
 
     def process(
         self,
-        pipe: OmniAvatarPipeline,
+        pipe: UnitPipeline,
         omni_reference_video: VideoSource | None,
         omni_reference_sequence_latents: Tensor | None,
         num_frames: int,
@@ -567,7 +335,7 @@ class PrefixUnit(host.PipelineUnit):
 
     def process(
         self,
-        pipe: OmniAvatarPipeline,
+        pipe: UnitPipeline,
         omni_prefix_video: Tensor | None,
         omni_prefix_frames: int | None,
         omni_drop_prefix: Tensor | None,
@@ -616,7 +384,7 @@ class ConditionUnit(host.PipelineUnit):
 
     def process(
         self,
-        pipe: OmniAvatarPipeline,
+        pipe: UnitPipeline,
         noise: Tensor,
         omni_reference_latents: Tensor,
         omni_prefix_latents: Tensor | None,
@@ -648,7 +416,7 @@ class GuidanceUnit(host.PipelineUnit):
         )
 
     def process(
-        self, pipe: OmniAvatarPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
+        self, pipe: UnitPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
         text_scale, audio_scale = inputs_shared["cfg_scale"], inputs_shared.get("omni_audio_cfg_scale")
         if audio_scale is None or audio_scale == text_scale or text_scale == 1.0:
@@ -675,7 +443,7 @@ class RecordUnit(host.PipelineUnit):
 
     def process(
         self,
-        pipe: OmniAvatarPipeline,
+        pipe: UnitPipeline,
         omni_prefix_latents: Tensor | None,
         omni_mouth_mask_latents: Tensor | None,
         omni_mouth_weight: float | None,
@@ -697,7 +465,7 @@ class PrefixPostUnit(host.PipelineUnit):
     def __init__(self) -> None:
         host.declare_unit(self, input_params=("latents", "omni_prefix_latents"), output_params=("latents",))
 
-    def process(self, pipe: OmniAvatarPipeline, latents: Tensor, omni_prefix_latents: Tensor | None) -> Inputs:
+    def process(self, pipe: UnitPipeline, latents: Tensor, omni_prefix_latents: Tensor | None) -> Inputs:
         if omni_prefix_latents is None:
             return {}
         prefix = omni_prefix_latents.to(latents)
