@@ -137,9 +137,6 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
             (folder / f"scaling_{what}_{axis}.svg").write_text(svg, encoding="utf-8")
 
 
-# ----------------------------------------------------------------------------------------------------------- the table
-
-
 def table_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows of `measured.json` from those of `speed.py` and this program: the training steps of the published sizes."""
     for row in rows:

@@ -21,8 +21,8 @@ from training_runs import flags, write_inputs
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.model import small_family as family
 from diffsynth_omniavatar.model.config import IMAGE_SIZES
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
@@ -174,7 +174,7 @@ def first_setting(name: str) -> Callable[[Started], Any]:
 
 
 OTHER = "{folder}/other/family"
-PATHS = json.dumps([f"{OTHER}/{family.FILES[name]}" for name in ("dit", "text_encoder", "vae")])
+PATHS = json.dumps([f"{OTHER}/{FILES[name]}" for name in ("dit", "text_encoder", "vae")])
 HUB = "Some/Repository:text_encoder*.pth"
 CONVENTIONS = ("dataset.settings.conventions", "module.config.conventions", "module.pipe.conventions")
 
@@ -199,7 +199,7 @@ ROWS: dict[str, list[Row]] = {
         Row("dataset_metadata_path", "{folder}/other.csv", lambda s: len(s.dataset.clips), 3),
         Row("dataset_repeat", "5", lambda s: len(s.dataset) / len(s.dataset.items), 5),
         Row("dataset_num_workers", "2", "dataloader.num_workers", 2),
-        Row("model_paths", PATHS, model_path(0), f"{OTHER}/{family.FILES['dit']}"),
+        Row("model_paths", PATHS, model_path(0), f"{OTHER}/{FILES['dit']}"),
         Row("omniavatar_checkpoint", f"{OTHER}/omniavatar", model_path(-1), f"{OTHER}/omniavatar"),
         Row("tokenizer_path", f"{OTHER}/tokenizer", "loading.tokenizer_config.path", f"{OTHER}/tokenizer"),
         Row("wav2vec2_path", f"{OTHER}/wav2vec2", "speech_path", f"{OTHER}/wav2vec2"),
