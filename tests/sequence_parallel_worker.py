@@ -1,12 +1,10 @@
-"""Several processes make final latents of some clips, and a video. `sequence_parallel_worker.py I2V V2V OUT FLAGS...`
+"""What several processes do together: final latents of some clips, and a video."""
 
-They find what torchrun would tell them, but are forked here: what they import, most of the time, is imported once.
-"""
-
+import contextlib
 import os
-import socket
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +13,7 @@ from synthetic_clips import portrait, speech
 from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.generation import generate, loading  # noqa: F401  the command imports the last two late
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.model.small_family import family_configs
 
 PROCESSES = 3
@@ -51,9 +50,9 @@ def final_latents(i2v, v2v, use_usp):
 def clip(pipe, prefix_video=None, **settings):
     decoded, decode = [], pipe.vae.decode
 
-    def keep(latents, **options):
+    def keep(latents, **_):
         decoded.append(latents)
-        return decode(latents, **options)
+        return torch.zeros(1, 3, FRAMES, SIZE, SIZE)
 
     pipe.vae.decode = keep
     if prefix_video is not None:
@@ -73,16 +72,25 @@ def batch(dit):
     return dit(x, torch.tensor([700.0, 200.0]), text, y, audio)
 
 
-def work(rank, port, i2v, v2v, out, *flags):
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    save_file(final_latents(Path(i2v), Path(v2v), use_usp=True), f"{out}.{rank}.safetensors")
-    if code := cli.main([*flags, "--use_usp"]):
-        sys.exit(code)
+def work(i2v: Path, v2v: Path, folder: Path, flags: Sequence[str]) -> None:
+    """Leave the latents of this process, what the command says and the frames of its video."""
+    rank = os.environ["RANK"]
+    save_file(final_latents(i2v, v2v, use_usp=True), folder / f"latents.{rank}.safetensors")
+    with (folder / f"said.{rank}.txt").open("w") as said, contextlib.redirect_stdout(said):
+        code, frames = written_frames([*flags, "--use_usp"])
+    assert code == 0
+    torch.save(frames, folder / f"frames.{rank}.pt")
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    torch.multiprocessing.start_processes(work, (port, *sys.argv[1:]), PROCESSES, start_method="fork")
+def written_frames(flags: Sequence[str]) -> tuple[int, list[torch.Tensor]]:
+    """The exit code of the command, and what it gives the writer of the video, [frame, height, width, 3]; not coded."""
+    frames = []
+    write = VideoWriter.write
+
+    def keep(writer: VideoWriter, part: torch.Tensor) -> None:
+        frames.append(part.clone())
+        write(writer, part)
+
+    with mock.patch.object(VideoWriter, "write", keep):
+        code = cli.main([*flags])
+    return code, frames

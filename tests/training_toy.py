@@ -1,14 +1,10 @@
-"""A toy training module and data set, and one function that drives them through the host's own training loop.
-
-As a script (under torchrun) it does the runs of the two-process test: `training_toy.py FOLDER`.
-"""
+"""A toy training module and data set, and one function that drives them through the host's own training loop."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import random
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,10 +209,3 @@ def zero_runs(folder: Path, way: str) -> None:
     again = run.start().resumed(2, folder / f"{way}-resumed", options={})
     traces = {"whole": run.module.trace, "resumed": again.module.trace}
     (folder / f"{way}-traces-{run.accelerator.process_index}.json").write_text(json.dumps(traces))
-
-
-if __name__ == "__main__":
-    if sys.argv[2:]:
-        zero_runs(Path(sys.argv[1]), sys.argv[2])
-    else:
-        two_process_runs(Path(sys.argv[1]))

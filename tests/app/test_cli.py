@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from processes import start_command
 from synthetic_clips import portrait, speech
 
 from diffsynth_omniavatar.app import cli, console, doctor
@@ -28,19 +29,6 @@ from diffsynth_omniavatar.nano.family import write_random_family
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--steps", "1", "--overlap", "5", "--cfg_scale", "1", "--no-show_progress", "--device", "cpu"]
-
-
-def command(*arguments, **options):
-    """Start `python -m diffsynth_omniavatar` in a process of its own."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "diffsynth_omniavatar", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-        **options,
-    )
 
 
 def run(*arguments):
@@ -79,9 +67,10 @@ def generate_flags(inputs, out):
 
 def test_help_imports_no_torch():
     code = (
-        "import sys\nfrom diffsynth_omniavatar.app.cli import main\n"
-        "for arguments in (['--help'], ['generate', '--help']):\n"
-        "    try:\n        main(arguments)\n    except SystemExit as end:\n        assert end.code == 0\n"
+        "import runpy, sys\n"
+        "for sys.argv[1:] in (['--help'], ['generate', '--help']):\n"
+        "    try:\n        runpy.run_module('diffsynth_omniavatar', run_name='__main__')\n"
+        "    except SystemExit as end:\n        assert end.code == 0\n"
         "print([name for name in ('torch', 'diffsynth', 'numpy', 'av') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -218,23 +207,16 @@ def test_v2v_checkpoint_takes_a_video(tmp_path, inputs):
 def test_interrupt_leaves_a_playable_video(tmp_path, inputs):
     out, speech = tmp_path / "long.mp4", tmp_path / "long.wav"
     soundfile.write(speech, 0.1 * np.random.default_rng(0).standard_normal(16000 * 120), 16000)
-    process = command(
-        "generate",
-        *generate_flags(inputs, out),
-        "--audio",
-        speech,
-        "--silence",
-        "0",
-        # A shell's background job has Ctrl-C switched off, and so would this one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    flags = [*generate_flags(inputs, out), "--audio", speech, "--silence", "0"]
+    process = start_command(["generate", *map(str, flags)], tmp_path / "said.txt")
     while not any(part.stat().st_size for part in tmp_path.glob(".long.*.mp4")):
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive(), (tmp_path / "said.txt").read_text()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == console.INTERRUPTED
-    assert f"{out} has the part that was done and can be played" in stderr and "Traceback" not in stderr
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == console.INTERRUPTED
+    said = (tmp_path / "said.txt").read_text()
+    assert f"{out} has the part that was done and can be played" in said and "Traceback" not in said
     info = probe_video(out)
     assert 0 < info.frames < 2000 and info.has_sound
     assert len(read_frames(out)) == info.frames

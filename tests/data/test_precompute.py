@@ -3,8 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
+from processes import run_in_processes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from synthetic_clips import shown, write_levels, write_prepared, write_table, write_texture
@@ -385,24 +385,19 @@ def test_the_command_writes_a_cache(family_folder: Path, tmp_path: Path, capsys:
         precompute_module.run(missing)
 
 
+def write_together(family_folder: Path, table: Path, cache: Path) -> None:
+    """Write a cache in each of several processes, and beside it what this one saw."""
+    state = PartialState(cpu=True)
+    report = write(encoders(family_folder), table, cache)
+    left_out = [fault.clip for fault in scan_clips(read_clips(table), SETTINGS, RECIPE).faults]
+    seen = {"left out": left_out, "faults": report.faults, "encoded": report.encoded, "processes": state.num_processes}
+    Path(f"{cache}.{state.process_index}.json").write_text(json.dumps(seen))
+    state.destroy_process_group()
+
+
 def test_two_processes_write_what_one_writes(family_folder: Path, tmp_path: Path) -> None:
     table = write_some_bad(tmp_path)
-    worker = Path(__file__).parents[1] / "precompute_worker.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker)]
-    done = subprocess.run(
-        [*launch, str(family_folder), str(table), str(tmp_path / "two")],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "PYTHONPATH": str(worker.parent.parent),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_processes(write_together, family_folder, table, tmp_path / "two", processes=2)
     write(encoders(family_folder), table, tmp_path / "one")
     assert content(tmp_path / "two") == content(tmp_path / "one")
     first, second = (json.loads((tmp_path / f"two.{process}.json").read_text()) for process in range(2))

@@ -20,11 +20,11 @@ from patch_files import PATCHES, apply_module, contents, installed_version
 
 
 def copy_package(root: Path) -> Path:
-    """Copy the sources of the installed diffsynth to root/diffsynth."""
+    """Copy the sources of the installed diffsynth, and what is compiled of them, to root/diffsynth."""
     package = apply_module().find_package(None)
 
     def other(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if not name.endswith(".py") and not Path(folder, name).is_dir()]
+        return [name for name in names if not name.endswith((".py", ".pyc")) and not Path(folder, name).is_dir()]
 
     shutil.copytree(package, root / "diffsynth", ignore=other)
     return root / "diffsynth"

@@ -1,27 +1,21 @@
 """Several processes make the video that one makes; here three on the CPU."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import soundfile
 import torch
 from golden_models import relative_deviation
+from processes import run_in_processes
 from safetensors.torch import load_file
-from sequence_parallel_worker import CLIPS, PROCESSES, final_latents
+from sequence_parallel_worker import CLIPS, PROCESSES, final_latents, work, written_frames
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.generation.loading import load_pipeline
-from diffsynth_omniavatar.media.video import read_frames
+from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.nano.family import write_random_family
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5  # float32, against the host's blocks: another order of the same operations
 
 
@@ -45,24 +39,14 @@ def flags(families, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(families, flags, tmp_path_factory):
-    """What several processes make: a folder with latents of each and a video, and what they print."""
+    """The folder of what several processes make and say."""
     folder = tmp_path_factory.mktemp("many")
-    worker = Path(__file__).parents[1] / "sequence_parallel_worker.py"
-    words = [worker, *families, folder / "latents", *flags, "--out", folder / "video.mp4"]
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
+    run_in_processes(work, *families, folder, [*flags, "--out", str(folder / "video.mp4")], processes=PROCESSES)
+    return folder
 
 
 def test_three_processes_compute_the_latents_of_one(families, many):
-    first, second, third = (load_file(many[0] / f"latents.{rank}.safetensors") for rank in range(PROCESSES))
+    first, second, third = (load_file(many / f"latents.{rank}.safetensors") for rank in range(PROCESSES))
     wanted = final_latents(*families, use_usp=False)
     assert set(first) == {*CLIPS, "batch", "V2V"}
     for name, latents in wanted.items():
@@ -71,12 +55,14 @@ def test_three_processes_compute_the_latents_of_one(families, many):
 
 
 def test_the_first_process_writes_the_video(flags, many, tmp_path):
-    folder, said = many
-    assert said.count("video.mp4: ") == 1
-    assert cli.main([*flags, "--out", str(tmp_path / "video.mp4")]) == 0
-    alone, together = (read_frames(place / "video.mp4").int() for place in (tmp_path, folder))
-    assert alone.shape == together.shape and len(alone) > 9  # more than a chunk
-    assert (alone - together).abs().max() <= 2  # levels of 255: rounding
+    said = [(many / f"said.{rank}.txt").read_text() for rank in range(PROCESSES)]
+    assert ["video.mp4: " in words for words in said] == [True, False, False]
+    together, *others = (torch.load(many / f"frames.{rank}.pt") for rank in range(PROCESSES))
+    assert others == [[], []]
+    _, alone = written_frames([*flags, "--out", str(tmp_path / "video.mp4")])
+    assert [part.shape for part in alone] == [part.shape for part in together] and len(alone) > 1  # more than a chunk
+    assert (torch.cat(alone).int() - torch.cat(together).int()).abs().max() <= 1  # levels of 255: rounding
+    assert probe_video(many / "video.mp4").frames == len(torch.cat(together))
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 6, 7])

@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -19,8 +15,20 @@ import accelerate
 import numpy as np
 import pytest
 import torch
+from processes import run_in_processes
 from safetensors.torch import load_file
-from training_toy import BETAS, EPS, LEARNING_RATE, WEIGHT_DECAY, Run, ToyDataset, ToyModule, same
+from training_toy import (
+    BETAS,
+    EPS,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Run,
+    ToyDataset,
+    ToyModule,
+    same,
+    two_process_runs,
+    zero_runs,
+)
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.training.accelerator import DivergedError, OmniAccelerator
@@ -186,22 +194,10 @@ def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):
     assert again.metric("loss") == whole.metric("loss")  # step 3, logged twice, stands there once
 
 
-def run_in_two_processes(folder: Path, *arguments: str) -> None:
-    script = Path(__file__).parents[1] / "training_toy.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, folder]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(script.parent.parent),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[-4000:]
-
-
 @pytest.mark.parametrize("way", ["zero2", "zero3"])
 def test_deepspeed_steps_as_other_processes_do_and_resumes_exactly(tmp_path, way):
     pytest.importorskip("deepspeed")
-    run_in_two_processes(tmp_path, way)
+    run_in_processes(zero_runs, tmp_path, way, processes=2)
     plain, whole, resumed = (
         load_file(tmp_path / name / "step-4" / "model.safetensors") for name in ("plain", way, f"{way}-resumed")
     )
@@ -220,7 +216,7 @@ def test_deepspeed_steps_as_other_processes_do_and_resumes_exactly(tmp_path, way
 
 
 def test_two_processes_equal_one_with_twice_the_accumulation_sharded_or_not(tmp_path):
-    run_in_two_processes(tmp_path)
+    run_in_processes(two_process_runs, tmp_path, processes=2)
     one = Run(tmp_path / "one", LoopSettings(max_steps=4, gradient_accumulation_steps=2), noise=0.0).start()
     two = replace(one, folder=tmp_path / "quiet")
     assert same(two.state["trained"], one.state["trained"]) and same(two.state["optimizer"], one.state["optimizer"])
