@@ -3,15 +3,10 @@
 That server has computed no gradient either, after which torch computes none in a forked process.
 """
 
-import contextlib
 import multiprocessing
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,22 +42,3 @@ def _call(rank: int, place: dict[str, Any], function: Callable[..., object], arg
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
     function(*arguments)
-
-
-def start_command(arguments: list[str], said: Path) -> BaseProcess:
-    """Start the command `omniavatar` in a process of its own; what it says goes to a file."""
-    multiprocessing.set_forkserver_preload(PRELOADED)
-    process = multiprocessing.get_context("forkserver").Process(target=_command, args=(arguments, said))
-    process.start()
-    return process
-
-
-def _command(arguments: list[str], said: Path) -> None:
-    from diffsynth_omniavatar.app import cli
-
-    # A shell's background job has Ctrl-C switched off, and so would this one.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        code = cli.main(arguments)
-    sys.exit(code)

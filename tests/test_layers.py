@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffsynth_omniavatar"
 WITHOUT_HOST = (

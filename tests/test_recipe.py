@@ -11,6 +11,8 @@ import torch
 from recipe import inp, weight
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 def test_recipe_gives_the_recorded_weights(goldens: Path) -> None:
     recorded = json.loads((goldens / "recipe.json").read_text())

@@ -17,7 +17,7 @@ from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.speaker.identity import draw_identity
 from diffsynth_omniavatar.training import run
 
-SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 9, "SAMPLE_FRAMES": 9, "HELD_OUT_CLIPS": 1, "BATCH": 1}
+SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 13, "SAMPLE_FRAMES": 13, "HELD_OUT_CLIPS": 1, "BATCH": 1}
 
 
 @pytest.fixture(scope="module")

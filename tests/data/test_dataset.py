@@ -28,6 +28,8 @@ from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.training.loader import seed_cpu_generators
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 SETTINGS = ClipSettings(height=32, width=32)
 RECIPE = Recipe(max_tokens=200)
 

@@ -24,6 +24,8 @@ from diffsynth_omniavatar.losses.sync import SyncLoss
 from diffsynth_omniavatar.losses.syncnet import StableSyncNet
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 FOLDER = Path(os.environ.get("OMNIAVATAR_GOLDENS_AUX", Path(__file__).resolve().parents[1] / "goldens_aux"))
 TOLERANCE = 1e-5
 

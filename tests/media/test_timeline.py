@@ -11,6 +11,8 @@ import pytest
 from diffsynth_omniavatar.media import timeline
 from diffsynth_omniavatar.media.timeline import Chunk, ChunkPlan, plan_chunks
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 LENGTHS_AND_OVERLAPS = [(5, 1), (17, 5), (17, 13), (21, 9), (57, 13), (105, 1), (105, 13)]
 
 

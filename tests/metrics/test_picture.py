@@ -5,6 +5,8 @@ import pytest
 
 from diffsynth_omniavatar.metrics.picture import colour_drift, drift_at_end, psnr
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 def test_psnr_is_that_of_known_noise():
     reference = np.full((2, 8, 8, 3), 100, np.uint8)

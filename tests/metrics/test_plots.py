@@ -6,6 +6,8 @@ import pytest
 
 from diffsynth_omniavatar.metrics.plots import line_plot
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 def test_a_plot_has_a_path_for_each_curve_and_gaps():
     svg = line_plot({"a": [0, 1, float("nan"), 2], "b<": [3, 3, 3, 3]}, title="t", x_label="x", y_label="y", level=2.5)

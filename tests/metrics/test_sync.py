@@ -6,6 +6,8 @@ import pytest
 from diffsynth_omniavatar.metrics.sync import best_lag, correlation
 from diffsynth_omniavatar.nano.speaker.phonemes import draw_sentence, mouth_curves
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 def openness(seed, frames):
     """How open a mouth is that speaks some sentence."""

@@ -20,6 +20,8 @@ from diffsynth_omniavatar.nano.vae_result import figures, reconstruct
 from diffsynth_omniavatar.nano.validation import validation_loss
 from diffsynth_omniavatar.training.callbacks import find_latest
 
+pytestmark = pytest.mark.one_host("of the weights; that both hosts compute the same bits is tested elsewhere")
+
 FRAMES, LEAD = 33, 12
 SAMPLING = Sampling(steps=6)
 
@@ -49,7 +51,7 @@ def width_r(videos, clips):
 def test_the_vae_shows_the_mouth(clips):
     vae = SmallVAE(**NANO.vae)
     vae.load_state_dict({name: tensor.float() for name, tensor in load_file(NANO_FOLDER / "vae.safetensors").items()})
-    frames = np.stack([clip.frames for clip in clips[:2]])
+    frames = np.stack([clip.frames[:17] for clip in clips[:2]])
     result = figures(vae, frames, reconstruct(vae, frames))
     assert result["psnr"] > 31 and result["r_openness_lowest"] > 0.99 and result["r_width"] > 0.95
 
