@@ -2,11 +2,14 @@
 
 import itertools
 
+import pytest
 import torch
 from test_dataset import fakes, make, near
 
 from diffsynth_omniavatar.data.sources import Recipe
 from diffsynth_omniavatar.training.loader import seed_cpu_generators
+
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
 CLIPS, DRAWS, FRAMES = 4, 3000, 41
 CHANCE = {"drop_text": 0.3, "drop_audio": 0.4, "drop_prefix": 0.6, "late_reference": 20 / FRAMES}

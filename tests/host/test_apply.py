@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from patch_files import PATCHES, apply_module, contents
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 DIFF = """Change two files
 
 diff --git a/diffsynth/a.py b/diffsynth/a.py

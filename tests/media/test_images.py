@@ -21,6 +21,8 @@ from diffsynth_omniavatar.media.images import (
 )
 from diffsynth_omniavatar.model import config
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 STORED_AS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,

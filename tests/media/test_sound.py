@@ -14,6 +14,8 @@ from media_files import named_error, tone, write_greys
 from diffsynth_omniavatar.media.sound import Sound, add_silence, load_sound, speech_waveform
 from diffsynth_omniavatar.media.writer import _encodable
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 @pytest.mark.parametrize("name", ["speech.wav", "speech.flac"])
 def test_lossless_sound_is_read_exactly(tmp_path: Path, name: str) -> None:

@@ -27,6 +27,8 @@ from diffsynth_omniavatar.media.sound import load_sound, speech_waveform
 from diffsynth_omniavatar.media.video import iter_frames, probe_video, read_frames
 from diffsynth_omniavatar.media.writer import VideoWriter
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.mov"])
 @pytest.mark.parametrize("rate", [30, 25, 24, 15, 60])

@@ -16,6 +16,8 @@ from diffsynth_omniavatar.media.sound import Sound, load_sound
 from diffsynth_omniavatar.media.video import probe_video, read_frames
 from diffsynth_omniavatar.media.writer import VideoWriter
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.mov"])
 @pytest.mark.parametrize("count", [1, 2, 60])

@@ -7,6 +7,8 @@ import pytest
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions, Sampling
 from diffsynth_omniavatar.model.files import NANO_I2V, NANO_V2V
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 def test_sampling_comes_back_from_json() -> None:
     sampling = Sampling(

@@ -22,6 +22,8 @@ from diffsynth_omniavatar.nano.speaker.phonemes import PHONEMES, Sentence, draw_
 from diffsynth_omniavatar.nano.speaker.recording import mouth_of_recording
 from diffsynth_omniavatar.nano.speaker.voice import draw_voice, synthesise
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 FRAMES = 61
 
 

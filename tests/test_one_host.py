@@ -1,0 +1,55 @@
+"""What is marked `one_host` runs on DiffSynth 2.x alone, which is right where nothing of DiffSynth is imported."""
+
+import ast
+from pathlib import Path
+
+import test_layers
+
+TESTS = Path(__file__).resolve().parent
+WEIGHTS = {"nano/test_nano_weights.py"}
+"""Laws of the shipped weights. That both hosts compute the same bits is a law of its own."""
+
+
+def imports(file: Path) -> list[str]:
+    visitor = test_layers.Imports([])
+    visitor.visit(ast.parse(file.read_text(encoding="utf-8")))
+    return visitor.names
+
+
+def imported_by(file: Path) -> set[Path]:
+    """Files of the package and of tests/ that are imported when a test file is, and it."""
+    beside = {path.stem: path for path in TESTS.rglob("*.py") if path.stem != "conftest"}
+    found, waiting = set(), [file]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        if path.is_relative_to(test_layers.PACKAGE):
+            name = path.relative_to(test_layers.PACKAGE).as_posix()
+            names = test_layers.imports(name, ast.parse(path.read_text(encoding="utf-8")))
+        else:
+            names = imports(path)
+        for name in names:
+            waiting += [test_layers.PACKAGE / own for own in test_layers.own_files(name)]
+            waiting += [beside[part] for part in name.split(".")[:2] if part in beside]
+    return found
+
+
+def meets_the_host(file: Path) -> bool:
+    host = test_layers.PACKAGE / "host"
+    found = imported_by(file)
+    return any(path.parent == host and path.name != "versions.py" for path in found) or any(
+        name.split(".")[0] == "diffsynth" for path in found for name in imports(path)
+    )
+
+
+def test_what_runs_on_one_host_imports_nothing_of_it():
+    files = [path for path in TESTS.rglob("test_*.py") if "mark.one_host(" in path.read_text(encoding="utf-8")]
+    meeting = {path.relative_to(TESTS).as_posix() for path in files if meets_the_host(path)}
+    assert len(files) > 10 and meeting == WEIGHTS
+
+
+def test_imports_are_followed():
+    assert meets_the_host(TESTS / "training" / "test_auxiliary.py")  # through training_runs
+    assert meets_the_host(TESTS / "app" / "test_cli.py")
