@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file in the same folder, then rename it to `path`."""
+    """Let `write` fill a file in a temporary folder beside `path`, then rename it to `path`.
+
+    The file is on the disk before it gets its name, so that a power cut leaves the old file or the new one. Whatever
+    else `write` leaves in the folder goes with it.
+
+    Raises:
+        OSError: the file cannot be written; `path` is as it was before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
+        temporary = scratch / path.name
         write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(_new_file_mode(scratch))  # safetensors lets nobody else read what it writes
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -31,3 +38,19 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
+
+
+def _new_file_mode(folder: Path) -> int:
+    """The permissions that a new file gets; to ask for the umask itself, one must change it for the whole process."""
+    probe = folder / ".mode"
+    probe.touch()
+    return probe.stat().st_mode & 0o777
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -5,15 +5,15 @@ The networks are judges: their weights never change, and the gradient goes throu
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ..tensor_files import DamagedFileError, read_pickle
 
 WRAPPERS = ("state_dict", "model", "module")
 """Keys under which training scripts put the weights of a network."""
@@ -37,9 +37,9 @@ def read_weights(path: str | Path, source: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is no file; {source}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no file of tensors, and nothing of it was executed: {error}; {source}") from error
+        content = read_pickle(path)
+    except DamagedFileError as error:
+        raise ValueError(f"{error}; {source}") from error
     while isinstance(content, dict) and (inner := [content[key] for key in WRAPPERS if _is_dict(content, key)]):
         content = inner[0]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

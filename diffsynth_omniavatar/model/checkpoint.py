@@ -15,20 +15,23 @@ from __future__ import annotations
 import json
 import logging
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic import write_atomically, write_text_atomically
+from ..atomic import write_text_atomically
+from ..tensor_files import (
+    DamagedFileError,
+    open_safetensors,
+    read_pickle,
+    read_safetensors,
+    write_pickle,
+    write_safetensors,
+)
 from .config import CheckpointConfig, LoRAConfig
 
 logger = logging.getLogger(__name__)
@@ -109,10 +112,8 @@ def weight_files(path: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is no file of tensors, and nothing of it was executed: {error}") from error
+    with _named_faults():
+        content = read_pickle(path)
     for wrapper in ("state_dict", "module", "model_state", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -122,12 +123,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
+def _named_faults() -> Iterator[None]:
+    """A damaged file is a kind of faulty checkpoint."""
     try:
-        with safe_open(path, framework="pt") as content:
-            yield content
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is no valid safetensors file: {error}") from error
+        yield
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -139,8 +140,8 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
-            with _open_safetensors(file) as content:
-                tensors.update({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
+            with _named_faults():
+                tensors.update(read_safetensors(file))
         else:
             tensors.update(_read_pickle(file))
     return tensors
@@ -151,7 +152,7 @@ def read_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for file in files:
         if file.suffix == ".safetensors":
-            with _open_safetensors(file) as content:
+            with _named_faults(), open_safetensors(file) as content:
                 shapes.update({name: content.get_slice(name).get_shape() for name in content.keys()})  # noqa: SIM118
         else:
             shapes.update(shapes_of(_read_pickle(file)))
@@ -163,10 +164,10 @@ def read_config(files: list[Path]) -> CheckpointConfig:
     there.
     """
     if files[0].suffix == ".safetensors":
-        with _open_safetensors(files[0]) as content:
+        with _named_faults(), open_safetensors(files[0]) as content:
             metadata = content.metadata() or {}
         if SAFETENSORS_CONFIG in metadata:
-            return CheckpointConfig.from_dict(json.loads(metadata[SAFETENSORS_CONFIG]), str(files[0]))
+            return CheckpointConfig.parse(metadata[SAFETENSORS_CONFIG], f"{files[0]}: {SAFETENSORS_CONFIG}")
     config_file = files[0].parent / "config.json"
     return CheckpointConfig.load(config_file) if config_file.is_file() else CheckpointConfig()
 
@@ -278,7 +279,7 @@ def save_omniavatar(folder: str | Path, tensors: Mapping[str, Tensor], config: C
     """Write `pytorch_model.pt` and `config.json` as released (adapter keys spelt `lora_A.default.weight`)."""
     flat = {re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key): t for key, t in tensors.items()}
     flat = {key: tensor.detach().contiguous().cpu() for key, tensor in flat.items()}
-    write_atomically(Path(folder) / "pytorch_model.pt", lambda path: torch.save(flat, path))
+    write_pickle(Path(folder) / "pytorch_model.pt", flat)
     content = json.dumps(config.to_dict(), indent=2) + "\n"
     write_text_atomically(Path(folder) / "config.json", content)
 
@@ -287,4 +288,4 @@ def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], config: Ch
     """Write a single file that carries its config.json in the metadata."""
     flat = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
     metadata = {"format": "pt", SAFETENSORS_CONFIG: json.dumps(config.to_dict())}
-    write_atomically(Path(path), lambda temporary: save_file(flat, temporary, metadata=metadata))
+    write_safetensors(path, flat, metadata)

@@ -237,8 +237,8 @@ class CheckpointConfig:
         Raises:
             ValueError: a value does not fit; the message starts with `source`.
         """
-        own = dict(content.get("omniavatar", {}))
         try:
+            own = dict(content.get("omniavatar", {}))
             lora = None
             if content.get("train_architecture", "lora") == "lora" and "lora_rank" in content:
                 targets = content.get("lora_target_modules", ",".join(LORA_TARGETS))
@@ -251,9 +251,9 @@ class CheckpointConfig:
             if "conventions" not in own and not content.get("random_prefix_frames", True):
                 conventions = replace(conventions, prefix_frames=(1,))
             model = OmniAvatarConfig(**own["model"]) if "model" in own else None
-        except (TypeError, ValueError) as error:
+            in_dim = content.get("model_config", {}).get("in_dim")
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source}: {error}") from error
-        in_dim = content.get("model_config", {}).get("in_dim")
         return cls(in_dim=in_dim, lora=lora, model=model, conventions=conventions)
 
     @classmethod
@@ -264,12 +264,25 @@ class CheckpointConfig:
             ValueError: the file is no JSON object or a value does not fit; the message names the file.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> CheckpointConfig:
+        """What the text of a config.json says.
+
+        Raises:
+            ValueError: it is no JSON object, or a value does not fit; the message starts with `source`.
+        """
+        try:
+            content = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{source} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}, wanted a JSON object.")
-        return cls.from_dict(content, source=str(path))
+            raise ValueError(f"{source} holds a {type(content).__name__}, wanted a JSON object.")
+        return cls.from_dict(content, source)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that upstream's code and `from_dict` read."""

@@ -13,6 +13,7 @@ numbers, the same again joined, 2 x 3072 per row in a feed-forward); eager atten
 times the minutes squared. Longer sound is cut into windows. The features themselves are 65 MB a minute.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,11 +22,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch.utils.hooks import RemovableHandle
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from ..media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
+from ..tensor_files import DamagedFileError, read_pickle, read_safetensors
 
 ONE_PASS_SECONDS = 300
 """Longest sound whose rows all attend to each other; longer sound is encoded in windows of this length."""
@@ -69,13 +70,14 @@ class AudioEncoder(torch.nn.Module):
 
         Raises:
             FileNotFoundError: the folder or one of the files is not there.
-            ValueError: weights are missing or have another shape than config.json says.
+            ValueError: a file is damaged or of another kind, weights are missing or have another shape than
+                config.json says.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"wav2vec2 folder {folder}: no config.json; wanted facebook/wav2vec2-base-960h")
         weights = _read_weights(folder)
-        wav2vec2 = Wav2Vec2Model(Wav2Vec2Config.from_pretrained(folder, local_files_only=True))
+        wav2vec2 = Wav2Vec2Model(_read_sizes(folder))
         wanted = wav2vec2.state_dict()
         wanted.pop("masked_spec_embed", None)  # serves only the augmentation in training; some files lack it
         faults = [f"{name} is missing" for name in wanted if name not in weights]
@@ -205,15 +207,35 @@ def normalise(waveform: torch.Tensor) -> torch.Tensor:
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Weights of a folder under the names of a bare Wav2Vec2Model; FileNotFoundError if it has none."""
     if (folder / "model.safetensors").is_file():
-        weights = load_file(folder / "model.safetensors")
+        weights = read_safetensors(folder / "model.safetensors")
     elif (folder / "pytorch_model.bin").is_file():
-        weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        weights = _tensors_in(folder / "pytorch_model.bin")
     else:
         raise FileNotFoundError(f"wav2vec2 folder {folder}: neither model.safetensors nor pytorch_model.bin")
     names = {name: name.removeprefix("wav2vec2.") for name in weights}
     for old, new in (("conv.weight_g", "original0"), ("conv.weight_v", "original1")):  # spelling of torch 1.x
         names |= {name: key.replace(old, f"conv.parametrizations.weight.{new}") for name, key in names.items()}
     return {names[name]: value for name, value in weights.items()}
+
+
+def _tensors_in(path: Path) -> dict[str, torch.Tensor]:
+    content = read_pickle(path)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise DamagedFileError(f"{path} holds {type(content).__name__}, wanted names and tensors")
+    return content
+
+
+def _read_sizes(folder: Path) -> Wav2Vec2Config:
+    """The config.json of a folder, of a wav2vec2."""
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    kind = content.get("model_type") if isinstance(content, dict) else type(content).__name__
+    if kind != "wav2vec2":
+        raise ValueError(f"{path} is of a {kind} model, wanted wav2vec2, for instance facebook/wav2vec2-base-960h")
+    return Wav2Vec2Config.from_dict(content)
 
 
 def _check_waveform(waveform: Any) -> None:

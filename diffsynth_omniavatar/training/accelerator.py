@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from ..tensor_files import DamagedFileError, read_pickle
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
 from .settings import LoopSettings
 from .zero import EngineOptimizer, configure, frozen_networks, gathered_weights, hide_frozen_networks
@@ -40,16 +41,22 @@ class DivergedError(RuntimeError):
     """The loss or the gradient is no longer finite; the weights are those of the last step before."""
 
 
+STATE_PARTS = {"step", "run", "rng"}
+
+
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """The loop state in a checkpoint folder, its tensors mapped from the file.
 
     Raises:
-        ValueError: the folder is not a resumable checkpoint.
+        ValueError: the folder is not a resumable checkpoint, or its file is damaged.
     """
     path = Path(checkpoint) / STATE_FILE
     if not path.is_file():
         raise ValueError(f"{checkpoint} has no {STATE_FILE}; give a checkpoint folder step-N that training wrote")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = read_pickle(path)
+    if not isinstance(state, dict) or not state.keys() >= STATE_PARTS:
+        raise DamagedFileError(f"{path} is not what training writes: it lacks one of {', '.join(sorted(STATE_PARTS))}")
+    return state
 
 
 def gathered(tensor: Tensor) -> Tensor:

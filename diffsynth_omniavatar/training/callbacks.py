@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..atomic import flush
 from ..host import DiffusionTrainingModule, ModelLogger
 from ..media.video import filmstrip
+from ..tensor_files import write_pickle
 from .accelerator import STATE_FILE, OmniAccelerator
 from .loader import rng_state, set_rng_state
 
@@ -58,7 +60,9 @@ def begin_checkpoint(output_path: str | Path, step: int) -> Path:
 def finish_checkpoint(partial: Path, keep: int | None) -> Path:
     """Call what was written `step-<step>`, then remove all but the newest `keep` checkpoints; None keeps all."""
     output_path = partial.parent
+    flush(partial)
     folder = partial.rename(output_path / partial.name.removeprefix(".").removesuffix(".partial"))
+    flush(output_path)
     for old in find_checkpoints(output_path)[: -keep if keep is not None else 0]:
         shutil.rmtree(old.rename(old.with_name(f".{old.name}.removed")))
     return folder
@@ -256,7 +260,11 @@ class TrainingLogger(ModelLogger):
                     log.wandb.log({f"validation/{path.stem}": log.wandb.Video(str(path))}, step=self.num_steps)
 
     def save(self) -> None:
-        """Write a checkpoint of the last step, unless there is one. Every process must call it."""
+        """Write a checkpoint of the last step, unless there is one. Every process must call it.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is left, and the older ones are as they were.
+        """
         self.save_due = False
         if self.num_steps == self.saved_step:
             return
@@ -264,15 +272,19 @@ class TrainingLogger(ModelLogger):
         state = accelerator.loop_state(self.module)
         weights = accelerator.whole_weights(self.module, self.trained_tensors)
         partial = begin_checkpoint(self.output_path, self.num_steps)
-        if accelerator.is_main_process:
-            partial.mkdir(parents=True)
-            self.export(partial / WEIGHTS_FILE, weights)
-            torch.save(state, partial / STATE_FILE)
-        accelerator.wait_for_everyone()
-        accelerator.write_shards(partial)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            logger.info("saved %s", finish_checkpoint(partial, self.checkpoints_total_limit))
+        try:
+            if accelerator.is_main_process:
+                partial.mkdir(parents=True)
+                self.export(partial / WEIGHTS_FILE, weights)
+                write_pickle(partial / STATE_FILE, state)
+            accelerator.wait_for_everyone()
+            accelerator.write_shards(partial)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                logger.info("saved %s", finish_checkpoint(partial, self.checkpoints_total_limit))
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would be in the way of the next one
+            raise
         self.saved_step = self.num_steps
         self.accelerator.wait_for_everyone()
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.progress import Progress
@@ -22,6 +21,7 @@ from .. import host
 from ..data.precompute import BegunCache, CacheOptions, CacheWriter, PrecomputeReport, RawClip, begin, read_raw_clip
 from ..data.sources import ClipFacts, ClipSettings, ClipSource, Recipe, VideoClip
 from ..generation.pipeline import OmniAvatarPipeline
+from ..tensor_files import read_pickle
 
 Processed = dict[str, Any]
 
@@ -97,7 +97,7 @@ def _collect(
     """Entries and faults of a process's files. Of a clip that several did, to even their shares, one file stays."""
     written: dict[int, Processed] = {}
     for path in sorted((folder / str(process)).glob("*.pth")):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = read_pickle(path)
         written[content["index"]] = content | {"file": path.relative_to(folder).as_posix()}
     kept: dict[int, int] = {}
     for number, indices in enumerate(gather_object([[*written]])):

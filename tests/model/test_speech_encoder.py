@@ -293,6 +293,23 @@ def test_absent_files_are_named(folder: Path, name: str) -> None:
         AudioEncoder.from_pretrained(folder / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"model_type": "wav'),
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"model_type": "bert"}'),
+        ("config.json", "[]"),
+        ("model.safetensors", "cut"),
+        ("pytorch_model.bin", "cut"),
+    ],
+)
+def test_damaged_and_foreign_files_are_named(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{folder / name} is "):
+        AudioEncoder.from_pretrained(folder)
+
+
 # Long sound
 
 

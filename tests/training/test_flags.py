@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask.save(folder / "mask.png")
     (folder / "validation.txt").write_text(f"x@@{folder / 'mask.png'}@@{folder / '0.mp4'}\n")
     (folder / "step-3").mkdir()
-    torch.save({"step": 3}, folder / "step-3" / "loop.pt")
+    torch.save({"step": 3, "run": {}, "rng": []}, folder / "step-3" / "loop.pt")
     return folder
 
 

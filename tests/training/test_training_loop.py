@@ -340,6 +340,15 @@ def test_errors_of_resuming(tmp_path):
         more.start()
     with pytest.raises(ValueError, match=r"'samples': 7.*'samples': 8"):
         replace(more, dataset=ToyDataset(8)).start()
+    file = run.folder / "step-1" / "loop.pt"
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{file} is no file of tensors"):
+            more.start()
+    torch.save({"step": 1}, file)
+    with pytest.raises(ValueError, match=rf"{file} is not what training writes"):
+        more.start()
 
 
 @pytest.mark.parametrize(
