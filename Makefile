@@ -13,11 +13,12 @@ export UV_NO_PROGRESS := 1
 # Many short processes import the same packages: compiled once, those take half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-modern test-classic lint clean
+.PHONY: help demo test test-quick test-modern test-classic lint clean
 
 help:
 	@echo "make demo   generate, fine-tune on a new person, generate again: demo/report.html, in 4 minutes"
 	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
+	@echo "make test-quick  of the rooms that differ from origin/main the quick tests, with 2.1"
 	@echo "make lint   ruff, mypy and the table of modules"
 	@echo "make clean  remove the environments and what was built"
 
@@ -37,6 +38,9 @@ test-modern: .venv/installed
 
 test-classic: .venv-classic/installed
 	OMP_NUM_THREADS=1 OMNIAVATAR_HOST_VIDEOS=$(HOST_VIDEOS) .venv-classic/bin/python $(PYTEST)
+
+test-quick: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow" $$($(BIN)/python tests/changed.py)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -189,6 +189,7 @@ def test_merged_checkpoint_is_the_same_model_and_needs_no_base(tmp_path, inputs)
     assert set(fused) == set(loaded) and all(torch.equal(fused[name], loaded[name]) for name in fused)
 
 
+@pytest.mark.slow
 def test_v2v_checkpoint_takes_a_video(tmp_path, inputs):
     grown = tmp_path / "v2v"
     assert run("convert", inputs / "model" / "omniavatar", grown, "--to", "omniavatar", "--in_dim", "49") == 0

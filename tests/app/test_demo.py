@@ -17,7 +17,7 @@ from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.speaker.identity import draw_identity
 from diffsynth_omniavatar.training import run
 
-SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 13, "SAMPLE_FRAMES": 13, "HELD_OUT_CLIPS": 1, "BATCH": 1}
+SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_shows_videos_with_sound_and_the_figures(made):
     path, _ = made
     text = path.read_text(encoding="utf-8")
@@ -87,6 +88,7 @@ def test_the_page_shows_videos_with_sound_and_the_figures(made):
     assert numbers[0] != numbers[1]  # training changed the model
 
 
+@pytest.mark.slow
 def test_training_is_by_the_launcher_and_left_its_checkpoint(made):
     path, (precompute, train) = made
     assert train[:2] == ["accelerate", "launch"] and precompute[1] == "precompute"
@@ -96,6 +98,7 @@ def test_training_is_by_the_launcher_and_left_its_checkpoint(made):
     assert steps[-1] == "step-3"  # nothing of the earlier run
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_page_are_understood_and_work(made, tmp_path):
     path, _ = made
     text = re.search(r"<pre>(.*)</pre>", path.read_text(encoding="utf-8"), flags=re.DOTALL)[1]

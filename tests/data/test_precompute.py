@@ -395,6 +395,7 @@ def write_together(family_folder: Path, table: Path, cache: Path) -> None:
     state.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(family_folder: Path, tmp_path: Path) -> None:
     table = write_some_bad(tmp_path)
     run_in_processes(write_together, family_folder, table, tmp_path / "two", processes=2)

@@ -177,6 +177,7 @@ def test_rotary_embedding_in_float32_is_near_the_one_in_float64(one):
 
 
 @compiles
+@pytest.mark.slow
 def test_a_compiled_piece_equals_the_piece(one):
     w, m = one.call().weights(), one.call().modulation
     found = torch.compile(pre_attention, fullgraph=True)(one.x.detach(), m, one.rotary, w)
@@ -185,6 +186,7 @@ def test_a_compiled_piece_equals_the_piece(one):
 
 
 @pytest.mark.parametrize("chunk", [memory_plan.CHUNK, 24])
+@pytest.mark.slow
 def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch, chunk):
     """The compiler runs for the first length, and once more for all others; never for another block or chunk."""
     monkeypatch.setattr(memory_plan, "CHUNK", chunk)

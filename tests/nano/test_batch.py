@@ -51,6 +51,7 @@ def evaluate_bytes(frames):
 
 
 @pytest.mark.parametrize("leading", [0, 1])
+@pytest.mark.slow
 def test_two_clips_at_once_equal_each_alone(pipe, clips, tmp_path, monkeypatch, leading):
     monkeypatch.setattr(pipe, "conventions", replace(pipe.conventions, leading_audio_rows=leading))
     sampling = Sampling(steps=1, cfg_scale=2.0, audio_cfg_scale=3.0, seed=5)
@@ -63,6 +64,7 @@ def test_two_clips_at_once_equal_each_alone(pipe, clips, tmp_path, monkeypatch, 
     assert np.abs(together[0].astype(int) - alone).max() > 20
 
 
+@pytest.mark.slow
 def test_v2v_clips_at_once_equal_each_alone(folder, clips, tmp_path):
     pipe = load_family(folder, "v2v", "cpu")
     with VideoWriter(tmp_path / "source.mp4", SIZE, SIZE, crf=0) as writer:

@@ -53,6 +53,7 @@ def test_normalised_latents_decode_to_what_they_did_before():
     torch.testing.assert_close(vae.decode(latents, "cpu"), wanted.clamp(-1, 1), atol=2e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_vae_training_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "STAGES", ((0.9, 1), (1.0, 5)))
     monkeypatch.setattr(train_vae, "WARMUP_STEPS", 1)

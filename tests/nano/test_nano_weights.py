@@ -20,7 +20,10 @@ from diffsynth_omniavatar.nano.vae_result import figures, reconstruct
 from diffsynth_omniavatar.nano.validation import validation_loss
 from diffsynth_omniavatar.training.callbacks import find_latest
 
-pytestmark = pytest.mark.one_host("of the weights; that both hosts compute the same bits is tested elsewhere")
+pytestmark = [
+    pytest.mark.one_host("of the weights; that both hosts compute the same bits is tested elsewhere"),
+    pytest.mark.slow,
+]
 
 FRAMES, LEAD = 33, 12
 SAMPLING = Sampling(steps=6)

@@ -66,6 +66,7 @@ def gradients(module):
     return found
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_those_of_one_graph_through_the_hosts_decoder(module):
     """Everything at once: whole clip decoded by the host's own code, whole losses, one backward."""
     losses = all_losses(**WEIGHTS)
@@ -100,6 +101,7 @@ def test_loss_and_gradient_are_those_of_one_graph_through_the_hosts_decoder(modu
         assert (got[name] - wanted[name]).norm() <= 2e-5 * wanted[name].norm(), name
 
 
+@pytest.mark.slow
 def test_each_loss_alone_adds_its_gradient(module):
     """The gradient of all is the sum of those of each."""
     sample, parts = batch_sample(), {}
@@ -130,6 +132,7 @@ def test_frames_behind_the_known_ones_are_looked_at():
     assert {part.start for part in drawn} == set(range(13, 62))
 
 
+@pytest.mark.slow
 def test_dropped_sound_has_no_sync_loss(module):
     module.auxiliary = AuxiliaryLosses(sync=SyncLoss(small_syncnet()), sync_weight=1.0)
     collected = []
@@ -152,6 +155,7 @@ def logged_values(output, name):
 
 
 @pytest.mark.parametrize("mode", ["i2v", "v2v-masked"])
+@pytest.mark.slow
 def test_training_live_and_from_a_cache(folder, tmp_path, monkeypatch, mode):
     """The command line: all losses are logged; the sound of the mel is in the cache."""
     monkeypatch.setattr(run, "load_syncnet", lambda *_: small_syncnet())

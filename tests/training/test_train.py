@@ -90,6 +90,7 @@ def test_what_wraps_the_denoisers_layers_is_refused(folder, tmp_path):
             parse_arguments(flags(folder, tmp_path, flag, dit))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_uninterrupted_one(folder, tmp_path):
     common = [
         "--gradient_accumulation_steps",
@@ -253,6 +254,7 @@ def test_missing_networks_are_named(folder, tmp_path, capsys):
     assert "vae for" in error and "text_encoder for" in error and "put it into a cache" in error
 
 
+@pytest.mark.slow
 def test_the_real_command_line(folder, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", "-m"]
     command += ["diffsynth_omniavatar.train", *flags(folder, tmp_path, "--max_steps", "1")]

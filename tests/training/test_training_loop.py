@@ -215,6 +215,7 @@ def test_deepspeed_steps_as_other_processes_do_and_resumes_exactly(tmp_path, way
         Run(tmp_path / "other", LoopSettings(max_steps=5, resume=tmp_path / way / "step-4")).start()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_accumulation_sharded_or_not(tmp_path):
     run_in_processes(two_process_runs, tmp_path, processes=2)
     one = Run(tmp_path / "one", LoopSettings(max_steps=4, gradient_accumulation_steps=2), noise=0.0).start()
