@@ -15,13 +15,14 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.progress import Progress
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from .. import host
 from ..data.precompute import BegunCache, CacheOptions, CacheWriter, PrecomputeReport, RawClip, begin, read_raw_clip
 from ..data.sources import ClipFacts, ClipSettings, ClipSource, Recipe, VideoClip
 from ..generation.pipeline import OmniAvatarPipeline
 from ..tensor_files import read_pickle
+from .loader import only_sample
 
 Processed = dict[str, Any]
 
@@ -32,18 +33,28 @@ class _RawClips(Dataset[Any]):
     load_from_cache = False
 
     def __init__(self, begun: BegunCache) -> None:
-        self.begun = begun
+        # Without the writer, which holds the networks: they do not belong into worker processes.
+        self.usable, self.settings = begun.usable, begun.writer.settings
+        self.references = begun.writer.options.references
 
     def __len__(self) -> int:
-        return len(self.begun.usable)
+        return len(self.usable)
 
     def __getitem__(self, number: int) -> tuple[int, VideoClip, ClipFacts, RawClip | str]:
-        index, clip, facts = self.begun.usable[number]
-        writer = self.begun.writer
+        index, clip, facts = self.usable[number]
         try:
-            return index, clip, facts, read_raw_clip(clip, facts, writer.settings, writer.options.references)
+            return index, clip, facts, read_raw_clip(clip, facts, self.settings, self.references)
         except (ValueError, OSError) as error:
             return index, clip, facts, str(error)
+
+
+class DataProcessAccelerator(Accelerator):
+    """The Accelerator that the host's loop gets; of its loader it exchanges what does not reach any worker process."""
+
+    def prepare_data_loader(self, data_loader: DataLoader[Any], *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        """Prepare the loader as accelerate does."""
+        data_loader.collate_fn = only_sample
+        return super().prepare_data_loader(data_loader, *args, **kwargs)
 
 
 class _Encoder(host.DiffusionTrainingModule):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 
 class EpochDataset(Protocol):
@@ -81,6 +81,17 @@ class SampleKey(NamedTuple):
     sample: int
 
 
+def only_sample(batch: Sequence[Any]) -> Any:
+    """What the host's loops take of a batch, which has one item; unlike their lambda it reaches any worker process."""
+    return batch[0]
+
+
+class _Unreadable(NamedTuple):
+    """In the place of a sample: why a worker process could not make it."""
+
+    reason: str
+
+
 class _SeededSamples(Dataset[Any]):
     """Makes what a sample draws a function of (seed, epoch, index), and leaves the loop's own streams alone."""
 
@@ -93,6 +104,10 @@ class _SeededSamples(Dataset[Any]):
         seed_cpu_generators(stream_seed("sample", self.seed, *key))
         try:
             return self.dataset[key.sample]
+        except (ValueError, OSError) as error:
+            if get_worker_info() is None:
+                raise
+            return _Unreadable(str(error))  # torch would make a traceback of it
         finally:
             set_rng_state(state)
 
@@ -101,7 +116,7 @@ class LoopLoader:
     """Takes the place of the host's DataLoader: one pass is the rest of the current epoch, or up to `end`.
 
     Args:
-        loader: the host's; its dataset, collate function and number of workers are used.
+        loader: the host's; its dataset and number of workers are used.
         seed: of the run.
         end: how many samples this process takes in the whole run.
         process: this one, 0..processes - 1.
@@ -110,7 +125,7 @@ class LoopLoader:
         on_pass: called at the start of each pass.
 
     Raises:
-        ValueError: the dataset is empty.
+        ValueError: the dataset is empty; in a pass: a worker process could not read a sample.
     """
 
     def __init__(
@@ -166,12 +181,14 @@ class LoopLoader:
         samples: DataLoader[Any] = DataLoader(
             _SeededSamples(self.loader.dataset, self.seed),  # type: ignore[arg-type]
             sampler=keys,
-            collate_fn=self.loader.collate_fn,
+            collate_fn=only_sample,
             num_workers=self.loader.num_workers,
             generator=torch.Generator(),  # else starting a pass would draw from the global one
         )
         begun = time.perf_counter()
         for self.current, data in zip(keys, samples, strict=True):
+            if isinstance(data, _Unreadable):
+                raise ValueError(data.reason)
             self.position += 1
             data = send_to_device(data, self.device)
             self.waited += time.perf_counter() - begun

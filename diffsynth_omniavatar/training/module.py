@@ -24,6 +24,7 @@ from ..model.checkpoint import EXTRA_MODULES, LORA_KEY, save_safetensors
 from ..model.config import CheckpointConfig, LoRAConfig
 from ..model.lora import adapted_layers, trained_tensors
 from .auxiliary import AuxiliaryLosses
+from .loader import stream_seed
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
 from .settings import StepSettings
 
@@ -31,8 +32,11 @@ ENCODERS = ("text_encoder", "vae", "speech_encoder")
 """Frozen networks that a cache makes superfluous."""
 
 
-def add_lora(dit: Any, lora: LoRAConfig) -> None:
-    """Inject fresh peft adapters named "default" into the blocks; B starts at zero, so nothing changes yet."""
+def add_lora(dit: Any, lora: LoRAConfig, seed: int = 0) -> None:
+    """Inject fresh peft adapters named "default" into the blocks; B starts at zero, so nothing changes yet.
+
+    `seed` fixes A, which peft draws from the global generators; they are as before afterwards.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     names = list(adapted_layers(dit, lora.target_modules))
@@ -40,10 +44,13 @@ def add_lora(dit: Any, lora: LoRAConfig) -> None:
         raise ValueError(
             f"--lora_target_modules {','.join(lora.target_modules)} names no layer of the transformer's blocks."
         )
-    dtype = next(dit.parameters()).dtype
+    weight = next(dit.parameters())
+    dtype = weight.dtype
     # peft only divides alpha by the rank: any number will do.
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)  # type: ignore[arg-type]
-    inject_adapter_in_model(config, dit)
+    with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+        torch.manual_seed(stream_seed("lora", seed))
+        inject_adapter_in_model(config, dit)
     for name, parameter in dit.named_parameters():
         if LORA_KEY.match(name):
             parameter.data = parameter.data.to(dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from .. import host
@@ -37,7 +37,7 @@ from ..model.upgrade import initialise_on_wan
 from .accelerator import OmniAccelerator
 from .auxiliary import AuxiliaryLosses
 from .callbacks import TrainingLogger, find_latest
-from .data_process import process_data
+from .data_process import DataProcessAccelerator, process_data
 from .flags import DTYPES, FlagError, parse_arguments
 from .memory_report import predicted_rows
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
@@ -78,7 +78,7 @@ def load_training_pipeline(
         lora = read_lora(args.omniavatar_checkpoint)
         if lora is None and not full:
             lora = _lora_flags(args)
-            add_lora(pipe.dit, lora)
+            add_lora(pipe.dit, lora, args.seed)
     else:
         lora = _lora_flags(args)
         pipe = host.WanVideoPipeline.from_pretrained(model_configs=_base_configs(args, device), **options)
@@ -88,7 +88,7 @@ def load_training_pipeline(
         width = {} if encoder is None else {"audio_dim": encoder.feature_dim}
         initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
         if not full:
-            add_lora(pipe.dit, lora)
+            add_lora(pipe.dit, lora, args.seed)
         pipe = OmniAvatarPipeline.adopt(pipe, conventions)
     pipe.conventions = conventions
     if encoder is not None:
@@ -339,7 +339,7 @@ def _logger_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None:
     """`--task sft:data_process`: write a cache to the output path."""
-    accelerator = Accelerator()
+    accelerator = DataProcessAccelerator()
     settings = clip_settings(args, conventions)
     pipe = encoder_pipeline(
         settings,

@@ -21,7 +21,7 @@ class LoopSettings:
     max_steps: int
     """Optimizer steps of the whole run, those before a resumption included. See `steps_in_epochs`."""
     seed: int = 0
-    """Fixes the order of samples, their random draws, and the random stream of every process."""
+    """Fixes the order of samples, their random draws, the random stream of every process, and a fresh LoRA."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """What follows the warm-up; cosine and linear reach zero at max_steps."""
     warmup_steps: int = 0

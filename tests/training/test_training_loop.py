@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from training_toy import (
 )
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.training import loader
 from diffsynth_omniavatar.training.accelerator import DivergedError, OmniAccelerator
 from diffsynth_omniavatar.training.callbacks import (
     find_checkpoints,
@@ -175,6 +177,29 @@ def test_workers_and_saving_change_nothing(tmp_path):
     assert same(plain.state, other.state) and plain.module.trace == other.module.trace
     seed_1 = Run(tmp_path / "seed", replace(settings, seed=1), save_steps=4).start()
     assert {entry["drawn"] for entry in seed_1.module.trace}.isdisjoint(entry["drawn"] for entry in plain.module.trace)
+
+
+def test_workers_need_not_be_forked(tmp_path, monkeypatch):
+    """What a worker process gets can be pickled (the host's own collate function cannot), and samples the same."""
+    settings = LoopSettings(max_steps=4)
+    plain = Run(tmp_path / "plain", settings).start()
+
+    def pickled(dataset: Any, *, sampler: Any, collate_fn: Any, **options: Any) -> Any:
+        dataset, collate_fn = pickle.loads(pickle.dumps((dataset, collate_fn)))
+        return torch.utils.data.DataLoader(dataset, sampler=sampler, collate_fn=collate_fn, **options)
+
+    monkeypatch.setattr(loader, "DataLoader", pickled)
+    assert Run(tmp_path / "other", settings).start().module.trace == plain.module.trace
+
+
+def test_what_a_worker_cannot_read_is_told_as_without_workers(tmp_path):
+    class Broken(ToyDataset):
+        def __getitem__(self, index: int) -> Any:
+            raise ValueError(f"clip-{index} is broken")
+
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=r"^clip-\d is broken$"):
+            Run(tmp_path, LoopSettings(max_steps=1), dataset=Broken(), workers=workers).start()
 
 
 def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):

@@ -11,11 +11,11 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.record import StepRecord
 from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.model import checkpoint
-from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
+from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions, LoRAConfig
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.small_family import TINY, family_configs
 from diffsynth_omniavatar.nano.family import write_random_family
-from diffsynth_omniavatar.training.module import ENCODERS, select_trainable
+from diffsynth_omniavatar.training.module import ENCODERS, add_lora, select_trainable
 from diffsynth_omniavatar.training.settings import StepSettings
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
@@ -134,6 +134,21 @@ def test_a_leading_row_of_zeros_takes_the_first_rows_place(folders):
         "omni_audio"
     ]
     assert (leading[:, 0] == 0).all() and torch.equal(leading[:, 1:], plain[:, 1:])
+
+
+def test_a_fresh_lora_is_a_function_of_the_seed_alone(goldens):
+    """Two runs with one seed are one run, whatever was drawn before; and nothing else is drawn otherwise for it."""
+
+    def fresh(seed, drawn_before):
+        torch.manual_seed(drawn_before)
+        dit, state = Goldens(goldens).dit(), torch.get_rng_state()
+        add_lora(dit, LoRAConfig(rank=4, alpha=2.0), seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return {name: value for name, value in dit.state_dict().items() if "lora_A" in name}
+
+    first, again, other = fresh(3, 1), fresh(3, 2), fresh(4, 1)
+    assert first and all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_only_the_trained_parts_change(folders):
