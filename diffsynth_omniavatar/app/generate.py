@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..flag_files import read_flag_file
 from ..model.files import MODELS
 from .console import FAILED, say
 
@@ -119,7 +119,7 @@ def config_flags(path: str) -> Iterator[str]:
     """The content of a config file as command-line arguments of `generate`."""
     single = {"model", "models_folder", "input_file", "out_folder"}
     flags = {**MODEL_FLAGS, **INPUT_FLAGS, **SETTING_FLAGS}
-    content = _read_config(path)
+    content = read_flag_file(path)
     unknown = sorted(str(key) for key in content if key not in flags and key not in single)
     if unknown:
         raise ValueError(f"{path}: unknown keys {', '.join(unknown)}; the keys are the flags of `omniavatar generate`.")
@@ -134,25 +134,6 @@ def config_flags(path: str) -> Iterator[str]:
             yield from ("--dit", *map(str, value))
         else:
             yield f"--{key}={value}"
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    text = Path(path).read_text(encoding="utf-8")
-    if Path(path).suffix == ".json":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-    else:
-        import yaml
-
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, wanted lines like `steps: 25`.")
-    return content
 
 
 @dataclass(frozen=True)

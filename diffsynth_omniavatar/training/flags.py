@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-import yaml
 
 from .. import host
+from ..flag_files import read_flag_file
 from ..losses.decode import AUX_MEMORY
 from ..model.config import IMAGE_SIZES, LORA_TARGETS
 from .auxiliary import AuxiliaryLosses
@@ -87,11 +87,16 @@ def memory_amount(text: str) -> float | str:
     return gib
 
 
+def _refuse(message: str) -> NoReturn:
+    raise FlagError(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The host's flags and OmniAvatar's."""
     parser = host.wan_parser()
     parser.prog = "diffsynth_omniavatar.train"
     parser.allow_abbrev = False
+    parser.error = _refuse  # type: ignore[method-assign, assignment] # else the usage, of a hundred lines, goes before it
     for action in parser._actions:
         action.required = False  # the host requires dataset_base_path, which may come from --config
     parser.description = DESCRIPTION
@@ -248,28 +253,52 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _config_values(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FlagError(f"--config {path} does not exist.")
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    if not isinstance(content, dict):
-        raise FlagError(f"--config {path} holds a {type(content).__name__}, wanted flag names and values.")
+    content = read_flag_file(path)
     actions = {action.dest: action for action in parser._actions}
     unknown = [key for key in content if key not in actions or key in ("config", "help")]
     if unknown:
         raise FlagError(f"--config {path} has unknown keys: {', '.join(map(str, unknown))}.")
     values = {}
     for key, value in content.items():
-        action = actions[key]
-        if value is None:
-            continue
-        if isinstance(value, list):
-            value = ",".join(map(str, value)) if key != "model_paths" else json.dumps(value)
-        elif isinstance(value, Mapping):
-            value = json.dumps(value)
-        if action.choices is not None and value not in action.choices:
-            raise FlagError(f"--config {path}: {key} is {value!r}, wanted one of {list(action.choices)}.")
-        values[key] = action.type(value) if callable(action.type) and isinstance(value, str) else value
+        if value is not None:
+            try:
+                values[key] = _config_value(actions[key], value)
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                raise FlagError(f"--config {path}: {key} is {str(value)[:80]!r}, {error}.") from error
     return values
+
+
+def _config_value(action: argparse.Action, value: Any) -> Any:
+    """What the command line would make of a flag with this value of a file.
+
+    Raises:
+        ValueError, TypeError, argparse.ArgumentTypeError: it is of another kind; the message says what is wanted.
+    """
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError("wanted true or false, without quotes")
+        return value
+    kind: Any = action.type or str
+    if isinstance(value, bool) or (kind is str and isinstance(value, int | float)):
+        raise ValueError(f"wanted {_KIND_NAMES.get(kind, 'a value')}")
+    if isinstance(value, list | Mapping) and kind in (int, float):
+        raise ValueError(f"wanted {_KIND_NAMES[kind]}")
+    if (action.dest == "model_paths" and isinstance(value, list)) or isinstance(value, Mapping):
+        value = json.dumps(value)
+    elif isinstance(value, list):
+        if not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in value):
+            raise ValueError("wanted a list of names or numbers")
+        value = ",".join(map(str, value))
+    try:
+        value = kind(str(value))
+    except ValueError as error:
+        raise ValueError(f"wanted {_KIND_NAMES.get(kind, error)}") from error
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"wanted one of {list(action.choices)}")
+    return value
+
+
+_KIND_NAMES = {int: "a whole number", float: "a number", str: "text, in quotes", frame_counts: "numbers of frames"}
 
 
 def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
