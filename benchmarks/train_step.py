@@ -26,7 +26,7 @@ from random_models import made_on, random_dit, random_vae
 from speed import clean, memory_limit
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.data.dataset import TrainingSample
+from diffsynth_omniavatar.data.sample import TrainingSample
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses.decode import AUX_MEMORY, choose_memory
 from diffsynth_omniavatar.losses.frozen import freeze

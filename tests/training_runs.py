@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from synthetic_clips import write_table, write_texture
 
-from diffsynth_omniavatar.data.dataset import TrainingSample
+from diffsynth_omniavatar.data.sample import TrainingSample
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model.config import Conventions

@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--models_folder", help="folder of the model's files, see generate")
     doctor.add_argument("--omniavatar", help="look at this checkpoint")
 
-    _add_command(commands, "..data.dataset", "check", "List all faults of training data.")
+    _add_command(commands, "..data.check", "check", "List all faults of training data.")
     _add_command(commands, "..data.precompute", "precompute", "Encode training data once, into a cache.")
     _add_command(commands, ".evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
     _add_command(commands, ".plan", "plan", "Tell which flags train fastest on a GPU, in how much memory and time.")

@@ -18,8 +18,12 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 from .. import host
-from ..data.precompute import BegunCache, CacheOptions, CacheWriter, PrecomputeReport, RawClip, begin, read_raw_clip
-from ..data.sources import ClipFacts, ClipSettings, ClipSource, Recipe, VideoClip
+from ..data.cache_writer import CacheWriter
+from ..data.clips import ClipFacts, ClipSettings, ClipSource
+from ..data.encode import CacheOptions, RawClip, read_raw_clip
+from ..data.precompute import BegunCache, PrecomputeReport, begin
+from ..data.recipe import Recipe
+from ..data.video_clip import VideoClip
 from ..generation.pipeline import OmniAvatarPipeline
 from ..tensor_files import read_pickle
 from .loader import only_sample

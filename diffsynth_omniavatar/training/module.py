@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..data.dataset import TrainingSample
+from ..data.sample import TrainingSample
 from ..generation.pipeline import OmniAvatarPipeline
 from ..generation.units import PromptUnit, units
 from ..losses.flow import flow_loss

@@ -17,9 +17,11 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from .. import host
 from ..atomic import write_text_atomically
+from ..data.clips import ClipSettings, ClipSource
 from ..data.dataset import OmniAvatarDataset
-from ..data.precompute import encoder_pipeline
-from ..data.sources import ClipSettings, ClipSource, Recipe, read_clips
+from ..data.encode import encoder_pipeline
+from ..data.recipe import Recipe
+from ..data.tables import read_clips
 from ..generation.pipeline import OmniAvatarPipeline
 from ..losses.decode import choose_memory
 from ..losses.lpips import LpipsLoss, load_lpips

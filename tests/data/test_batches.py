@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from test_dataset import fakes, make, near
+from data_clips import fakes, make, near
 
-from diffsynth_omniavatar.data.sources import Recipe
+from diffsynth_omniavatar.data.recipe import Recipe
 from diffsynth_omniavatar.training.loader import seed_cpu_generators
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from data_clips import draw
 from PIL import Image
 from safetensors.torch import load_file
 from synthetic_clips import noise, write_table, write_texture
-from test_dataset import draw
 from test_precompute import FLOAT32, RECIPE, SETTINGS, encoders, write
 
+from diffsynth_omniavatar.data.cache import StaleCacheError
+from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
-from diffsynth_omniavatar.data.precompute import CacheOptions
-from diffsynth_omniavatar.data.sources import ClipSettings, Recipe, StaleCacheError, read_clips
+from diffsynth_omniavatar.data.encode import CacheOptions
+from diffsynth_omniavatar.data.recipe import Recipe
+from diffsynth_omniavatar.data.tables import read_clips
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.nano.family import write_random_family

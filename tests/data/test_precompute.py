@@ -12,18 +12,24 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from data_clips import draw
 from PIL import Image
 from processes import run_in_processes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from synthetic_clips import shown, write_levels, write_prepared, write_table, write_texture
-from test_dataset import draw
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.data import cache_writer, encode
 from diffsynth_omniavatar.data import precompute as precompute_module
-from diffsynth_omniavatar.data.dataset import OmniAvatarDataset, check_dataset, scan_clips
-from diffsynth_omniavatar.data.precompute import CacheOptions, encoder_pipeline, precompute, reference_places
-from diffsynth_omniavatar.data.sources import Cache, ClipSettings, Recipe, StaleCacheError, read_clips
+from diffsynth_omniavatar.data.cache import Cache, StaleCacheError
+from diffsynth_omniavatar.data.clips import ClipSettings
+from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
+from diffsynth_omniavatar.data.encode import CacheOptions, encoder_pipeline, reference_places
+from diffsynth_omniavatar.data.precompute import precompute
+from diffsynth_omniavatar.data.recipe import Recipe
+from diffsynth_omniavatar.data.scan import check_dataset, scan_clips
+from diffsynth_omniavatar.data.tables import read_clips
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
@@ -171,7 +177,7 @@ def test_references_are_spread_over_the_whole_clip(pipe: OmniAvatarPipeline, tmp
     write_levels(tmp_path / "a.mp4", 40)
     (clip,) = read_clips(write_table(tmp_path / "t.csv", [{"video": "a.mp4", "prompt": "x"}]))
     facts = scan_clips([clip], replace(SETTINGS, in_dim=65), RECIPE).facts[0]
-    raw = precompute_module.read_raw_clip(clip, facts, replace(SETTINGS, in_dim=65), 4)
+    raw = encode.read_raw_clip(clip, facts, replace(SETTINGS, in_dim=65), 4)
     assert shown(raw.target) == [*range(17)] and shown(raw.references) == [5, 15, 25, 35]
     assert shown(raw.reference_sequence) == [*range(23, 40)]
 
@@ -226,9 +232,9 @@ def test_a_run_that_was_killed_goes_on(
         encoded.append(1)
         return encode_clip(*arguments)
 
-    encode_clip = precompute_module.encode_clip
+    encode_clip = encode.encode_clip
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(precompute_module, "encode_clip", encode_and_die)
+        patch.setattr(cache_writer, "encode_clip", encode_and_die)
         write(pipe, table, tmp_path)
     (tmp_path / "clips" / ".half.safetensors.x1y2z3.safetensors").write_bytes(b"half of a file")
     assert len([*(tmp_path / "clips").glob("[!.]*")]) == 2
@@ -264,8 +270,8 @@ def test_a_cache_of_other_networks_is_refused(family_folder: Path, table: Path, 
         write(other, table, cache)
     half = encoders(family_folder, dtype=torch.bfloat16)
     for name in ("vae", "text_encoder", "speech_encoder"):
-        same = precompute_module.network_key(getattr(half, name))
-        assert same == precompute_module.network_key(getattr(encoders(family_folder), name))
+        same = encode.network_key(getattr(half, name))
+        assert same == encode.network_key(getattr(encoders(family_folder), name))
 
 
 def test_training_refuses_a_cache_that_does_not_fit(cache: Path, tmp_path: Path) -> None:

@@ -168,7 +168,8 @@ def test_training_live_and_from_a_cache(folder, tmp_path, monkeypatch, mode):
     for name in ("loss", "flow", "sync", "lpips", "trepa"):
         assert len(logged_values(tmp_path / "live", name)) == 2
 
-    from diffsynth_omniavatar.data.precompute import CacheOptions, encoder_pipeline, precompute
+    from diffsynth_omniavatar.data.encode import CacheOptions, encoder_pipeline
+    from diffsynth_omniavatar.data.precompute import precompute
 
     args = parse_arguments(flags(folder, tmp_path / "cached", *more))
     conventions = run.conventions_of(args)

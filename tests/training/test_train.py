@@ -14,8 +14,9 @@ from synthetic_clips import noise, write_table
 from training_runs import MODES, flags, write_inputs
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.data.precompute import encoder_pipeline, precompute
-from diffsynth_omniavatar.data.sources import read_clips
+from diffsynth_omniavatar.data.encode import encoder_pipeline
+from diffsynth_omniavatar.data.precompute import precompute
+from diffsynth_omniavatar.data.tables import read_clips
 from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES

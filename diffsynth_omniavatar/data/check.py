@@ -1,0 +1,31 @@
+"""`omniavatar check`: all faults of all clips, before any training."""
+
+from __future__ import annotations
+
+import argparse
+
+from .flags import add_data_arguments, data_of
+from .scan import check_dataset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `omniavatar check`."""
+    add_data_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`omniavatar check`: list all faults; the exit code is 1 if there are any."""
+    from rich.console import Console
+    from rich.table import Table
+
+    clips, settings, recipe = data_of(args)
+    console = Console()
+    faults = check_dataset(clips, settings, recipe)
+    if faults:
+        table = Table("clip", "fault")
+        for fault in faults:
+            table.add_row(fault.clip, fault.reason)
+        console.print(table)
+    bad = len({fault.index for fault in faults})
+    console.print(f"{len(clips)} clips, {bad} of them with faults")
+    return 1 if faults else 0

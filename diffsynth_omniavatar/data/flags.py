@@ -1,0 +1,57 @@
+"""The flags that `check` and `precompute` share: which clips there are, and what the model takes of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..media.timeline import MAX_TOKENS
+from ..model.config import IMAGE_SIZES, Conventions
+from .clips import ClipSettings, ClipSource
+from .recipe import Recipe
+from .tables import read_clips
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which clips there are and what the model takes of them."""
+    parser.add_argument(
+        "data", metavar="DATA", help="table of clips (.csv, .json, .jsonl), list of directories, or cache"
+    )
+    parser.add_argument("--dataset_base_path", help="folder that the paths start from (default: that of DATA)")
+    parser.add_argument("--omniavatar_mode", choices=["i2v", "v2v"], default="i2v", help="(default: i2v)")
+    parser.add_argument("--use_ref_sequence", action="store_true", help="V2V with 65 channels")
+    parser.add_argument("--first_frame", choices=["known", "masked"], default="known", help="V2V (default: known)")
+    parser.add_argument(
+        "--mouth_mask", type=Path, help="V2V: image of the mouth mask, white is kept (default: built-in)"
+    )
+    parser.add_argument("--height", type=int, help="of all samples, with --width (default: by --image_sizes)")
+    parser.add_argument("--width", type=int)
+    parser.add_argument(
+        "--image_sizes", choices=list(IMAGE_SIZES), default="720", help="upstream's sizes (default: 720)"
+    )
+    parser.add_argument("--num_frames", type=int, help="most frames of a sample, 4n+1 (default: by --max_tokens)")
+    parser.add_argument("--min_frames", type=int, help="fewest frames (default: the longest prefix and four more)")
+    parser.add_argument("--max_tokens", type=int, default=MAX_TOKENS, help=f"(default: {MAX_TOKENS})")
+    parser.add_argument("--prefix_frames", default="1,5,9,13", help="known frames at the start (default: 1,5,9,13)")
+
+
+def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, Recipe]:
+    """Clips, settings and recipe from the flags of `add_data_arguments`.
+
+    Raises:
+        ValueError: a flag does not fit.
+    """
+    if args.use_ref_sequence and args.omniavatar_mode != "v2v":
+        raise ValueError("--use_ref_sequence goes with --omniavatar_mode v2v")
+    prefixes = tuple(int(length) for length in args.prefix_frames.split(",") if length)
+    settings = ClipSettings(
+        in_dim=33 if args.omniavatar_mode == "i2v" else 65 if args.use_ref_sequence else 49,
+        conventions=Conventions(first_frame=args.first_frame, image_sizes=IMAGE_SIZES[args.image_sizes]),
+        height=args.height,
+        width=args.width,
+        mouth_mask=args.mouth_mask,
+    )
+    recipe = Recipe(
+        prefix_frames=prefixes, max_tokens=args.max_tokens, num_frames=args.num_frames, min_frames=args.min_frames
+    )
+    return read_clips(args.data, args.dataset_base_path), settings, recipe
