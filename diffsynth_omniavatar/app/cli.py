@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..host.versions import UnsupportedHostError
 from ..model.files import MODELS
-from .console import FAILED, INTERRUPTED, WRONG_INPUT, say, show_log
+from ..signals import exit_code, interrupts
+from .console import FAILED, WRONG_INPUT, say, show_log
 from .generate import config_flags
 
 
@@ -118,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(argv[1:])
     try:
         args = parse(argv)
-        show_log()
-        return args.run(args)
+        show_log(debug)
+        with interrupts():
+            return args.run(args)
     except KeyboardInterrupt as interrupt:
         say(f"interrupted; {interrupt or 'no video was being written.'}")
-        return INTERRUPTED
+        return exit_code(interrupt)
     except (ValueError, OSError, UnsupportedHostError) as error:
         if debug:
             raise

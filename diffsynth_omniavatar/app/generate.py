@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..flag_files import read_flag_file
 from ..model.files import MODELS
-from .console import FAILED, say
+from .console import FAILED, quiet_host, say
 
 if TYPE_CHECKING:
     from ..generation.pipeline import OmniAvatarPipeline
@@ -186,9 +187,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> OmniAvatarPipeline:
-    from ..generation.loading import load_pipeline
+    started = time.monotonic()
+    with quiet_host(args.debug):
+        from ..generation.loading import load_pipeline
 
-    return load_pipeline(args.model, args.models_folder, **_given(args, MODEL_FLAGS))
+        pipe = load_pipeline(args.model, args.models_folder, **_given(args, MODEL_FLAGS))
+    if pipe.is_first_process:
+        mode = "V2V" if pipe.dit.config.has_masked_video else "I2V"
+        dtype = str(pipe.torch_dtype).removeprefix("torch.")
+        say(
+            f"{args.models_folder or args.model}: {mode}, {dtype} on {pipe.device}, "
+            f"loaded in {time.monotonic() - started:.0f} s."
+        )
+    return pipe
 
 
 def _generate_one(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

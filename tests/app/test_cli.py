@@ -202,8 +202,18 @@ def test_v2v_checkpoint_takes_a_video(tmp_path, inputs):
     assert probe_video(out / "001_speech.mp4").frames == 14
 
 
-def test_interrupt_leaves_a_playable_video(tmp_path, inputs, capsys, monkeypatch):
-    """Ctrl-C while the third chunk is made."""
+def test_what_the_host_prints_while_it_loads_is_shown_by_debug_alone(tmp_path, inputs, capfd):
+    arguments = ["generate", *generate_flags(inputs, tmp_path / "a.mp4")]
+    assert run(*arguments) == 0
+    printed = capfd.readouterr()
+    assert printed.out.count("\n") == 1 and "model: I2V, float32 on cpu, loaded in" in printed.err
+    assert run(*arguments, "--debug") == 0
+    assert "wan_video_vae" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_interrupt_leaves_a_playable_video(tmp_path, inputs, capsys, monkeypatch, number):
+    """Ctrl-C, `kill` or a closed terminal while the third chunk is made."""
     out, sound = tmp_path / "long.mp4", tmp_path / "long.wav"
     soundfile.write(sound, speech(1.0), 16000)
     chunks, make = [], OmniAvatarPipeline.__call__
@@ -211,7 +221,7 @@ def test_interrupt_leaves_a_playable_video(tmp_path, inputs, capsys, monkeypatch
     def make_two(pipe, *args, **kwargs):
         chunks.append(1)
         if len(chunks) == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return make(pipe, *args, **kwargs)
 
     monkeypatch.setattr(OmniAvatarPipeline, "__call__", make_two)
@@ -221,7 +231,7 @@ def test_interrupt_leaves_a_playable_video(tmp_path, inputs, capsys, monkeypatch
     finally:
         signal.signal(signal.SIGINT, before)
     said = capsys.readouterr().err
-    assert code == console.INTERRUPTED and len(chunks) == 3
+    assert code == 128 + number and len(chunks) == 3
     assert f"{out} has the part that was done and can be played" in said and "Traceback" not in said
     info = probe_video(out)
     assert info.frames == 9 + 4 and info.has_sound  # chunks of 9 that share 5
@@ -237,7 +247,7 @@ def test_interrupt_before_the_first_chunk_says_so(tmp_path, inputs, capsys, monk
     monkeypatch.setattr(sys.modules["diffsynth_omniavatar.generation.generate"], "generate", interrupted)
     out = tmp_path / "old.mp4"
     out.write_bytes(b"of an earlier run")
-    assert run("generate", *generate_flags(inputs, out)) == console.INTERRUPTED
+    assert run("generate", *generate_flags(inputs, out)) == 130
     assert "not even the first chunk was done" in capsys.readouterr().err
     assert out.read_bytes() == b"of an earlier run"
 
