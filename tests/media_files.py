@@ -39,6 +39,25 @@ def write_greys(
         container.mux(stream.encode(None))
 
 
+def write_planes(path: Path, colours: Sequence[Sequence[int]], pixels: str, height: int = 16, **tags: int) -> None:
+    """A lossless clip of flat pictures, each of the given Y, Cb and Cr, with these tags (ITU-T H.273)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = height, 16, pixels
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        for index, colour in enumerate(colours):
+            frame = av.VideoFrame(16, height, pixels)
+            for plane, value in zip(frame.planes, colour, strict=True):
+                size = plane.buffer_size
+                plane.update(np.full(size // 2, value, "<u2") if "10" in pixels else np.full(size, value, np.uint8))
+            for name, value in tags.items():
+                setattr(frame, name, value)
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def shown(frames: torch.Tensor) -> list[int]:
     """Which picture each frame shows."""
     return (frames[:, 8:24, 8:40].float().mean((1, 2, 3)) / GREY_STEP).round().int().tolist()

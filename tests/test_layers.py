@@ -17,6 +17,8 @@ PACKAGE = ROOT / "diffsynth_omniavatar"
 WITHOUT_HOST = (
     "media.timeline",
     "media.images",
+    "media.files",
+    "media.colour",
     "media.video",
     "media.sound",
     "media.writer",

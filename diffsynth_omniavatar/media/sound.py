@@ -16,8 +16,9 @@ import soundfile
 import soxr
 import torch
 
+from .files import open_media, picture_stream
 from .timeline import FRAME_RATE, SAMPLE_RATE
-from .video import first_picture, open_media, picture_stream
+from .video import first_picture
 
 SILENCE = 1e-4
 """A sound whose samples all lie below this part of full scale counts as silent."""

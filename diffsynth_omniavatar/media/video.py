@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
 import torch
-from av.container import InputContainer
 
+from .colour import upright_rgb
+from .files import MediaError, decoded, named_faults, open_media, video_stream
 from .images import Size, scale_and_crop
 from .timeline import FRAME_RATE
+
+LONGEST_PICTURE = 10
+"""Seconds that one picture may stay on screen; a damaged timestamp would ask for hours of the same frame."""
 
 _TIMESTAMP_ERROR = Fraction(1, 1000)
 """Matroska and FLV round timestamps to whole milliseconds: a frame due by less than this is on screen."""
@@ -52,41 +56,27 @@ class VideoInfo:
     """Whether there is a sound track."""
 
 
-_ANY_TITLE: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-"""Titles in other encodings than UTF-8 are no reason to refuse a file; PyAV 19 takes them as they are."""
+class Picture(NamedTuple):
+    """A decoded picture."""
+
+    time: Fraction
+    """Seconds on the file's own clock."""
+
+    frame: av.VideoFrame
+    pixel_aspect: Fraction | None
+    """Width of a pixel by its height."""
+
+    def rgb(self, path: str | Path) -> np.ndarray:
+        """RGB bytes [height, width, 3], upright, with square pixels."""
+        return upright_rgb(self.frame, self.pixel_aspect, path)
 
 
-@contextmanager
-def open_media(path: str | Path) -> Iterator[InputContainer]:
-    """The opened file; libav's errors, also those of the block inside, become ValueErrors with the path."""
-    try:
-        with av.open(str(path), **_ANY_TITLE) as container:
-            yield container
-    except av.FFmpegError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def picture_stream(container: InputContainer) -> av.VideoStream | None:
-    """The first video stream that is not the cover picture of a sound file."""
-    streams = container.streams.video
-    return next((s for s in streams if not s.disposition & av.stream.Disposition.attached_pic), None)
-
-
-def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
-    if container.format.name.endswith("_pipe") or container.format.name == "image2":
-        raise ValueError(f"{path}: is an image, not a video; use load_image()")
-    stream = picture_stream(container)
-    if stream is None:
-        raise ValueError(f"{path}: has no video stream")
-    return stream
-
-
-def first_picture(path: str | Path) -> tuple[Fraction, av.VideoFrame]:
-    """The first picture of a video and its time, at which the file's clock starts."""
+def first_picture(path: str | Path) -> Picture:
+    """The first picture of a video, at whose time the file's clock starts."""
     # Decoding whole frames in parallel would decode a frame per thread before it gives the first.
-    decoded = _decode(path, threads="SLICE")
-    first = next(decoded, None)
-    decoded.close()
+    pictures = _decode(path, threads="SLICE")
+    first = next(pictures, None)
+    pictures.close()
     if first is None:
         raise ValueError(f"{path}: has no video frames")
     return first
@@ -99,15 +89,23 @@ def _picture_end(path: str | Path) -> Fraction:
     without a duration of its own is taken to last as long as the others on average.
     """
     with open_media(path) as container:
-        stream = _video_stream(container, path)
+        stream = video_stream(container, path)
         packets = (packet for packet in container.demux(stream) if not packet.is_discard)
-        times = [(packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None]
+        times = sorted((packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None)
         if not times or stream.time_base is None:
-            raise ValueError(f"{path}: has no timestamps; encode the video again, with mp4 as its format")
-        (first, _), (last, duration) = min(times), max(times)
-        if duration == 0 and len(times) > 1:
-            return (last + Fraction(last - first, len(times) - 1)) * stream.time_base
-        return (last + duration) * stream.time_base
+            raise MediaError(f"{path}: has no timestamps; encode the video again, with mp4 as its format")
+        (first, _), (last, duration) = times[0], times[-1]
+        mean = Fraction(last - first, max(len(times) - 1, 1))
+        starts = [Fraction(time) for time, _ in times]
+        starts.append(Fraction(last) + (duration or mean))
+        for start, end in pairwise(starts):
+            if (end - start) * stream.time_base > LONGEST_PICTURE:
+                raise MediaError(
+                    f"{path}: a picture stays from {float(start * stream.time_base):.3f} to "
+                    f"{float(end * stream.time_base):.3f} s, more than {LONGEST_PICTURE} s, so its timestamps are "
+                    "taken to be damaged; encode it again at a constant frame rate"
+                )
+        return starts[-1] * stream.time_base
 
 
 def probe_video(path: str | Path) -> VideoInfo:
@@ -120,32 +118,33 @@ def probe_video(path: str | Path) -> VideoInfo:
 
 def _probe(path: str | Path) -> tuple[VideoInfo, Fraction]:
     """What `probe_video` gives, and the time of the first picture on the file's own clock."""
-    start_time, first = first_picture(path)
-    duration = _picture_end(path) - start_time
-    height, width = _upright(first, path).shape[:2]
+    first = first_picture(path)
+    duration = _picture_end(path) - first.time
+    with named_faults(path):
+        height, width = first.rgb(path).shape[:2]
     with open_media(path) as container:
         info = VideoInfo(
             height=height,
             width=width,
-            frame_rate=float(_video_stream(container, path).average_rate or 0),
+            frame_rate=float(video_stream(container, path).average_rate or 0),
             duration=float(duration),
             frames=max(1, math.ceil((duration - _TIMESTAMP_ERROR) * FRAME_RATE)),
             has_sound=bool(container.streams.audio),
         )
-    return info, start_time
+    return info, first.time
 
 
 def _decode(
     path: str | Path, seek_to: Fraction | None = None, threads: Literal["AUTO", "SLICE"] = "AUTO"
-) -> Generator[tuple[Fraction, av.VideoFrame], None, None]:
-    """Decoded frames with their seconds on the file's own clock, from the key frame before `seek_to` on."""
+) -> Generator[Picture, None, None]:
+    """Decoded pictures, from the key frame before `seek_to` on."""
     with open_media(path) as container:
-        stream = _video_stream(container, path)
+        stream = video_stream(container, path)
         stream.thread_type = threads
         if seek_to is not None and stream.time_base is not None:
             container.seek(math.floor(seek_to / stream.time_base), stream=stream)
         last: Fraction | None = None
-        for frame in container.decode(stream):
+        for frame in decoded(container.decode(stream), path):
             if frame.pts is None or frame.time_base is None:
                 raise ValueError(f"{path}: has no timestamps; encode the video again, with mp4 as its format")
             time = frame.pts * frame.time_base
@@ -155,28 +154,20 @@ def _decode(
                     "encode the video again, with mp4 as its format"
                 )
             last = time
-            yield time, frame
+            yield Picture(time, frame, stream.sample_aspect_ratio)
 
 
-def _decode_from(path: str | Path, time: Fraction) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+def _decode_from(path: str | Path, time: Fraction) -> Iterator[Picture]:
     """What `_decode` gives, beginning at or before `time`."""
-    decoded = _decode(path, time)
-    first = next(decoded, None)
-    if first is not None and first[0] <= time:
+    pictures = _decode(path, time)
+    first = next(pictures, None)
+    if first is not None and first.time <= time:
         yield first
-        yield from decoded
+        yield from pictures
         return
     # In files without an index the search may end too far on: those are decoded from the beginning.
-    decoded.close()
+    pictures.close()
     yield from _decode(path)
-
-
-def _upright(frame: av.VideoFrame, path: str | Path) -> np.ndarray:
-    """RGB bytes [height, width, 3] of a decoded frame, turned as the file says."""
-    turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        raise ValueError(f"{path}: asks for a rotation by {frame.rotation} degrees; only multiples of 90 can be done")
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
 
 def _fit_frame(frame: torch.Tensor, size: Size | None) -> torch.Tensor:
@@ -211,17 +202,18 @@ def _wanted_frames(path: str | Path, start: int, count: int | None) -> tuple[Fra
 
 def _sample_frames(path: str | Path, start_time: Fraction, wanted: range, size: Size | None) -> Iterator[torch.Tensor]:
     if wanted.start == 0:
-        decoded: Iterator[tuple[Fraction, av.VideoFrame]] = _decode(path)
+        pictures: Iterator[Picture] = _decode(path)
     else:
-        decoded = _decode_from(path, start_time + Fraction(wanted.start, FRAME_RATE))
-    shown, following = next(decoded)[1], next(decoded, None)
+        pictures = _decode_from(path, start_time + Fraction(wanted.start, FRAME_RATE))
+    shown, following = next(pictures), next(pictures, None)
     shape, image = None, None
     for index in wanted:
         due = start_time + Fraction(index, FRAME_RATE) + _TIMESTAMP_ERROR
-        while following is not None and following[0] < due:
-            shown, following, image = following[1], next(decoded, None), None
+        while following is not None and following.time < due:
+            shown, following, image = following, next(pictures, None), None
         if image is None:
-            image = _fit_frame(torch.from_numpy(_upright(shown, path)), size)
+            with named_faults(path):
+                image = _fit_frame(torch.from_numpy(shown.rgb(path)), size)
             shape = shape or image.shape
             if image.shape != shape:
                 raise ValueError(

@@ -1,8 +1,11 @@
 """Video comes in by its timestamps, upright, beside its sound; bad files are refused by name."""
 
+import os
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,10 +25,10 @@ from media_files import (
 )
 from PIL import Image
 
+from diffsynth_omniavatar.media import files
 from diffsynth_omniavatar.media.images import fit_image, image_to_tensor, load_image, to_bytes, to_unit_range
 from diffsynth_omniavatar.media.sound import load_sound, speech_waveform
 from diffsynth_omniavatar.media.video import iter_frames, probe_video, read_frames
-from diffsynth_omniavatar.media.writer import VideoWriter
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
@@ -74,30 +77,145 @@ def test_frames_of_a_size_are_fitted_as_images_are(tmp_path: Path) -> None:
     assert difference.abs().max() <= 1
 
 
-def set_rotation(path: Path, clockwise: int, width: int, height: int) -> None:
-    """Write the display matrix of an mp4 file's only track, as phones do (ISO 14496-12, track header)."""
+def set_matrix(path: Path, *matrix: float) -> None:
+    """Write the display matrix a, b, c, d of an mp4 file's only track, as phones do (ISO 14496-12, track header)."""
     data = bytearray(path.read_bytes())
-    matrices = {90: (0, 1, -1, 0, height, 0), 180: (-1, 0, 0, -1, width, height), 270: (0, -1, 1, 0, 0, width)}
-    a, b, c, d, x, y = (value << 16 for value in matrices[clockwise])
+    a, b, c, d = (round(value * 65536) for value in matrix)
     matrix_at = data.index(b"tkhd") + 4 + 40
-    data[matrix_at : matrix_at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, x, y, 1 << 30)
+    data[matrix_at : matrix_at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("clockwise", [90, 180, 270])
-def test_videos_stand_upright(tmp_path: Path, clockwise: int) -> None:
+def write_quadrants(path: Path, **settings: Any) -> np.ndarray:
+    """A clip of one picture of 32x48, which is returned."""
+    stored = np.kron(QUADRANTS.astype(np.uint8), np.ones((4, 4, 1), np.uint8))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv444p"
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
+        container.mux(stream.encode(None))
+    return stored
+
+
+ORIENTATIONS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {
+    (1, 0, 0, 1): lambda picture: picture,
+    (-1, 0, 0, 1): lambda picture: picture[:, ::-1],
+    (1, 0, 0, -1): lambda picture: picture[::-1],
+    (-1, 0, 0, -1): lambda picture: picture[::-1, ::-1],
+    (0, 1, -1, 0): lambda picture: np.rot90(picture, -1),
+    (0, -1, 1, 0): lambda picture: np.rot90(picture),
+    (0, 1, 1, 0): lambda picture: picture.swapaxes(0, 1),
+    (0, -1, -1, 0): lambda picture: np.rot90(picture, 2).swapaxes(0, 1),
+}
+"""What a display matrix (x' = a x + c y, y' = b x + d y) makes of a picture."""
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_videos_stand_upright(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
     path = tmp_path / "phone.mp4"
-    stored = torch.from_numpy(np.kron(QUADRANTS.astype(np.uint8), np.ones((4, 4, 1), np.uint8)))
-    with VideoWriter(path, 32, 48) as writer:
-        writer.write(stored[None])
-    set_rotation(path, clockwise, width=48, height=32)
-    upright = stored.numpy().copy()
-    for _ in range(clockwise // 90):
-        upright = upright.transpose(1, 0, 2)[:, ::-1]
+    upright = ORIENTATIONS[matrix](write_quadrants(path))
+    set_matrix(path, *matrix)
     info, frames = probe_video(path), read_frames(path)
     assert (info.height, info.width) == tuple(frames.shape[1:3]) == upright.shape[:2]
-    # Halved colour resolution blurs the borders of the quadrants.
-    assert np.abs(frames[0].numpy().astype(int) - upright).mean() < 12
+    assert np.abs(frames[0].numpy().astype(int) - upright).mean() < 4
+
+
+def test_a_video_that_is_to_be_shown_askew_is_refused(tmp_path: Path) -> None:
+    write_quadrants(tmp_path / "phone.mp4")
+    set_matrix(tmp_path / "phone.mp4", 0.7, 0.7, -0.7, 0.7)
+    with named_error(tmp_path / "phone.mp4", "askew"):
+        probe_video(tmp_path / "phone.mp4")
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+@pytest.mark.parametrize(
+    ("aspect", "height", "width"), [("4/3", 32, 64), ("1/2", 64, 48), ("1", 32, 48), ("0", 32, 48)]
+)
+def test_pixels_become_square(tmp_path: Path, name: str, aspect: str, height: int, width: int) -> None:
+    stored = write_quadrants(tmp_path / name, sample_aspect_ratio=Fraction(aspect))
+    info, frames = probe_video(tmp_path / name), read_frames(tmp_path / name)
+    assert (info.height, info.width) == tuple(frames.shape[1:3]) == (height, width)
+    rows, columns = (np.arange(4) * 2 + 1) * height // 8, (np.arange(4) * 2 + 1) * width // 8
+    wanted = stored[np.ix_((np.arange(4) * 2 + 1) * 4, (np.arange(4) * 2 + 1) * 6)]
+    assert np.abs(frames[0].numpy().astype(int)[np.ix_(rows, columns)] - wanted).max() < 8
+
+
+def test_pixels_are_square_before_the_picture_is_turned(tmp_path: Path) -> None:
+    write_quadrants(tmp_path / "phone.mp4", sample_aspect_ratio=Fraction(2))
+    set_matrix(tmp_path / "phone.mp4", 0, 1, -1, 0)
+    assert read_frames(tmp_path / "phone.mp4").shape == (1, 96, 32, 3)
+
+
+def test_impossible_pixels_are_refused(tmp_path: Path) -> None:
+    write_quadrants(tmp_path / "clip.mp4", sample_aspect_ratio=Fraction(20))
+    with named_error(tmp_path / "clip.mp4", "20 times as wide", "encode"):
+        read_frames(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("far", [11.5, 300, 10**7])
+@pytest.mark.parametrize("place", [0, 8, 19])
+def test_far_timestamps_are_refused(tmp_path: Path, far: float, place: int) -> None:
+    times = [40 * index + (round(1000 * far) if index > place or index == 19 else 0) for index in range(20)]
+    write_greys(tmp_path / "clip.mkv", times)
+    for read in (probe_video, read_frames, iter_frames):
+        with named_error(tmp_path / "clip.mkv", "stays from", "10 s", "encode"):
+            read(tmp_path / "clip.mkv")
+
+
+def test_a_picture_may_stay_for_seconds(tmp_path: Path) -> None:
+    times = [0, 40, 9000, 9040]
+    write_greys(tmp_path / "clip.mkv", times)
+    frames = read_frames(tmp_path / "clip.mkv")
+    assert shown(frames) == on_screen(times, 1000, len(frames))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_damage_is_told_with_its_time(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "clip.mp4"
+    noise = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.max_b_frames = 0
+        for picture in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux() if packet.size][20]
+        at, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[at + size // 4 : at + size] = np.random.default_rng(1).bytes(size - size // 4)
+    path.write_bytes(data)
+    assert probe_video(path).frames == 25
+    # Decoders that work on several pictures at a time tell of damage some pictures later or earlier.
+    with named_error(path, r"damaged after 0\.[678]\d\d s", "encode it again"):
+        read_frames(path)
+
+
+def test_pictures_of_absurd_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_greys(tmp_path / "clip.mp4", range(3), 25)
+    monkeypatch.setattr(files, "MAX_PIXELS", 32 * 48 - 1)
+    for read in (probe_video, read_frames, load_sound):
+        with named_error(tmp_path / "clip.mp4", "32x48" if read is not load_sound else "no sound"):
+            read(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "file:a.mp4", "-", "a%02d.mp4", "http:a.mp4"])
+def test_any_file_name_is_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_flash_and_beep(tmp_path / "clip.mp4", 0, 0, at=0.8)
+    (tmp_path / "clip.mp4").rename(tmp_path / name)
+    assert flash_and_beep(Path(name)) == (0.8, pytest.approx(0.8, abs=0.005))
+    assert probe_video(name).frames == 50
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for read in (probe_video, load_sound):
+        with named_error(tmp_path / "pipe.mp4", "not a file"):
+            read(tmp_path / "pipe.mp4")
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
