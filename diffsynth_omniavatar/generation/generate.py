@@ -14,20 +14,16 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..media.images import ImageSource, load_image, match_size, to_video
-from ..media.sound import Sound, SoundSource, add_silence, load_sound, speech_waveform
-from ..media.timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
-from ..media.video import iter_frames, probe_video
+from ..media.images import ImageSource
+from ..media.sound import SoundSource
+from ..media.timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
 from . import colours
-from .masks import MaskSource, load_mouth_mask, paste_outside_mouth
+from .inputs import read_inputs
+from .masks import MaskSource, paste_outside_mouth
 from .pipeline import OmniAvatarPipeline
-from .pixels import image_tensor
 
 logger = logging.getLogger(__name__)
-
-LEADING_SILENCE = 0.3
-"""Seconds of silence that upstream puts in front of the speech."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +103,21 @@ def generate(
     """
     started = time.monotonic()
     out = Path(out)
-    is_v2v = pipe.dit.config.has_masked_video
-    _check_sources(pipe, image, video)
+    inputs = read_inputs(
+        pipe,
+        audio=audio,
+        image=image,
+        video=video,
+        mouth_mask=mouth_mask,
+        paste_source=paste_source,
+        reference_video=reference_video,
+        height=height,
+        width=width,
+        max_tokens=max_tokens,
+        overlap=overlap,
+        silence=silence,
+    )
+    size, plan = inputs.size, inputs.plan
     sampling = pipe.conventions.sampling.with_given(
         negative_prompt=negative_prompt,
         match_colours=match_colours,
@@ -117,19 +126,7 @@ def generate(
         audio_cfg_scale=audio_cfg_scale,
         sigma_shift=sigma_shift,
     )
-    sound = add_silence(_load(audio), (0.0 if is_v2v else LEADING_SILENCE) if silence is None else silence)
-    size = _size(pipe, image, video, height, width)
-    waveform = speech_waveform(sound)
-    plan = plan_chunks(
-        len(waveform),
-        length=chunk_length(*size, max_tokens or pipe.conventions.max_tokens),
-        overlap=_overlap(pipe, overlap),
-        leading_rows=pipe.conventions.leading_audio_rows,
-    )
-    source = _SourceVideo(video, size) if is_v2v and video is not None else None
-    pasted = load_mouth_mask(mouth_mask, *size) if source is not None and paste_source else None
-    reference = _reference_sequence(pipe, source, reference_video, plan, size)
-    features = pipe.encode_speech(waveform, plan.padded_rows)
+    features = pipe.encode_speech(inputs.waveform, plan.padded_rows)
     prompt_embeds = pipe.encode_prompt(prompt)
     negative_prompt_embeds = pipe.encode_prompt(sampling.negative_prompt) if sampling.cfg_scale != 1.0 else None
     logger.info(
@@ -145,18 +142,18 @@ def generate(
     carried: Tensor | None = None
     with (
         _progress(len(plan.chunks), sampling.steps, show_progress and pipe.is_first_process) as progress,
-        VideoWriter(out, *size, sound=sound, sound_delay=delay, crf=crf)
+        VideoWriter(out, *size, sound=inputs.sound, sound_delay=delay, crf=crf)
         if pipe.is_first_process
         else contextlib.nullcontext() as writer,
     ):
         for chunk in plan.chunks:
-            pictures = None if source is None else source.frames(chunk.frames)
+            pictures = inputs.pictures(chunk.frames)
             frames = pipe(
-                input_image=image if image is not None or source is None else source.first_frame(),
+                input_image=inputs.portrait(),
                 audio_features=chunk_features(features, chunk),
                 input_video=pictures,
-                mouth_mask=mouth_mask,
-                reference_video=reference,
+                mouth_mask=inputs.mouth_mask,
+                reference_video=inputs.reference_sequence,
                 prefix_video=carried,
                 height=size[0],
                 width=size[1],
@@ -174,14 +171,14 @@ def generate(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
             ).float()
-            if sampling.match_colours or pasted is not None:
-                original = _original(image, pictures, size)
+            if sampling.match_colours or inputs.pasted is not None:
+                original = inputs.original(pictures)
             if sampling.match_colours:
                 frames = colours.match_colours(frames, original)
             carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
             if writer is not None:
-                if pasted is not None:
-                    frames = paste_outside_mouth(frames, original, pasted)
+                if inputs.pasted is not None:
+                    frames = paste_outside_mouth(frames, original, inputs.pasted)
                 writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
     seconds = time.monotonic() - started
     return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), sampling.steps * len(plan.chunks), seconds)
@@ -191,90 +188,6 @@ def chunk_features(features: Tensor, chunk: Chunk) -> Tensor:
     """The rows [L, C] of a chunk out of the features [P, C] of the whole sound."""
     rows = features[chunk.feature_rows.start : chunk.feature_rows.stop]
     return torch.cat([rows.new_zeros(chunk.zero_rows, rows.shape[1]), rows])
-
-
-def _load(audio: SoundSource) -> Sound:
-    return audio if isinstance(audio, Sound) else load_sound(audio)
-
-
-def _check_sources(pipe: OmniAvatarPipeline, image: ImageSource | None, video: str | Path | None) -> None:
-    if pipe.dit.config.has_masked_video and video is None:
-        raise ValueError("This is a V2V checkpoint, which changes the mouth of a video: give video=, not image= alone.")
-    if not pipe.dit.config.has_masked_video:
-        if video is not None:
-            raise ValueError(
-                "This checkpoint animates a portrait (33 channels): give image=; video= needs a V2V checkpoint."
-            )
-        if image is None:
-            raise ValueError("There is no portrait: give image=.")
-
-
-def _size(
-    pipe: OmniAvatarPipeline, image: ImageSource | None, video: str | Path | None, height: int | None, width: int | None
-) -> tuple[int, int]:
-    if height is not None and width is not None:
-        return pipe.check_resize_height_width(height, width)
-    if height is not None or width is not None:
-        raise ValueError("Give both height= and width=, or neither.")
-    if video is not None:
-        info = probe_video(video)
-        return match_size(info.height, info.width, pipe.conventions.image_sizes)
-    picture = load_image(image)  # type: ignore[arg-type]  # _check_sources has seen to it
-    return match_size(picture.height, picture.width, pipe.conventions.image_sizes)
-
-
-def _original(image: ImageSource | None, pictures: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """What a chunk shows, [3, 1 or F, H, W] in [-1, 1]: the portrait, or the source's frames."""
-    if pictures is not None:
-        return to_video(pictures[None])[0]
-    return image_tensor(image, *size)[0].unsqueeze(1)  # type: ignore[arg-type]  # as in _size
-
-
-def _overlap(pipe: OmniAvatarPipeline, overlap: int) -> int:
-    known = pipe.conventions.prefix_frames
-    if known and max(known) == 1 and overlap != 1:
-        logger.info("The checkpoint knows prefixes of one frame only: chunks overlap by 1 instead of %d.", overlap)
-        return 1
-    return overlap
-
-
-class _SourceVideo:
-    """Frames of a V2V source by their place in the finished video; a short source runs forth and back."""
-
-    def __init__(self, path: str | Path, size: tuple[int, int]) -> None:
-        self.path, self.size = path, size
-        self.count = probe_video(path).frames
-
-    def frames(self, places: range) -> Tensor:
-        """uint8 [F, H, W, 3]."""
-        wanted = [forth_and_back(place, self.count) for place in places]
-        first, last = min(wanted), max(wanted)
-        window = torch.stack(list(iter_frames(self.path, first, last - first + 1, self.size)))
-        return window[torch.tensor(wanted) - first]
-
-    def first_frame(self) -> Any:
-        from PIL import Image
-
-        return Image.fromarray(self.frames(range(1))[0].numpy())
-
-
-def _reference_sequence(
-    pipe: OmniAvatarPipeline,
-    source: _SourceVideo | None,
-    reference_video: str | Path | None,
-    plan: ChunkPlan,
-    size: tuple[int, int],
-) -> Tensor | None:
-    """The second clip of a 65-channel model: of its own file, or the source's last frames."""
-    if not pipe.dit.config.has_reference_sequence or source is None:
-        return None
-    clip = source if reference_video is None else _SourceVideo(reference_video, size)
-    if clip.count < plan.length or (clip is source and source.count < 2 * plan.length):
-        raise ValueError(
-            f"{clip.path} has {clip.count} frames, too few for a reference sequence of {plan.length} frames apart "
-            "from the first chunk: give reference_video= with another clip of the person, or lower max_tokens."
-        )
-    return clip.frames(range(clip.count - plan.length, clip.count))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.colours import match_colours
-from diffsynth_omniavatar.generation.generate import _SourceVideo, generate
+from diffsynth_omniavatar.generation.generate import generate
+from diffsynth_omniavatar.generation.inputs import SourceVideo
 from diffsynth_omniavatar.generation.loading import nano_pipeline
 from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
@@ -196,7 +197,7 @@ def write_video(path, frames, size=64):
 
 
 def test_short_sources_run_forth_and_back(tmp_path):
-    source = _SourceVideo(write_video(tmp_path / "source.mp4", 5), (64, 64))
+    source = SourceVideo(write_video(tmp_path / "source.mp4", 5), (64, 64))
     assert [forth_and_back(place, source.count) for place in range(12)] == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3]
     frames = source.frames(range(3, 8))
     stored = read_frames(tmp_path / "source.mp4")
