@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator, load_state
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, ValidationResult, find_latest
+from diffsynth_omniavatar.training.log_table import read_table
 from diffsynth_omniavatar.training.settings import LoopSettings
 
 WIDTH = 5
@@ -164,8 +165,8 @@ class Run:
 
     def metric(self, name: str) -> list[float]:
         """The values that were logged under a name."""
-        rows = [line.split(",") for line in (self.folder / "loss.csv").read_text().splitlines()[1:]]
-        return [float(value) for _, key, value in rows if key == name]
+        table = "validation" if name == "validation" else "loss"
+        return [row[name] for row in read_table(self.folder / f"{table}.csv") if name in row]
 
 
 def same(left: Any, right: Any) -> bool:

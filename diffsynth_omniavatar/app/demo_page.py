@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import math
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from ..media.timeline import FRAME_RATE
 from ..metrics.plots import line_plot
 from ..nano.speaker.clips import SpeakerClip
+from ..training.log_table import read_table
 
 STYLE = """
 body { max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
@@ -51,8 +51,7 @@ def table(before: Shown, after: Shown, losses: Sequence[float]) -> list[tuple[st
 
 def training_losses(path: Path) -> list[float]:
     """The loss of every step, from the loss.csv of a run."""
-    with path.open(encoding="utf-8", newline="") as content:
-        return [float(row["value"]) for row in csv.DictReader(content) if row["key"] == "loss"]
+    return [row["loss"] for row in read_table(path)]
 
 
 def running_mean(values: Sequence[float], length: int = 10) -> list[float]:

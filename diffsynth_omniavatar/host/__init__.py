@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 NAMES = (
     "PIPELINE_MODULE",
-    "CSVLogger",
     "DiffusionTrainingModule",
     "ModelConfig",
     "ModelLogger",

@@ -14,11 +14,11 @@ from diffsynth.configs.model_configs import MODEL_CONFIGS
 from diffsynth.configs.vram_management_module_maps import VRAM_MANAGEMENT_MODULE_MAPS
 from diffsynth.core.loader.config import ModelConfig
 from diffsynth.core.loader.file import convert_keys_dict_to_single_str
-from diffsynth.diffusion import parsers
+from diffsynth.diffusion import parsers, runner
 from diffsynth.diffusion.base_pipeline import PipelineUnit
-from diffsynth.diffusion.logger import CSVLogger, ModelLogger, TensorBoardLogger
+from diffsynth.diffusion.logger import ModelLogger, TensorBoardLogger
 from diffsynth.diffusion.loss import FlowMatchSFTLoss
-from diffsynth.diffusion.runner import launch_data_process_task, launch_training_task
+from diffsynth.diffusion.runner import launch_data_process_task
 from diffsynth.diffusion.training_module import DiffusionTrainingModule
 from diffsynth.models.wan_video_dit import WanModel, flash_attention, sinusoidal_embedding_1d
 from diffsynth.models.wan_video_text_encoder import HuggingfaceTokenizer, WanTextEncoder
@@ -87,6 +87,16 @@ def load_within(
         config.offload_device = config.onload_device = "cpu"
         config.preparing_device = config.computation_device = device
     return from_pretrained(**arguments, vram_limit=vram_limit)
+
+
+def launch_training_task(*inputs: Any, args: argparse.Namespace) -> None:
+    """The host's training loop without its progress bar, which counts the samples of a pass from 0."""
+    original = runner.tqdm
+    runner.tqdm = lambda loader: loader
+    try:
+        runner.launch_training_task(*inputs, args=args)
+    finally:
+        runner.tqdm = original
 
 
 def training_loss(pipe: WanVideoPipeline, inputs: Mapping[str, Any]) -> torch.Tensor:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -96,15 +95,18 @@ def load_within(
 
 
 def _with_accelerator(loop: Callable[..., None]) -> Callable[..., None]:
-    """A loop of this host that gets its Accelerator first, as those of 2.x do; its own comes from a module global."""
+    """A loop of this host that gets its Accelerator first, as those of 2.x do; its own comes from a module global.
+
+    It draws no progress bar: the host's counts the samples of a pass from 0.
+    """
 
     def launch(accelerator: Accelerator, *inputs: Any, args: argparse.Namespace) -> None:
-        original = trainers.Accelerator
-        trainers.Accelerator = lambda **_: accelerator
+        original = trainers.Accelerator, trainers.tqdm
+        trainers.Accelerator, trainers.tqdm = (lambda **_: accelerator), (lambda loader: loader)
         try:
             loop(*inputs, args=args)
         finally:
-            trainers.Accelerator = original
+            trainers.Accelerator, trainers.tqdm = original
 
     return launch
 
@@ -145,25 +147,6 @@ class TensorBoardLogger:
         self.writer.close()
 
 
-class CSVLogger:
-    """Appends rows step,key,value to `loss.csv`, as DiffSynth-Studio 2.x does."""
-
-    def __init__(self, log_dir: str) -> None:
-        path = Path(log_dir, "loss.csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a", encoding="utf-8", newline="")
-        self.writer = csv.writer(self.file, lineterminator="\n")
-        if self.file.tell() == 0:
-            self.writer.writerow(["step", "key", "value"])
-
-    def log(self, key: str, value: float, step: int) -> None:
-        self.writer.writerow([step, key, value])
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
 class ModelLogger(trainers.ModelLogger):
     """The host's ModelLogger with the `loggers` that DiffSynth-Studio 2.x has."""
 
@@ -172,20 +155,16 @@ class ModelLogger(trainers.ModelLogger):
         output_path: str,
         *args: Any,
         enable_tensorboard_log: bool = False,
-        enable_csv_log: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(output_path, *args, **kwargs)
         self.enable_tensorboard_log = enable_tensorboard_log
-        self.enable_csv_log = enable_csv_log
-        self.loggers: list[TensorBoardLogger | CSVLogger] = []
+        self.loggers: list[TensorBoardLogger] = []
         self.loggers_initialized = False
 
     def init_loggers(self) -> None:
         if self.enable_tensorboard_log:
             self.loggers.append(TensorBoardLogger(str(Path(self.output_path, "tensorboard_log"))))
-        if self.enable_csv_log:
-            self.loggers.append(CSVLogger(self.output_path))
         self.loggers_initialized = True
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..atomic import flush
 from ..host import DiffusionTrainingModule, ModelLogger
@@ -28,8 +29,11 @@ from ..media.video import filmstrip
 from ..tensor_files import write_pickle
 from .accelerator import STATE_FILE, OmniAccelerator
 from .loader import rng_state, set_rng_state
+from .log_table import StepTable
 
 WEIGHTS_FILE = "model.safetensors"
+COLUMNS = ("loss", "lr", "grad_norm", "seconds_per_step", "data_seconds")
+"""What `loss.csv` always has beside the step."""
 _CHECKPOINT = re.compile(r"step-(\d+)")
 _UNFINISHED = re.compile(r"\.step-\d+\.(partial|removed)")
 
@@ -68,14 +72,14 @@ def finish_checkpoint(partial: Path, keep: int | None) -> Path:
     return folder
 
 
-def forget_later_rows(table: Path, step: int) -> None:
-    """Take what a broken-off run logged behind a step out of the host's `loss.csv`: it is done, and logged, again."""
-    if table.exists():
-        lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines[1:] if int(line.partition(",")[0]) <= step]
-        partial = table.with_suffix(".partial")
-        partial.write_text("".join(lines[:1] + kept), encoding="utf-8")
-        partial.replace(table)
+def refuse_later_checkpoints(output_path: str | Path, step: int) -> None:
+    """Raise ValueError if the output path holds checkpoints of later steps than the one that a run goes on from."""
+    later = [path for path in find_checkpoints(output_path) if checkpoint_step(path) > step]
+    if later:
+        raise ValueError(
+            f"{output_path} holds {later[-1].name}, but this run starts at step {step}; resume from the latest "
+            "checkpoint (--resume latest), choose another --output_path, or remove the later checkpoints"
+        )
 
 
 @contextmanager
@@ -131,7 +135,9 @@ class TrainingLogger(ModelLogger):
             main process is logged.
         validation_steps: optimizer steps between validations; one also precedes the first step of a new run.
         log_steps: optimizer steps between lines on the console; other logs get every step.
-        host_options: of the host's ModelLogger, for instance `enable_csv_log`, `enable_tensorboard_log`.
+        loss_parts: names of the losses that a loss is made of: columns of `loss.csv`.
+        enable_csv_log: write `loss.csv`, a row a step, and `validation.csv`.
+        host_options: of the host's ModelLogger, for instance `enable_tensorboard_log`.
 
     Raises:
         ValueError: a limit or an interval is less than 1, or exactly one of validate and validation_steps is given.
@@ -149,6 +155,8 @@ class TrainingLogger(ModelLogger):
         validate: Callable[[int], ValidationResult | None] | None = None,
         validation_steps: int | None = None,
         log_steps: int = 1,
+        loss_parts: Sequence[str] = (),
+        enable_csv_log: bool = False,
         **host_options: Any,
     ) -> None:
         super().__init__(str(output_path), **host_options)
@@ -169,6 +177,10 @@ class TrainingLogger(ModelLogger):
         self.validate = validate
         self.validation_steps = validation_steps
         self.log_steps = log_steps
+        self.loss_parts = loss_parts
+        self.writes_tables = enable_csv_log
+        self.tables: dict[str, StepTable] = {}
+        self.bar = tqdm(disable=True)  # until the run begins, if it has a step to do
         self.save_due = False
         self.saved_step = 0
         accelerator.on_begin = self.on_training_begin
@@ -180,21 +192,29 @@ class TrainingLogger(ModelLogger):
             ValueError: the output path holds checkpoints of later steps than the one that this run goes on from.
         """
         self.num_steps = self.saved_step = self.accelerator.steps_done
-        later = [path for path in find_checkpoints(self.output_path) if checkpoint_step(path) > self.num_steps]
-        if later:
-            raise ValueError(
-                f"{self.output_path} holds {later[-1].name}, but this run starts at step {self.num_steps}; "
-                "resume from the latest checkpoint, choose another --output_path, or remove the later checkpoints"
-            )
+        refuse_later_checkpoints(self.output_path, self.num_steps)
         if self.accelerator.is_main_process:
-            forget_later_rows(Path(self.output_path, "loss.csv"), self.num_steps)
+            if self.writes_tables:
+                self.tables["loss"] = self.table("loss", *COLUMNS, *self.loss_parts)
+                if self.validate is not None:
+                    self.tables["validation"] = self.table("validation")
             self.init_loggers()
             for path in Path(self.output_path).glob(".step-*"):
                 if _UNFINISHED.fullmatch(path.name):
                     shutil.rmtree(path)
+        self.bar = tqdm(
+            total=self.accelerator.settings.max_steps,
+            initial=self.num_steps,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
         if self.num_steps == 0:
             self.run_validation()
         self.clock = time.perf_counter()
+
+    def table(self, name: str, *columns: str) -> StepTable:
+        """A table in the output path, with the rows up to the step that the run goes on from."""
+        return StepTable(Path(self.output_path, f"{name}.csv"), columns, self.num_steps)
 
     def on_step_end(
         self, accelerator: OmniAccelerator, model: torch.nn.Module, save_steps: int | None = None, **_: Any
@@ -203,6 +223,7 @@ class TrainingLogger(ModelLogger):
         if not accelerator.sync_gradients:
             return
         self.num_steps = accelerator.steps_done
+        self.bar.update()
         self.log_step()
         if self.save_due or (save_steps is not None and self.num_steps % save_steps == 0):
             self.save()
@@ -221,7 +242,8 @@ class TrainingLogger(ModelLogger):
     ) -> None:
         """Save the last step, if it is not saved yet, and close the logs."""
         self.save()
-        for log in self.loggers:
+        self.bar.close()
+        for log in (*self.loggers, *self.tables.values()):
             log.close()
 
     def log_step(self) -> None:
@@ -234,7 +256,7 @@ class TrainingLogger(ModelLogger):
             "data_seconds": self.accelerator.loader.waited,
         }
         self.accelerator.loader.waited = 0.0
-        self.write_metrics(metrics)
+        self.write_metrics(metrics, "loss")
         if self.accelerator.is_main_process and self.num_steps % self.log_steps == 0:
             logger.info(
                 "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s, %.2f of them for data",
@@ -243,8 +265,10 @@ class TrainingLogger(ModelLogger):
                 *(metrics[name] for name in ("loss", "lr", "grad_norm", "seconds_per_step", "data_seconds")),
             )
 
-    def write_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Give metrics of the current step to the host's loggers, which exist on the main process only."""
+    def write_metrics(self, metrics: Mapping[str, float], table: str) -> None:
+        """Give metrics of the current step to the logs, which exist on the main process only."""
+        if table in self.tables:
+            self.tables[table].write(self.num_steps, metrics)
         for name, value in metrics.items():
             for log in self.loggers:
                 log.log(name, value, self.num_steps)
@@ -296,6 +320,6 @@ class TrainingLogger(ModelLogger):
             result = self.module(partial(self.validate, self.num_steps))
         self.accelerator.window.clear()  # should the validation have gone through the training module
         if result is not None:
-            self.write_metrics(result.metrics)
+            self.write_metrics(result.metrics, "validation")
             self.write_videos(result.videos)
         self.accelerator.wait_for_everyone()

@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = host.wan_parser()
     parser.prog = "diffsynth_omniavatar.train"
     parser.allow_abbrev = False
-    parser.error = _refuse  # type: ignore[method-assign, assignment] # else the usage, of a hundred lines, goes before it
+    parser.error = _refuse  # type: ignore[method-assign] # else the usage, of a hundred lines, goes before it
     for action in parser._actions:
         action.required = False  # the host requires dataset_base_path, which may come from --config
     parser.description = DESCRIPTION

@@ -401,6 +401,7 @@ def train(args: argparse.Namespace) -> None:
         validate=make_validation(args, module, accelerator),
         validation_steps=args.validation_steps,
         log_steps=args.log_steps,
+        loss_parts=[] if auxiliary is None else ["flow", *auxiliary.names],
         **_logger_options(args),
     )
     args.num_epochs = accelerator.epochs_to_run(len(dataset))

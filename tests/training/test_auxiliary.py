@@ -20,6 +20,7 @@ from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.accelerator import DivergedError
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
 from diffsynth_omniavatar.training.flags import parse_arguments
+from diffsynth_omniavatar.training.log_table import read_table
 
 FRAMES = 21
 WEIGHTS = {"sync_weight": 0.3, "lpips_weight": 0.5, "trepa_weight": 20.0, "recon_weight": 0.7}
@@ -150,8 +151,7 @@ def test_dropped_sound_has_no_sync_loss(module):
 
 
 def logged_values(output, name):
-    rows = [line.split(",") for line in (output / "loss.csv").read_text().splitlines()[1:]]
-    return [float(value) for _, key, value in rows if key == name]
+    return [row[name] for row in read_table(output / "loss.csv")]
 
 
 @pytest.mark.parametrize("mode", ["i2v", "v2v-masked"])

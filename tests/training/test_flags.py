@@ -213,7 +213,7 @@ ROWS: dict[str, list[Row]] = {
         Row("gradient_accumulation_steps", "3", "accelerator.settings.gradient_accumulation_steps", 3),
         Row("use_gradient_checkpointing", None, "inputs.use_gradient_checkpointing", True),
         Row("enable_tensorboard_log", None, "logger.enable_tensorboard_log", True),
-        Row("enable_csv_log", None, "logger.enable_csv_log", True),
+        Row("enable_csv_log", None, "logger.writes_tables", True),
         Row("enable_swanlab_log", None, "logger.enable_swanlab_log", True),
         Row("swanlab_project", "speakers", "logger.swanlab_project", "speakers"),
         Row("enable_wandb_log", None, "logger.enable_wandb_log", True),

@@ -22,6 +22,7 @@ from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
+from diffsynth_omniavatar.training.log_table import read_table
 
 RECORDED = Path(__file__).parents[1] / "recorded_losses.json"
 LOSS_TOLERANCE = 1e-3
@@ -35,8 +36,7 @@ def folder(tmp_path_factory):
 
 
 def losses_of(output):
-    rows = [line.split(",") for line in (output / "loss.csv").read_text().splitlines()[1:]]
-    return [float(value) for _, key, value in rows if key == "loss"]
+    return [row["loss"] for row in read_table(output / "loss.csv")]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -188,10 +188,10 @@ def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
     for step in (0, 1, 2):
         info = probe_video(tmp_path / "validated" / "validation" / f"step-{step}" / "000.mp4")
         assert info.has_sound and (info.height, info.width) == (32, 32)
-    rows = [line.split(",") for line in (tmp_path / "validated" / "loss.csv").read_text().splitlines()]
-    measured = {(key, step): float(value) for step, key, value in rows[1:] if key.startswith("validation_")}
-    assert {step for key, step in measured if key == "validation_frames"} == {"0", "1", "2"}
-    assert measured["validation_frames", "2"] == info.frames and measured["validation_letters", "2"] == len("speech")
+    rows = read_table(tmp_path / "validated" / "validation.csv")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert all(row["validation_frames"] == info.frames for row in rows)
+    assert all(row["validation_letters"] == len("speech") for row in rows)
     logged = EventAccumulator(str(tmp_path / "validated" / "tensorboard_log"), size_guidance={"images": 0}).Reload()
     assert [image.step for image in logged.Images("validation/000")] == [0, 1, 2]
 
