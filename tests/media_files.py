@@ -1,5 +1,6 @@
 """Small clips of known pictures and sounds, and what of them is on screen."""
 
+import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
@@ -111,3 +112,41 @@ def flash_and_beep(path: Path) -> tuple[float, float]:
 
 def greys(count: int, height: int = 32, width: int = 48) -> torch.Tensor:
     return torch.stack([torch.from_numpy(grey_frame(GREY_STEP * index, height, width)) for index in range(count)])
+
+
+def icc_profile(model: bytes, space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile (ICC.1:2001-04) for colours of `model`, as b"RGB ", by way of `space`, with these tags."""
+    tags = {b"wtpt": xyz(0.9642, 1, 0.8249), **tags}
+    directory, body = struct.pack(">I", len(tags)), b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        data += b"\0" * (-len(data) % 4)
+        directory += struct.pack(">4sII", name, start + len(body), len(data))
+        body += data
+    kind = b"prtr" if model == b"CMYK" else b"mntr"
+    header = struct.pack(">I4sI4s4s4s12s4s", start + len(body), b"", 0x02100000, kind, model, space, b"", b"acsp")
+    header += struct.pack(">28x3i", *(round(65536 * value) for value in (0.9642, 1, 0.8249)))
+    return header.ljust(128, b"\0") + directory + body
+
+
+def xyz(*values: float) -> bytes:
+    return struct.pack(">4s4x3i", b"XYZ ", *(round(65536 * value) for value in values))
+
+
+def gamma(exponent: float) -> bytes:
+    return struct.pack(">4s4xIH", b"curv", 1, round(256 * exponent))
+
+
+def rgb_profile(columns: Sequence[Sequence[float]], exponent: float) -> bytes:
+    """The profile of a screen whose red, green and blue have these XYZ (white D50)."""
+    tags = {name + b"XYZ": xyz(*column) for name, column in zip((b"r", b"g", b"b"), columns, strict=True)}
+    return icc_profile(b"RGB ", b"XYZ ", {**tags, **{name + b"TRC": gamma(exponent) for name in (b"r", b"g", b"b")}})
+
+
+def ink_profile(lightness: int) -> bytes:
+    """A profile that says that every mixture of inks is a grey of this L*."""
+    identity = struct.pack(">9i", *(round(65536 * value) for value in np.eye(3).flatten()))
+    ramp = bytes(range(256))
+    corners = bytes([round(lightness * 2.55), 128, 128]) * 16
+    table = struct.pack(">4s4x4B", b"mft1", 4, 3, 2, 0) + identity + ramp * 4 + corners + ramp * 3
+    return icc_profile(b"CMYK", b"Lab ", {b"A2B0": table})

@@ -1,16 +1,21 @@
-"""Pictures: files to upright RGB, tensors in [-1, 1], the sizes that a model knows.
+"""Pictures: files to upright sRGB, tensors in [-1, 1], the sizes that a model knows.
 
 Bad files raise `ValueError` with the path and what is wrong with them.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -19,39 +24,121 @@ ImageSource = str | Path | Image.Image
 """What `load_image` takes: a file or a picture."""
 
 
-def load_image(source: ImageSource) -> Image.Image:
-    """Read an image as upright 8-bit RGB.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""Pillow's names of the formats that are read. Others start programs (EPS) or are of no use as pictures."""
 
-    The EXIF rotation is applied, transparent parts are laid over white, 16-bit grey is scaled to 8 bits, and CMYK is
-    converted without its colour profile. Raises ValueError, naming the file, if it cannot be read, is of a kind without
-    a defined range (32-bit floats), or has a side of less than two pixels.
+_INTEROPERABILITY = 0xA005
+"""EXIF's directory whose entry 1 is R03 for Adobe RGB: some cameras say so there alone."""
+
+_COLOUR_MODELS = {"RGB": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
+"""What a colour profile calls the kind of colours it is for, by Pillow's mode."""
+
+
+class ImageError(ValueError):
+    """A fault of an image; the message begins with its path."""
+
+
+def load_image(source: str | Path | Image.Image) -> Image.Image:
+    """Read an image as upright 8-bit sRGB.
+
+    The EXIF rotation is applied, an embedded colour profile is converted to sRGB, transparent parts are laid over
+    white, 16-bit grey is scaled to 8 bits, and CMYK without a profile is converted by the plain formula. Raises
+    ValueError, naming the file, if it cannot be read, is none of `FORMATS`, has more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS`, is of a kind without a defined range (32-bit floats), has a profile that is damaged or
+    not for its kind of pixels, or has a side of less than two pixels.
     """
     name = "the given image" if isinstance(source, Image.Image) else str(source)
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = source if isinstance(source, Image.Image) else _open(source)
+        if "icc_profile" not in image.info and image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03":
+            raise ImageError(f"{name}: is in Adobe RGB, but without its profile; save it in sRGB")
         upright = ImageOps.exif_transpose(image)
         upright.load()
-    # Pillow's readers raise SyntaxError for broken PNG chunks.
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: cannot be read as an image: {error}") from error
-    if min(upright.size) < 2:
-        raise ValueError(f"{name}: is {upright.height}x{upright.width} pixels; each side needs at least 2")
-    return _to_rgb(upright, name)
+        if min(upright.size) < 2:
+            raise ImageError(f"{name}: is {upright.height}x{upright.width} pixels; each side needs at least 2")
+        return _to_rgb(upright, name)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: cannot be read as an image: it is none of {', '.join(_formats())}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = f"PIL.Image.MAX_IMAGE_PIXELS is {Image.MAX_IMAGE_PIXELS}"
+        raise ImageError(f"{name}: has too many pixels; scale it down ({limit})") from error
+    # What Pillow's readers raise for damaged files.
+    except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError, MemoryError) as error:
+        raise ImageError(f"{name}: cannot be read as an image: {error or type(error).__name__}") from error
+    except (struct.error, zlib.error) as error:
+        raise ImageError(f"{name}: cannot be read as an image: {error}") from error
+
+
+def _formats() -> list[str]:
+    """The formats of `FORMATS` that this Pillow has."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _open(path: str | Path) -> Image.Image:
+    if not os.path.isfile(path):
+        raise OSError("it is not a file" if os.path.exists(path) else "there is no such file")
+    with warnings.catch_warnings():
+        # Pillow warns from MAX_IMAGE_PIXELS on and refuses twice that.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path, formats=_formats())
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
-        raise ValueError(f"{name}: holds 32-bit floats of unknown range; save it with 8 bits per channel")
+        raise ImageError(f"{name}: holds 32-bit floats of unknown range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.int64)
         if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError(f"{name}: has grey levels {grey.min()} to {grey.max()}; 16 bits give 0 to 65535")
-        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
+            raise ImageError(f"{name}: has grey levels {grey.min()} to {grey.max()}; 16 bits give 0 to 65535")
+        levels = Image.fromarray((grey / 257).round().astype(np.uint8))
+        return _to_srgb(levels, image.info.get("icc_profile"), name)
+    profile = image.info.get("icc_profile")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         opaque = image.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        return Image.alpha_composite(white, opaque).convert("RGB")
-    return image.convert("RGB")
+        rgba = _to_srgb(opaque.convert("RGB"), profile, name).convert("RGBA")
+        rgba.putalpha(opaque.getchannel("A"))
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return _to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile, name)
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
+    """An image of mode L, RGB or CMYK as sRGB, by its colour profile if it has one."""
+    if not profile:
+        return image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        model = source.profile.xcolor_space
+        if image.mode == "L" and model == "RGB ":
+            image = image.convert("RGB")
+        # Grey that was saved as RGB, by a program that kept the profile.
+        elif image.mode == "RGB" and model == "GRAY" and _is_grey(image):
+            image = image.convert("L")
+        if model != _COLOUR_MODELS[image.mode]:
+            raise ImageError(
+                f"{name}: has a colour profile for {model.strip()}, but its pixels are {image.mode}; "
+                "save it in sRGB, without a profile"
+            )
+        converted = ImageCms.profileToProfile(
+            image,
+            source,
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError) as error:
+        raise ImageError(f"{name}: has a damaged colour profile; save it in sRGB, without a profile") from error
+    assert converted is not None  # None is for work in place
+    converted.info.pop("icc_profile", None)
+    return converted
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = image.split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
 
 
 def to_unit_range(rgb: torch.Tensor) -> torch.Tensor:

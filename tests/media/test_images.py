@@ -1,13 +1,16 @@
 """Pictures come in upright, as RGB, in the sizes that upstream chooses; bad files are refused by name."""
 
+import contextlib
 import json
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from media_files import QUADRANTS, named_error
-from PIL import Image
+from media_files import QUADRANTS, gamma, icc_profile, ink_profile, named_error, rgb_profile
+from PIL import EpsImagePlugin, Image, ImageCms
 from safetensors.torch import load_file
 
 from diffsynth_omniavatar.media.images import (
@@ -81,6 +84,117 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path, image: Image.Image, exp
         loaded = load_image(source)
         assert loaded.mode == "RGB"
         assert loaded.getcolors() == [(16, expected)]
+
+
+P3_COLUMNS = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+"""XYZ of Display P3's red, green and blue by the white D50 (its ICC profile)."""
+
+SRGB_COLUMNS = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+
+
+def in_p3(colour: tuple[int, int, int]) -> tuple[int, ...]:
+    """An sRGB colour as Display P3 with a gamma of 2.2 stores it."""
+    level = np.array(colour) / 255
+    light = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+    light = np.linalg.solve(np.array(P3_COLUMNS).T, np.array(SRGB_COLUMNS).T @ light)
+    return tuple((255 * light ** (1 / 2.2)).round().astype(int).tolist())
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("colour", [(230, 180, 150), (200, 40, 40), (40, 200, 40), (128, 128, 128)])
+def test_colour_profiles_become_srgb(tmp_path: Path, ending: str, colour: tuple[int, int, int]) -> None:
+    path, profile = tmp_path / f"photo.{ending}", rgb_profile(P3_COLUMNS, 2.2)
+    options = {"quality": 100} if ending in ("jpg", "webp") else {}
+    Image.new("RGB", (16, 16), in_p3(colour)).save(path, icc_profile=profile, **options)
+    with Image.open(path) as opened:
+        for source in (path, opened):
+            loaded = load_image(source)
+            assert loaded.mode == "RGB" and "icc_profile" not in loaded.info
+            assert np.abs(np.asarray(loaded).astype(int) - colour).max() <= 3
+    assert np.array_equal(load_image(load_image(path)), load_image(path))
+
+
+def test_every_kind_of_image_has_its_profile_converted(tmp_path: Path) -> None:
+    p3, grey, ink = rgb_profile(P3_COLUMNS, 2.2), icc_profile(b"GRAY", b"XYZ ", {b"kTRC": gamma(1.0)}), ink_profile(50)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, *in_p3((40, 200, 40))])
+    linear = round(255 * 0.2159)  # sRGB's level 128
+    for name, image, profile, wanted in (
+        ("palette.png", palette, p3, (40, 200, 40)),
+        ("clear.png", Image.new("RGBA", (4, 4), (*in_p3((40, 200, 40)), 51)), p3, (212, 244, 212)),
+        ("grey.png", Image.new("L", (4, 4), linear), grey, (128, 128, 128)),
+        ("deep.png", Image.fromarray(np.full((4, 4), linear * 257, np.uint16)), grey, (128, 128, 128)),
+        ("as_rgb.png", Image.new("RGB", (4, 4), (linear,) * 3), grey, (128, 128, 128)),
+        ("screen.png", Image.new("L", (4, 4), in_p3((128, 128, 128))[0]), p3, (128, 128, 128)),
+        ("ink.tif", Image.new("CMYK", (4, 4), (0, 255, 255, 0)), ink, (119, 119, 119)),
+        ("ink.jpg", Image.new("CMYK", (4, 4), (0, 255, 255, 0)), ink, (119, 119, 119)),
+    ):
+        image.save(tmp_path / name, icc_profile=profile)
+        assert np.abs(np.asarray(load_image(tmp_path / name)).astype(int) - wanted).max() <= 3, name
+
+
+def test_srgb_with_a_profile_stays_as_it_is(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(levels).save(tmp_path / "photo.png", icc_profile=profile)
+    assert np.abs(np.asarray(load_image(tmp_path / "photo.png")).astype(int) - levels).max() <= 1
+
+
+def test_profiles_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    path, colours = tmp_path / "photo.png", Image.new("RGB", (4, 4), (9, 99, 199))
+    for profile, words in (
+        (ink_profile(50), "CMYK"),
+        (icc_profile(b"GRAY", b"XYZ ", {b"kTRC": gamma(1.0)}), "GRAY"),
+        (b"no profile", "damaged colour profile"),
+        (rgb_profile(P3_COLUMNS, 2.2)[:300], "damaged colour profile"),
+    ):
+        colours.save(path, icc_profile=profile)
+        with named_error(path, words, "sRGB"):
+            load_image(path)
+    # EXIF's directories point at each other: image, photo, interoperability.
+    adobe = b"Exif\0\0II*\0" + struct.pack("<I", 8) + struct.pack("<3HIII", 1, 0x8769, 4, 1, 26, 0)
+    adobe += struct.pack("<3HIII", 1, 0xA005, 4, 1, 44, 0) + struct.pack("<3HI4sI", 1, 1, 2, 4, b"R03\0", 0)
+    colours.save(tmp_path / "adobe.jpg", exif=adobe)
+    with named_error(tmp_path / "adobe.jpg", "Adobe RGB", "sRGB"):
+        load_image(tmp_path / "adobe.jpg")
+
+
+def test_only_named_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_program(*arguments: object, **options: object) -> None:
+        raise AssertionError("PostScript was given to a program")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", no_program)
+    Image.new("RGB", (4, 4)).save(tmp_path / "page.eps")
+    (tmp_path / "page.eps").rename(tmp_path / "photo.png")
+    with named_error(tmp_path / "photo.png", "none of PNG, JPEG"):
+        load_image(tmp_path / "photo.png")
+    # By their content, whatever they are called.
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png", "JPEG")
+    assert np.asarray(load_image(tmp_path / "red.png"))[0, 0, 0] > 250
+
+
+@pytest.mark.parametrize("limit", [63, 20])
+def test_pictures_with_too_many_pixels_are_refused(tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with named_error(tmp_path / "photo.png", "too many pixels", str(limit)):
+        load_image(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "gif", "tif", "ppm"])
+def test_damaged_pictures_are_refused_by_name_or_read(tmp_path: Path, ending: str) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / f"photo.{ending}"
+    Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for _ in range(100):
+        data = bytearray(whole[: random.integers(1, len(whole))] if random.random() < 0.5 else whole)
+        for place in random.integers(0, min(len(data), 200), 4):
+            data[place] = random.integers(0, 256)
+        path.write_bytes(data)
+        with warnings.catch_warnings(), contextlib.suppress(ValueError):
+            warnings.simplefilter("ignore")  # of Pillow, about damaged tags
+            load_image(path)
 
 
 def test_bad_images_are_refused_by_name(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_any_file_name_is_read(tmp_path: Path, name: str, monkeypatch: pytest.Mo
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
-    for read in (probe_video, load_sound):
+    for read in (probe_video, load_sound, load_image):
         with named_error(tmp_path / "pipe.mp4", "not a file"):
             read(tmp_path / "pipe.mp4")
 
