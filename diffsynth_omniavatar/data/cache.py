@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..media.timeline import latent_frames
+from ..tensor_files import DamagedFileError, open_safetensors
 from .clips import REFERENCE_SEQUENCE, ClipFacts, ClipSettings, ClipSource, Faults
 from .prepared import load_pt
 from .recipe import Recipe
@@ -125,9 +125,9 @@ def _open_tensors(path: Path) -> Iterator[Callable[[str], Any]]:
         yield load_pt(path)["tensors"].__getitem__
         return
     try:
-        with safe_open(path, framework="pt") as content:
+        with open_safetensors(path) as content:
             yield content.get_slice
-    except (SafetensorError, FileNotFoundError) as error:
+    except (DamagedFileError, FileNotFoundError) as error:
         raise ValueError(f"{path} cannot be read: {error}; remove it and run `omniavatar precompute` again") from error
 
 

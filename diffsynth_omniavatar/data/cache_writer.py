@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from rich.progress import Progress
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from ..atomic import write_atomically, write_text_atomically
+from ..atomic import write_text_atomically
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.timeline import SAMPLES_PER_FRAME
+from ..tensor_files import open_safetensors, write_safetensors
 from .cache import CACHE_FORMAT, CACHE_INDEX, StaleCacheError, file_sha256, mask_key, read_index, text_key
 from .clips import ClipFacts, ClipSettings
 from .encode import CacheOptions, RawClip, encode_clip, network_key, read_raw_clip
@@ -60,13 +59,6 @@ def cache_settings(
         "text_encoder": network_key(pipe.text_encoder),
         "speech_encoder": network_key(pipe.speech_encoder),
     }
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    write_atomically(
-        path,
-        lambda temporary: save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata)),
-    )
 
 
 def write_index(folder: Path, content: Mapping[str, Any]) -> None:
@@ -130,8 +122,10 @@ class CacheWriter:
                 context = self.pipe.encode_prompt(prompt)[0].cpu()
                 is_text = context.any(dim=1).nonzero()  # behind the text there are zeros up to L
                 used = int(is_text[-1]) + 1 if len(is_text) else 0
-                _save(path, {"context": context[:used].contiguous()}, {SHAPE: json.dumps(list(context.shape))})
-            with safe_open(path, framework="pt") as content:
+                write_safetensors(
+                    path, {"context": context[:used].contiguous()}, {SHAPE: json.dumps(list(context.shape))}
+                )
+            with open_safetensors(path) as content:
                 shapes[text_key(prompt)] = json.loads(content.metadata()[SHAPE])
         return shapes
 
@@ -139,14 +133,14 @@ class CacheWriter:
         """Features of silence for every length of a sample."""
         path = self.folder / "silence.safetensors"
         if path.is_file():
-            with safe_open(path, framework="pt") as content:
+            with open_safetensors(path) as content:
                 if str(longest) in content.keys():  # noqa: SIM118
                     return
         silence = {}
         for frames in range(5, longest + 1, 4):
             rows = self.pipe.encode_speech(torch.zeros(frames * SAMPLES_PER_FRAME), frames)
             silence[str(frames)] = rows.to(self.options.audio_dtype).cpu()
-        _save(path, silence)
+        write_safetensors(path, silence)
 
     def entry(self, clip: VideoClip, facts: ClipFacts) -> dict[str, Any]:
         """The clip's entry of the index. Its key stands for the content of the files and the settings."""
@@ -174,7 +168,7 @@ class CacheWriter:
         if prepared.raw is None:
             self.kept += 1
         else:
-            _save(self.path(prepared.entry), self.encode(prepared.clip, prepared.raw))
+            write_safetensors(self.path(prepared.entry), self.encode(prepared.clip, prepared.raw))
             self.encoded += 1
         return prepared.entry
 

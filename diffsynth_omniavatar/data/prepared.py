@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..media.images import Size
 from ..media.timeline import latent_frames, video_frames
 from ..model.config import LATENT_CHANNELS
+from ..tensor_files import read_pickle
 from .clips import (
     AUDIO,
     EMPTY_TEXT,
@@ -203,10 +201,7 @@ class PreparedClip(ClipSource):
 
 def load_pt(path: Path) -> dict[str, Any]:
     """The dict in a .pt file, its tensors mapped from the file; a lone tensor comes under the name "tensor"."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no readable file of tensors, and nothing of it was executed: {error}") from error
+    content = read_pickle(path)
     if isinstance(content, Tensor):
         return {"tensor": content}
     if not isinstance(content, dict):
