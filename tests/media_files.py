@@ -102,6 +102,35 @@ def write_flash_and_beep(path: Path, picture_start: float, sound_start: float, a
         container.mux(audio.encode(None))
 
 
+def write_blocks(path: Path, blocks: Sequence[np.ndarray], times: Sequence[float], rate: int = 16000) -> None:
+    """A sound file, in PCM, whose block number k, float samples [n], begins at times[k] seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for block, time in zip(blocks, times, strict=True):
+            samples = (block * 32767).astype(np.int16)[None]
+            part = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            part.sample_rate, part.time_base, part.pts = rate, Fraction(1, rate), round(time * rate)
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+
+
+def write_tracks(path: Path, tones: Sequence[float], default: int = 0, rate: int = 16000, seconds: float = 1) -> None:
+    """A file of AAC tracks, one for each tone of so many hertz."""
+    with av.open(str(path), "w", format="adts" if path.suffix == ".aac" else "mp4") as container:
+        streams = [container.add_stream("aac", rate=rate, layout="mono") for _ in tones]
+        streams[default].disposition = int(av.stream.Disposition.default)
+        for stream, hertz in zip(streams, tones, strict=True):
+            part = av.AudioFrame.from_ndarray(tone(seconds, rate, hertz)[None], format="fltp", layout="mono")
+            part.sample_rate, part.pts = rate, 0
+            container.mux(stream.encode(part))
+            container.mux(stream.encode(None))
+
+
+def pitch(samples: np.ndarray, rate: int) -> float:
+    """The strongest frequency, in hertz."""
+    return float(np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples))
+
+
 def flash_and_beep(path: Path) -> tuple[float, float]:
     """Seconds from the first frame to the white frame, and from the first sample to the tone."""
     brightness = read_frames(path).float().mean((1, 2, 3))

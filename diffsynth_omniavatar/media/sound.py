@@ -6,8 +6,10 @@ Bad files raise `ValueError` with the path and what is wrong with them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -16,7 +18,7 @@ import soundfile
 import soxr
 import torch
 
-from .files import open_media, picture_stream
+from .files import MediaError, decoded, named_faults, open_media, picture_stream, sound_stream
 from .timeline import FRAME_RATE, SAMPLE_RATE
 from .video import first_picture
 
@@ -26,8 +28,26 @@ SILENCE = 1e-4
 MAX_CHANNELS = 8
 """Most channels of a sound given as an array; the longer side of an array is time."""
 
-_SOUND_GAP = 0.05
-"""Holes in a sound track's timestamps above this many seconds become silence; smaller ones are rounding."""
+LONGEST_SOUND = 4 * 3600
+"""Most seconds of a sound."""
+
+MAX_SAMPLES = 2**30
+"""Most samples of all channels of a sound, 4 GiB; a small file can claim, or unpack to, any number."""
+
+_RATES = (1000, 1_000_000)
+"""Samples per second that a recording can have; a damaged header claims others."""
+
+_DRIFT = 0.02
+"""Most seconds, half a video frame, between a block's place and its timestamp; smaller ones are rounding."""
+
+_LONGEST_HOLE = 60
+"""Seconds that may be missing from a sound track beyond as much as it has; more is a damaged timestamp."""
+
+_LONGEST_OVERLAP = 1
+"""Seconds by which a block may begin before the end of the block before; more is a damaged timestamp."""
+
+_CANCELLED = 0.25
+"""Channels cancel out if their mean is less than this part of what the loudest of them alone would give."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +91,8 @@ def load_sound(
         allow_silent: take also a sound that is all silence.
 
     Raises:
-        ValueError: the source has no sound, cannot be read, is shorter than one video frame (40 ms), silent, or has
-            values that are not finite.
+        ValueError: the source has no sound, cannot be read, is shorter than one video frame (40 ms) or longer than 4
+            hours, silent, has values that are not finite, or channels that cancel out in their mean.
     """
     if isinstance(source, (str, Path)):
         if rate is not None:
@@ -106,60 +126,123 @@ def _array_samples(source: np.ndarray | torch.Tensor) -> np.ndarray:
 
 def _read_sound(path: str | Path) -> Sound:
     if not Path(path).is_file():
-        raise ValueError(f"{path}: is not a file")
-    try:
-        # OmniAvatar reads sound through this library too; it knows wav, flac, ogg and mp3 but no video.
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
-        return _decode_sound(path)
-    return Sound(np.ascontiguousarray(samples.T), rate)
+        raise MediaError(f"{path}: is not a file")
+    with named_faults(path), open(path, "rb") as file:
+        try:
+            # OmniAvatar reads sound through this library too; it knows wav, flac, ogg and mp3 but no video. It is given
+            # no name because it believes endings: a video called .mp3 would be noise.
+            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                blocks = [np.zeros((sound.channels, 0), np.float32), *_limited(_soundfile_blocks(sound), path)]
+                return Sound(np.concatenate(blocks, axis=1), sound.samplerate)
+        except soundfile.LibsndfileError:
+            pass  # FFmpeg knows more formats
+    return _decode_sound(path)
+
+
+def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    # Not all at once: memory is for what is there, not for what the header claims.
+    while len(block := sound.read(2**20 // sound.channels + 1, dtype="float32", always_2d=True)):
+        yield block.T
+
+
+def _limited(blocks: Iterable[np.ndarray], path: str | Path) -> Iterator[np.ndarray]:
+    """The blocks; ValueError if they are too many for one sound."""
+    samples = 0
+    for block in blocks:
+        samples += block.size
+        if samples > MAX_SAMPLES:
+            raise MediaError(f"{path}: has more than {MAX_SAMPLES} samples of sound; cut it into parts")
+        yield block
 
 
 def _decode_sound(path: str | Path) -> Sound:
     """The sound track of a file on the file's clock: silence for what is missing, cut if it starts before."""
     with open_media(path) as container:
-        if not container.streams.audio:
-            raise ValueError(f"{path}: has no sound track")
-        stream = container.streams.audio[0]
-        rate, time_base = stream.rate, stream.time_base or Fraction(0)
-        start_time = None if picture_stream(container) is None else first_picture(path)[0]
-        resampler = av.AudioResampler(format="fltp")
-        blocks = [np.zeros((stream.channels, 0), np.float32)]
-        filled = 0
-        for frame in container.decode(stream):
-            block = np.concatenate([part.to_ndarray() for part in resampler.resample(frame)], axis=1)
-            ahead = 0
-            if frame.pts is not None:
-                time = frame.pts * time_base
-                start_time = time if start_time is None else start_time
-                ahead = round((time - start_time) * rate) - filled
-            if ahead > _SOUND_GAP * rate or (ahead > 0 and not filled):
-                block = np.pad(block, ((0, 0), (ahead, 0)))
-            elif ahead < 0 and not filled:
-                block = block[:, -ahead:]
-            blocks.append(block)
-            filled += block.shape[1]
+        stream = sound_stream(container, path)
+        start = None if picture_stream(container) is None else first_picture(path).time
+        frames = decoded(container.decode(stream), path)
+        first = next(frames, None)
+        if first is None:
+            raise MediaError(f"{path}: the sound is empty")
+        if start is None and first.pts is not None:
+            start = first.pts * (first.time_base or Fraction(0))
+        rate = first.sample_rate
+        blocks = list(_limited(_placed(chain([first], frames), start or Fraction(0), path), path))
         samples = np.concatenate(blocks, axis=1)
         # An encoder fills up its last block; the header, where there is one, tells where the sound ended.
-        if stream.start_time is not None and stream.duration is not None:
-            end = round(((stream.start_time + stream.duration) * time_base - (start_time or 0)) * rate)
-            if 0 < filled - end < blocks[-1].shape[1]:
+        if stream.start_time is not None and stream.duration is not None and stream.time_base is not None:
+            end = round(((stream.start_time + stream.duration) * stream.time_base - (start or 0)) * rate)
+            if 0 < samples.shape[1] - end < blocks[-1].shape[1]:
                 samples = samples[:, :end]
-    return Sound(samples, rate)
+        return Sound(samples, rate)
+
+
+def _placed(frames: Iterable[av.AudioFrame], start: Fraction, path: str | Path) -> Iterator[np.ndarray]:
+    """Samples [channels, n] of decoded frames from `start` on, each at its timestamp: holes filled, overlaps cut."""
+    resampler = av.AudioResampler(format="fltp")
+    kind: tuple[int, int] | None = None
+    filled = missing = own = 0
+    for frame in frames:
+        rate, channels = frame.sample_rate, frame.layout.nb_channels
+        kind = kind or (rate, channels)
+        if kind != (rate, channels):
+            raise MediaError(
+                f"{path}: the sound changes from {kind[0]} Hz and {kind[1]} channels to {rate} Hz and {channels} "
+                f"after {filled / kind[0]:.3f} s; encode it again"
+            )
+        block = np.concatenate([part.to_ndarray() for part in resampler.resample(frame)], axis=1)
+        own += block.shape[1]
+        ahead = 0
+        if frame.pts is not None and frame.time_base is not None:
+            ahead = round((frame.pts * frame.time_base - start) * rate) - filled
+        if ahead > 0 and (ahead > _DRIFT * rate or not filled):
+            missing += ahead
+            if missing > _LONGEST_HOLE * rate + own:
+                raise MediaError(_damaged_time(path, filled / rate, ahead / rate))
+            block = np.pad(block, ((0, 0), (ahead, 0)))
+        elif ahead < 0 and (ahead < -_DRIFT * rate or not filled):
+            if filled and ahead < -_LONGEST_OVERLAP * rate:
+                raise MediaError(_damaged_time(path, filled / rate, ahead / rate))
+            block = block[:, -ahead:]
+        filled += block.shape[1]
+        yield block
+
+
+def _damaged_time(path: str | Path, at: float, jump: float) -> str:
+    return (
+        f"{path}: the sound's timestamps jump by {jump:.3f} s after {at:.3f} s of sound, so they are taken to be "
+        "damaged; encode it again"
+    )
 
 
 def _check_sound(sound: Sound, name: str, allow_silent: bool) -> None:
     if sound.samples.size == 0:
         raise ValueError(f"{name}: the sound is empty")
+    if not _RATES[0] <= sound.rate <= _RATES[1]:
+        raise ValueError(f"{name}: the sound has {sound.rate} samples per second; encode it again, at 16000 or more")
     if not np.isfinite(sound.samples).all():
         raise ValueError(f"{name}: the sound has values that are not finite (NaN or infinity)")
     if sound.duration * FRAME_RATE < 1:
         raise ValueError(f"{name}: the sound lasts {1000 * sound.duration:.1f} ms; one video frame takes 40 ms")
+    if sound.duration > LONGEST_SOUND:
+        raise ValueError(f"{name}: the sound lasts {sound.duration / 3600:.1f} h; cut it into parts of at most 4 h")
     peak = float(np.abs(sound.samples).max())
     if peak < SILENCE and not allow_silent:
         raise ValueError(
-            f"{name}: the sound is silent (peak {peak:.1e} of full scale); pass allow_silent=True if that is meant"
+            f"{name}: the sound is silent (peak {peak:.1e} of full scale); check the microphone or the track, or, if "
+            "silence is meant, read it in Python with load_sound(..., allow_silent=True)"
         )
+    loudest = max(_loudness(channel) for channel in sound.samples)
+    if peak >= SILENCE and _loudness(sound.samples.mean(axis=0)) < _CANCELLED * loudest / len(sound.samples):
+        raise ValueError(
+            f"{name}: the channels of the sound cancel out in their mean, which is what the model hears (one is the "
+            "other turned round?); give one of the channels alone"
+        )
+
+
+def _loudness(samples: np.ndarray) -> float:
+    """Root of the mean square."""
+    return math.sqrt(float(np.dot(samples, samples)) / len(samples))
 
 
 def speech_waveform(sound: Sound) -> torch.Tensor:
