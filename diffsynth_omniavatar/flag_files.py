@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .text_files import parse_json, read_text, refuse_repeated
 
 LARGEST = 2**20
 """Bytes; a file of all flags has some thousand."""
@@ -26,19 +25,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         """The dict of a mapping."""
-        _refuse_repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        refuse_repeated(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         return super().construct_mapping(node, deep)
-
-
-def _refuse_repeated(keys: Iterable[Any]) -> None:
-    repeated = [str(key) for key, times in Counter(keys).items() if times > 1]
-    if repeated:
-        raise ValueError(f"{', '.join(repeated)} stands there twice")
-
-
-def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_repeated(key for key, _ in pairs)
-    return dict(pairs)
 
 
 def read_flag_file(path: str | Path) -> dict[Any, Any]:
@@ -54,16 +42,18 @@ def read_flag_file(path: str | Path) -> dict[Any, Any]:
         raise FileNotFoundError(f"{path} does not exist or is no file.")
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, more than a file of flags can have.")
-    language = "JSON" if path.suffix == ".json" else "YAML"
-    try:
-        text = path.read_text(encoding="utf-8")
-        is_json = language == "JSON"
-        content = json.loads(text, object_pairs_hook=_pairs) if is_json else yaml.load(text, Loader=_Loader)
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid {language}: nested too deep.") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {language}: {' '.join(str(error).split())}") from error
+    text = read_text(path)
+    content = parse_json(text, str(path)) if path.suffix == ".json" else _parse_yaml(text, path)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, wanted lines like `steps: 25`.")
     return content
+
+
+def _parse_yaml(text: str, path: Path) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid YAML: nested too deep.") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

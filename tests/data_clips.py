@@ -24,9 +24,13 @@ class FakeClip(ClipSource):
     height: int = 32
     width: int = 32
     broken: bool = False
+    raises: Exception | None = None
+    """What it raises wherever it is read."""
     faults: tuple[str, ...] = ()
 
     def inspect(self, settings: ClipSettings, recipe: Recipe, deep: bool = False) -> ClipFacts:
+        if self.raises is not None:
+            raise self.raises
         if self.faults:
             raise BadSampleError(self.name, self.faults)
         longest = recipe.longest(self.frames, self.height, self.width)
@@ -35,6 +39,8 @@ class FakeClip(ClipSource):
         )
 
     def load(self, facts: ClipFacts, settings: ClipSettings, num_frames: int, reference: float) -> dict[str, Any]:
+        if self.raises is not None:
+            raise self.raises
         if self.broken:
             raise ValueError("broken in the middle")
         return {"reference_latents": torch.tensor([int(reference * self.frames)])}

@@ -15,7 +15,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
     ("content", "message"),
     [
         (b"max_steps: [1, 2\nb: }\n", "is not valid YAML: .*line 2"),
-        (b"max_steps: \xff\n", "is not valid YAML"),
+        (b"a: 1\nmax_steps: \xff\n", "is not UTF-8: byte 0xff in line 2"),
         (b"max_steps: 3\nseed: 1\nmax_steps: 4\n", "max_steps stands there twice"),
         (BOMB.encode(), r"an alias, \*a"),
         (b"a: &a [*a]\n", r"an alias, \*a"),
@@ -46,6 +46,8 @@ def test_faulty_json(tmp_path, content, message):
 def test_good_files(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"a": [1, 2.5], "b": None}))
     (tmp_path / "a.yaml").write_text("a: [1, 2.5]\nb:\n")
+    (tmp_path / "mark.json").write_text('{"a": [1, 2.5], "b": null}', encoding="utf-8-sig")
+    assert read_flag_file(tmp_path / "mark.json") == {"a": [1, 2.5], "b": None}
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     assert read_flag_file(tmp_path / "a.json") == read_flag_file(tmp_path / "a.yaml") == {"a": [1, 2.5], "b": None}
     assert read_flag_file(tmp_path / "empty.yaml") == {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..flag_files import read_flag_file
 from ..model.files import MODELS
+from ..text_files import read_lines
 from .console import FAILED, quiet_host, say
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def read_sample(line: str) -> Sample:
     """
     fields = [field.strip() for field in line.split("@@")]
     if len(fields) != 3 or not all(fields):
-        raise ValueError(f"wanted prompt@@image@@audio, got {len(fields)} fields: {line.strip()[:80]}")
+        raise ValueError(f"wanted prompt@@image@@audio, got {len(fields)} fields: {line[:80]}")
     sample = Sample(fields[0], Path(fields[1]), Path(fields[2]))
     for path in (sample.source, sample.audio):
         if not path.is_file():
@@ -247,9 +248,7 @@ def _read_samples(path: str) -> tuple[dict[int, Sample], int]:
     """The good lines of an input file by their number, and how many are bad; those are reported."""
     samples: dict[int, Sample] = {}
     failed = 0
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             samples[number] = read_sample(line)
         except (ValueError, OSError) as error:

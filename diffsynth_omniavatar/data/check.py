@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`omniavatar check`: list all faults; the exit code is 1 if there are any."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     clips, settings, recipe = data_of(args)
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if faults:
         table = Table("clip", "fault")
         for fault in faults:
-            table.add_row(fault.clip, fault.reason)
+            table.add_row(escape(fault.clip), escape(fault.reason))
         console.print(table)
     bad = len({fault.index for fault in faults})
     console.print(f"{len(clips)} clips, {bad} of them with faults")

@@ -51,6 +51,16 @@ class BadSampleError(ValueError):
         return f"{self.clip}: {'; '.join(self.reasons)}" if self.reasons else self.clip
 
 
+def reason_of(error: Exception) -> str:
+    """What is wrong with a clip whose reading raised `error`.
+
+    Damaged files break the libraries that read them anywhere (KeyError, RecursionError, MemoryError, ...), so any error
+    is a fault of the clip. Those that nobody worded for users come with their kind.
+    """
+    is_worded = isinstance(error, (ValueError, OSError)) and str(error)
+    return str(error) if is_worded else f"{type(error).__name__}: {error}"
+
+
 class Faults:
     """Collects reasons against a clip; leaving the context raises them."""
 
@@ -65,8 +75,8 @@ class Faults:
         """What `read` returns, or None if it fails."""
         try:
             return read()
-        except (ValueError, OSError) as error:
-            self.add(str(error))
+        except Exception as error:
+            self.add(reason_of(error))
             return None
 
     def stop(self) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .cache import StaleCacheError
-from .clips import NETWORKS, BadSampleError, ClipFacts, ClipSettings, ClipSource
+from .clips import NETWORKS, BadSampleError, ClipFacts, ClipSettings, ClipSource, reason_of
 from .recipe import Recipe, draw_below
 from .sample import TrainingSample, batch_fields
 from .scan import Scan, rank_and_world, scan_clips
@@ -194,5 +194,5 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
             return clip.load(self.facts(index), self.settings, num_frames, reference)
         except BadSampleError:
             raise
-        except (ValueError, OSError) as error:
-            raise BadSampleError(clip.name, [str(error)]) from error
+        except Exception as error:
+            raise BadSampleError(clip.name, [reason_of(error)]) from error

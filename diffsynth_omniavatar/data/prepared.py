@@ -14,6 +14,7 @@ from ..media.images import Size
 from ..media.timeline import latent_frames, video_frames
 from ..model.config import LATENT_CHANNELS
 from ..tensor_files import read_pickle
+from ..text_files import read_text
 from .clips import (
     AUDIO,
     EMPTY_TEXT,
@@ -113,7 +114,7 @@ class PreparedClip(ClipSource):
         audio, text = self.folder / "audio.wav", self.folder / "prompt.txt"
         prompt = self.prompt
         if prompt is None:
-            prompt = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+            prompt = read_text(text).strip() if text.is_file() else ""
         video = self.folder / "sub_clip.mp4"
         return VideoClip(name=self.name, video=video, prompt=prompt, audio=audio if audio.is_file() else None)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .cache import CachedClip, StaleCacheError
-from .clips import BadSampleError, ClipFacts, ClipSettings, ClipSource
+from .clips import BadSampleError, ClipFacts, ClipSettings, ClipSource, reason_of
 from .recipe import Recipe
 
 SCAN_THREADS = 8
@@ -62,7 +62,7 @@ def scan_clips(
         on_clip: called after each clip of this process, from several threads.
 
     Raises:
-        StaleCacheError: the clips come from a cache that was made otherwise.
+        StaleCacheError: the clips come from a cache that was made otherwise. Whatever else a clip raises is its fault.
     """
     for cache in {id(clip.cache): clip.cache for clip in clips if isinstance(clip, CachedClip)}.values():
         cache.check(settings)
@@ -74,6 +74,8 @@ def scan_clips(
             return [Fault(index=index, clip=clips[index].name, reason=reason) for reason in error.reasons]
         except StaleCacheError as error:
             return [Fault(index=index, clip=clips[index].name, reason=str(error), is_stale=True)]
+        except Exception as error:
+            return [Fault(index=index, clip=clips[index].name, reason=reason_of(error))]
         finally:
             if on_clip is not None:
                 on_clip()

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
-from collections.abc import Callable, Mapping
+import io
+import mimetypes
+import os.path
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..text_files import parse_json, read_lines, read_text
 from .cache import Cache
 from .clips import ClipSource
 from .prepared import PreparedClip
 from .video_clip import VideoClip
+
+COLUMNS = ("video", "prompt", "audio", "reference", "mask")
+SHOWN = 5
+"""Most faults of a table that are told at once."""
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row stands in its table, and its values by column."""
 
 
 def read_clips(path: str | Path, base_path: str | Path | None = None) -> list[ClipSource]:
@@ -28,7 +39,8 @@ def read_clips(path: str | Path, base_path: str | Path | None = None) -> list[Cl
         base_path: folder that the paths start from; None or "" for the folder of the file.
 
     Raises:
-        ValueError: the file is missing, unreadable or names no clip.
+        ValueError: the file is missing, unreadable, names no clip or has rows that cannot be meant; the message names
+            the file and the rows.
         StaleCacheError: the cache is not usable.
     """
     path = Path(path)
@@ -37,20 +49,26 @@ def read_clips(path: str | Path, base_path: str | Path | None = None) -> list[Cl
     if not path.is_file():
         raise ValueError(f"{path} does not exist; give a table of clips, a list of directories or a cache")
     base = Path(base_path) if base_path else path.parent
-    is_table = path.suffix.lower() in _TABLE_READERS
-    rows = _read_table(path) if is_table else [{"video": line} for line in _lines(path)]
+    if not base.is_dir():
+        raise ValueError(f"{base}, from which the paths in {path} start, is no folder")
+    reader = _TABLE_READERS.get(path.suffix.lower())
+    if reader is None:
+        rows: list[Row] = [("", {"video": line}) for line in _directories(path)]
+    else:
+        rows = list(reader(path))
+        _refuse_faults(path, rows)
     if not rows:
         raise ValueError(f"{path} names no clip")
     empty_text = functools.lru_cache(maxsize=None)(lambda folder: _find_empty_text(base, folder))
-    return [_clip_of(row, base, not is_table, empty_text) for row in rows]
+    return [_clip_of(row, base, reader is None, empty_text) for _, row in rows]
 
 
 def _clip_of(
     row: Mapping[str, Any], base: Path, is_directory: bool, empty_text: Callable[[Path], Path | None]
 ) -> ClipSource:
-    name = str(row["video"])
+    name = row["video"]
     video = base / name
-    if is_directory or video.is_dir():
+    if is_directory or os.path.isdir(video):  # of a name that no file can have, it says no
         prompt = row.get("prompt") or None
         return PreparedClip(name=name, folder=video, prompt=prompt, empty_text=empty_text(video.parent))
     other = {part: base / row[part] if row.get(part) else None for part in ("audio", "reference", "mask")}
@@ -59,31 +77,122 @@ def _clip_of(
 
 def _find_empty_text(base: Path, folder: Path) -> Path | None:
     """`neg_text_emb.pt` in the root of prepared directories: the base folder, or the one they are in."""
-    found = (root / "neg_text_emb.pt" for root in (base, folder) if (root / "neg_text_emb.pt").is_file())
+    found = (root / "neg_text_emb.pt" for root in (base, folder) if os.path.isfile(root / "neg_text_emb.pt"))
     return next(found, None)
 
 
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def _directories(path: Path) -> list[str]:
+    """The lines of a list of directories."""
+    kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
+    if kind in ("video", "audio", "image"):
+        raise ValueError(
+            f"{path} is no list of clips, it seems to be a file of {kind}; wanted a table (.csv, .json or .jsonl, with "
+            "the columns video and prompt), a text file with a prepared directory a line, or the folder of a cache"
+        )
+    return [line for _, line in read_lines(path)]
 
 
-def _read_csv(path: Path) -> list[Any]:
-    with path.open(encoding="utf-8-sig", newline="") as content:
-        return list(csv.DictReader(content))
+def _read_csv(path: Path) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    columns, faults, end = list[str](), list[str](), 0
+    try:
+        for values in reader:
+            line, end = end + 1, reader.line_num
+            if not values:
+                continue
+            if not columns:
+                columns = values
+                _refuse_other_separators(path, columns)
+            elif len(values) == len(columns):
+                yield f"line {line}", dict(zip(columns, values, strict=True))
+            else:
+                faults.append(f"line {line} has {len(values)} fields")
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    if faults:
+        raise ValueError(
+            f"{path}: {_some(faults)}; the header has {len(columns)}. A text with a comma or a line break needs double "
+            'quotes around it: "blue shirt, smiling"'
+        )
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
+        raise ValueError(f"{path} has the column {', '.join(repeated)} twice")
 
 
-_TABLE_READERS: dict[str, Callable[[Path], Any]] = {
+def _refuse_other_separators(path: Path, columns: list[str]) -> None:
+    found = next((mark for mark in ";\t" if len(columns) == 1 and mark in columns[0]), None)
+    if found is not None:
+        raise ValueError(f"{path} has {found!r} between its columns, wanted commas; its header is {columns[0]!r}")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    content = parse_json(read_text(path), str(path))
+    if not isinstance(content, list):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, wanted a list of objects; every row needs a `video`"
+        )
+    yield from ((f"row {number}", row) for number, row in enumerate(content, start=1))
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    for number, line in read_lines(path):
+        yield f"line {number}", parse_json(line, f"{path}, line {number},")
+
+
+_TABLE_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _read_csv,
-    ".json": lambda path: json.loads(path.read_text(encoding="utf-8-sig")),
-    ".jsonl": lambda path: [json.loads(line) for line in _lines(path)],
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
 }
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
+def _refuse_faults(path: Path, rows: list[Row]) -> None:
+    """ValueError that names the rows of which it is not clear what they mean."""
+    faults = [f"{place}: {fault}" for place, row in rows for fault in _faults(row)]
+    if faults:
+        raise ValueError(
+            f"{path}: {_some(faults)}; every row needs a `video`; wanted the columns {', '.join(COLUMNS)}, all texts"
+        )
+
+
+def _some(faults: list[str]) -> str:
+    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    return "; ".join(faults[:SHOWN]) + more
+
+
+def _faults(row: Any) -> Iterator[str]:
+    if not isinstance(row, dict):
+        yield f"a {type(row).__name__} in place of an object"
+        return
+    misspelt = _misspelt(row)
+    for name, meant in misspelt.items():
+        yield f"there is a column {name!r}, did you mean {meant!r}?"
+    for column in COLUMNS:
+        value = row.get(column)
+        if value is not None and not isinstance(value, str):
+            yield f"{column} is {str(value)[:40]}, a {type(value).__name__}"
+        elif value is not None and not _is_unicode(value):
+            yield f"{column} has half of a surrogate pair"
+    if not row.get("video") and "video" not in misspelt.values():
+        near = [] if "video" in row else get_close_matches("video", row, n=1, cutoff=0.5)
+        hint = f"; did you mean to call {near[0]!r} 'video'?" if near else ""
+        yield f"no video; it has {', '.join(map(repr, row)) or 'nothing'}{hint}"
+
+
+def _misspelt(row: Mapping[str, Any]) -> dict[str, str]:
+    """Columns that would be passed over, but are nearly called as one that the row lacks."""
+    found = {}
+    lacking = [column for column in COLUMNS if column not in row]
+    for name in row:
+        near = get_close_matches(name.strip().casefold(), lacking, n=1, cutoff=0.85)
+        if name not in COLUMNS and near:
+            found[name] = near[0]
+    return found
+
+
+def _is_unicode(text: str) -> bool:
     try:
-        rows = _TABLE_READERS[path.suffix.lower()](path)
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.get("video") for row in rows):
-        raise ValueError(f"{path}: every row needs a `video`; wanted the columns video, prompt, audio, reference, mask")
-    return rows
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

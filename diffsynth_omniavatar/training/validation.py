@@ -20,6 +20,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from ..generation.generate import GeneratedVideo, generate
+from ..text_files import read_lines
 from .accelerator import OmniAccelerator
 from .callbacks import ValidationResult
 from .module import ENCODERS, OmniAvatarTrainingModule
@@ -49,9 +50,9 @@ def read_samples(path: str | Path) -> list[ValidationSample]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"--validation_data {path} does not exist.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    fields = [line.split("@@") for line in lines]
-    bad = [number for number, parts in enumerate(fields, start=1) if len(parts) != 3]
+    lines = read_lines(path)
+    fields = [line.split("@@") for _, line in lines]
+    bad = [number for (number, _), parts in zip(lines, fields, strict=True) if len(parts) != 3]
     if bad or not fields:
         raise ValueError(f"--validation_data {path}: line {bad or 'none'}; wanted prompt@@image@@audio in each.")
     samples = [ValidationSample(prompt, Path(picture), Path(sound)) for prompt, picture, sound in fields]

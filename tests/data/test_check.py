@@ -1,19 +1,24 @@
 """All processes get the same scan; a check lists all faults of all clips."""
 
 import argparse
+import struct
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 from data_clips import RECIPE, SETTINGS, C, FakeClip, draw, fill, make, numbered
+from safetensors import SafetensorError
 from synthetic_clips import noise, write_levels, write_prepared, write_table
 
 from diffsynth_omniavatar.data import check, scan
-from diffsynth_omniavatar.data.clips import ClipSettings
+from diffsynth_omniavatar.data.clips import BadSampleError, ClipSettings, ClipSource
 from diffsynth_omniavatar.data.scan import check_dataset, scan_clips
 from diffsynth_omniavatar.data.tables import read_clips
 from diffsynth_omniavatar.media.sound import Sound
@@ -43,6 +48,53 @@ def test_all_processes_get_the_same_scan(monkeypatch: pytest.MonkeyPatch) -> Non
     with ThreadPoolExecutor(3) as processes:
         assert list(processes.map(scan_on, range(3))) == [alone] * 3
     assert sorted(len(share) for share in shares.values()) == [2, 2, 3]
+
+
+OTHER_ERRORS = (
+    OSError("the share is gone"),
+    KeyError("clips"),
+    RecursionError("too deep"),
+    zipfile.BadZipFile("no zip file"),
+    MemoryError(),
+    struct.error("unpack requires 4 bytes"),
+    RuntimeError("inside of torch"),
+    UnpicklingError("a pickle"),
+    SafetensorError("a header"),
+    av.FFmpegError(1, "a codec"),
+)
+
+
+@pytest.mark.parametrize("error", OTHER_ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_a_clip_raises_is_its_fault_alone(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    clips: list[ClipSource] = [FakeClip(name="good"), FakeClip(name="bad", raises=error), FakeClip(name="also")]
+    for faults in (scan_clips(clips, SETTINGS, RECIPE).faults, check_dataset(clips, SETTINGS, RECIPE)):
+        (fault,) = faults
+        assert fault.clip == "bad" and (str(error) in fault.reason) and fault.reason
+    sound = scan_clips([FakeClip(name=clip.name) for clip in clips], SETTINGS, RECIPE)
+    dataset = make(clips, scan=sound)
+    assert [draw(dataset, index).sources for index in range(3)] == [["good"], ["also"], ["also"]]
+    assert "bad: " in caplog.text and dataset.skipped == 1
+    with pytest.raises(BadSampleError, match=r"^bad: ."):
+        draw(make(clips, scan=sound, strict=True), 1)
+
+
+def test_a_prompt_that_cannot_be_read_is_the_fault_of_its_clip(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_prepared(tmp_path / name)
+    (tmp_path / "two" / "prompt.txt").write_bytes(b"Speaks.\nIn a caf\xe9.")
+    (tmp_path / "list.txt").write_text("one\ntwo\n")
+    (fault,) = scan_clips(read_clips(tmp_path / "list.txt"), SETTINGS, RECIPE).faults
+    assert fault.clip == "two" and "two/prompt.txt is not UTF-8: byte 0xe9 in line 2" in fault.reason
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["Talk [id].mp4", "[red]x[/red].mp4", "[/].mp4"]
+    write_table(tmp_path / "t.csv", [{"video": name, "prompt": "x"} for name in names])
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    assert check.run(parser.parse_args([str(tmp_path / "t.csv")])) == 1
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
 
 
 def write_faulty_data(folder: Path) -> list[tuple[str, str]]:
