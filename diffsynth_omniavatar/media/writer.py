@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import uuid
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +15,21 @@ import soxr
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 
+from .. import atomic
+from .files import libav_name
 from .images import to_bytes
 from .sound import Sound, add_silence
 from .timeline import FRAME_RATE
 
 logger = logging.getLogger(__name__)
+
+_FRAGMENTS = {
+    "movflags": "hybrid_fragmented+delay_moov+default_base_moof",
+    "frag_duration": "500000",
+    "flush_packets": "1",
+}
+_WHILE_GROWING = {".mp4": _FRAGMENTS, ".mov": _FRAGMENTS, ".mkv": {"cluster_time_limit": "500", "flush_packets": "1"}}
+"""Settings by which a file can be played while it grows, to the last half second; at its end it is an ordinary one."""
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
@@ -27,9 +37,11 @@ _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 6400
 class VideoWriter:
     """Context manager that writes frames and their sound to an mp4, mov or mkv file as the frames come.
 
-    H.264 (yuv420p, BT.709) and AAC, without any resizing, in bounded memory. The file is written beside its final place
-    and renamed at the end. If an exception or an interrupt ends the block, what was written so far becomes a playable
-    file under the final name, which a log line tells; if nothing was written, nothing is left.
+    H.264 (yuv420p, BT.709) and AAC, without any resizing, in bounded memory. From the first frame on, `talk.part.mp4`
+    grows beside `talk.mp4`, and gets its name at the end. If an exception or an interrupt ends the block, what was
+    written so far becomes a playable file under the final name, which a log line tells; if nothing was written, nothing
+    is left. If the process is killed outright, `talk.part.mp4` stays and can be played up to the last three seconds or
+    so; the next writer of `talk.mp4` begins it anew.
 
     Args:
         path: file to write; its folder must exist.
@@ -40,7 +52,7 @@ class VideoWriter:
         crf: quality of x264, 0 (lossless) to 51; 13 to 18 look like the original.
 
     Raises:
-        ValueError: odd size, other file type, no such folder, or (at the end) no frame written.
+        ValueError: odd size, other file type, a place where no file can be written, or (at the end) no frame written.
     """
 
     def __init__(
@@ -54,7 +66,7 @@ class VideoWriter:
         crf: int = 15,
     ) -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
+        if self.path.suffix.lower() not in _WHILE_GROWING:
             raise ValueError(f"{path}: cannot be written; give a name that ends in .mp4, .mov or .mkv")
         if not self.path.parent.is_dir():
             raise ValueError(f"{path}: its folder does not exist; make it first")
@@ -66,10 +78,26 @@ class VideoWriter:
         self.frames_written = 0
         self._sound = None if sound is None else add_silence(_encodable(sound), sound_delay)
         self._samples_written = 0
-        self._temporary = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}{self.path.suffix}")
+        self._part = self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
+        self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        """A wrong place is told now, not after minutes of computing the first frames."""
+        try:
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "there is a folder of that name")
+            left = self._part.exists()
+            with open(self._part, "ab"):
+                pass
+            if not left:
+                self._part.unlink()
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be written: {error.strerror}; give another place") from error
 
     def __enter__(self) -> VideoWriter:
-        self._container = av.open(str(self._temporary), "w")
+        self._container = av.open(
+            libav_name(self._part), "w", container_options=_WHILE_GROWING[self.path.suffix.lower()]
+        )
         self._video = self._container.add_stream(
             "libx264", rate=self.frame_rate, options={"crf": str(self.crf), "preset": "medium"}
         )
@@ -130,7 +158,9 @@ class VideoWriter:
         if self._sound is not None:
             self._container.mux(self._audio.encode(None))
         self._container.close()
-        os.replace(self._temporary, self.path)
+        atomic.flush(self._part)
+        os.replace(self._part, self.path)
+        atomic.flush(self.path.parent)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -156,7 +186,7 @@ class VideoWriter:
                 )
         finally:
             self._container.close()
-            self._temporary.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
 
 
 def _encodable(sound: Sound) -> Sound:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -154,6 +155,83 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(
         raise RuntimeError("first fault")
     assert not list(tmp_path.iterdir())
     assert "no space left" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
+def test_a_file_can_be_played_while_it_grows(tmp_path: Path, ending: str) -> None:
+    """What a process that is killed outright leaves behind."""
+    path, part = tmp_path / f"out.{ending}", tmp_path / f"out.part.{ending}"
+    noise = torch.randint(0, 256, (150, 32, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with VideoWriter(path, 32, 48, sound=Sound(tone(8, 16000)[None], 16000)) as writer:
+        assert not list(tmp_path.iterdir())
+        writer.write(noise)
+        assert list(tmp_path.iterdir()) == [part]
+        assert probe_video(part).frames >= 150 - 75
+        assert load_sound(part).duration >= 3
+    assert list(tmp_path.iterdir()) == [path]
+    assert probe_video(path).frames == 150
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov"])
+def test_a_finished_file_is_an_ordinary_one(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"out.{ending}"
+    with VideoWriter(path, 32, 48, sound=Sound(tone(4, 16000)[None], 16000)) as writer:
+        writer.write(greys(60))
+    data, boxes = path.read_bytes(), []
+    while data:
+        size, name = struct.unpack(">I4s", data[:8])
+        boxes.append(name)
+        data = data[size:]
+    assert boxes in ([b"ftyp", b"free", b"mdat", b"moov"], [b"ftyp", b"wide", b"mdat", b"moov"])
+    with av.open(str(path)) as container:
+        assert [(stream.start_time, float(stream.duration * stream.time_base)) for stream in container.streams] == [
+            (0, 2.4),
+            (0, 2.4),
+        ]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, events = tmp_path / "out.mp4", []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append(os.fstat(handle).st_ino), flush(handle)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
+    with VideoWriter(path, 32, 48) as writer:
+        writer.write(greys(3))
+    assert events == [path.stat().st_ino, "replace", tmp_path.stat().st_ino]
+
+
+@pytest.mark.parametrize("name", ["10:45.mp4", "file:a.mkv", "a%02d.mov"])
+def test_any_file_name_is_written(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(name, 32, 48) as writer:
+        writer.write(greys(3))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert shown(read_frames(name)) == [0, 1, 2]
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "taken.part.mp4").mkdir()
+    for path, words in (
+        (tmp_path / "folder.mp4", "there is a folder"),
+        (tmp_path / "taken.mp4", "cannot be written"),
+        (tmp_path / f"{'x' * 250}.mp4", "cannot be written"),
+        (tmp_path / f"{'x' * 300}.mp4", "cannot be written"),
+        (Path("/proc/out.mp4"), "cannot be written"),
+    ):
+        with named_error(path, words):
+            VideoWriter(path, 32, 48)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_killed_writer_left_stays_until_the_next_writes(tmp_path: Path) -> None:
+    part = tmp_path / "out.part.mp4"
+    part.write_text("what was made before")
+    writer = VideoWriter(tmp_path / "out.mp4", 32, 48)
+    assert part.read_text() == "what was made before"
+    with writer:
+        writer.write(greys(3))
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.mp4"]
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
