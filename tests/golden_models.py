@@ -8,6 +8,7 @@ import torch
 from recipe import inp, weight
 from safetensors.torch import load_file
 
+from diffsynth_omniavatar import host
 from diffsynth_omniavatar.model.config import OmniAvatarConfig
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT
 
@@ -51,6 +52,16 @@ class Goldens:
         dit = OmniAvatarDiT(self.config(in_dim))
         dit.load_state_dict({**self.weights(in_dim), **replaced}, strict=True)
         return dit.eval()
+
+    def wan(self) -> host.WanModel:
+        """The base of the LoRA checkpoint: a Wan transformer without audio, from its files."""
+        base = self.folder / "lora" / "base"
+        sizes = json.loads((base / "config.json").read_text())
+        names = ("dim", "in_dim", "ffn_dim", "out_dim", "text_dim", "freq_dim", "eps", "num_heads", "num_layers")
+        wan = host.WanModel(**{name: sizes[name] for name in names}, patch_size=(1, 2, 2), has_image_input=False)
+        tensors = load_file(base / "diffusion_pytorch_model.safetensors")
+        wan.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+        return wan
 
     def audio(self, golden: str, name: str, latent_frames: int) -> torch.Tensor:
         return inp(golden, name, [1, 4 * latent_frames - 3, self.meta["audio_dim"]], self.seed)

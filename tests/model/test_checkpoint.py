@@ -41,17 +41,6 @@ def golden(goldens):
     return Goldens(goldens)
 
 
-def base_model(golden):
-    """The golden base: a Wan transformer without audio, from its files."""
-    folder = golden.folder / "lora" / "base"
-    sizes = json.loads((folder / "config.json").read_text())
-    names = ("dim", "in_dim", "ffn_dim", "out_dim", "text_dim", "freq_dim", "eps", "num_heads", "num_layers")
-    wan = host.WanModel(**{name: sizes[name] for name in names}, patch_size=(1, 2, 2), has_image_input=False)
-    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
-    wan.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
-    return wan
-
-
 def golden_run(golden, dit):
     tensors = golden.tensors("lora/golden")
     audio = golden.audio("lora", "A/audio", golden.dims["A_t"])
@@ -68,7 +57,7 @@ def test_lora_checkpoint_equals_upstream(golden, lora):
     facts = golden.json("lora/golden")
     assert loaded.form == "lora" and loaded.config.lora.scale == facts["scale"]
     assert loaded.lora_modules == sorted(facts["adapted_modules"])
-    dit = apply_checkpoint(base_model(golden), loaded, lora=lora, **CPU)
+    dit = apply_checkpoint(golden.wan(), loaded, lora=lora, **CPU)
     tensors, run = golden_run(golden, dit)
     with torch.no_grad():
         for name, timestep in [("t500", 500.0), ("t37_5", 37.5)]:
@@ -77,7 +66,7 @@ def test_lora_checkpoint_equals_upstream(golden, lora):
 
 def test_adapters_train_and_switch_like_upstreams(golden):
     loaded = load_checkpoint(golden.folder / "lora")
-    dit = apply_checkpoint(base_model(golden), loaded, lora="adapters", **CPU)
+    dit = apply_checkpoint(golden.wan(), loaded, lora="adapters", **CPU)
     for name, parameter in dit.named_parameters():
         parameter.requires_grad_(bool(LORA_KEY.match(name)) or name.startswith(EXTRA_MODULES))
     tensors, run = golden_run(golden, dit)
@@ -99,7 +88,7 @@ def test_adapters_train_and_switch_like_upstreams(golden):
 
 def test_start_on_a_wan_model_is_upstreams(golden):
     facts = golden.json("expand")
-    base = base_model(golden)
+    base = golden.wan()
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     sizes = {"audio_dim": golden.meta["audio_dim"], "audio_hidden_size": golden.meta["audio_hidden_size"]}
