@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,19 @@ def write_dit_i2v(golden: NewGoldens) -> None:
         silent = {**inputs, "audio": torch.zeros_like(inputs["audio"])}
         tensors[f"{case}.out.t500.audio_zero"] = run(dit, silent, 500.0)
         if case == "A":
-            middle = {"blocks.1": dit.blocks[1], "audio_proj": dit.audio_proj}
-            for name, module in middle.items():
-                module.register_forward_hook(lambda _, __, out, name=name: tensors.update({f"A.mid.{name}": out}))
-            dit.blocks[2].register_forward_pre_hook(lambda _, given: tensors.update({"A.mid.blocks.2.input": given[0]}))
-            run(dit, inputs, 500.0)
-            tensors["A.mid.audio_proj"] = tensors["A.mid.audio_proj"][:, :, None, None]
+            tensors |= middle_of(dit, inputs)
     layers = list(range(2, golden.dims["num_layers"] // 2 + 1))
     golden.write("dit_i2v", tensors, {"audio_layers": layers, "audio_cond_projs": len(layers)})
+
+
+def middle_of(dit: OmniAvatarDiT, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the tests look at between the parts, to find where a deviation starts."""
+    seen = {}
+    dit.audio_proj.register_forward_hook(lambda _, __, out: seen.update({"audio_proj": out[:, :, None, None]}))
+    dit.blocks[1].register_forward_hook(lambda _, __, out: seen.update({"blocks.1": out}))
+    dit.blocks[2].register_forward_pre_hook(lambda _, given: seen.update({"blocks.2.input": given[0]}))
+    run(dit, inputs, 500.0)
+    return {f"A.mid.{name}": tensor for name, tensor in seen.items()}
 
 
 def write_dit_grad(golden: NewGoldens) -> None:
@@ -285,7 +291,7 @@ class Denoising:
         sigmas = 5 * sigmas / (1 + 4 * sigmas)
         latents = self.tensors[f"in.T{case['T']}.noise"]
         first, last = self.cache(), self.cache()
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, following in pairwise(sigmas):
             latents = torch.cat([self.known, latents[:, :, known:]], dim=2)
             guided = positive = self.predict(latents, 1000 * sigma, "posi", True, first)
             if text_scale != 1.0:
