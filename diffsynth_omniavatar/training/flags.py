@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -333,6 +334,12 @@ def _task_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "--validation_metrics needs --validation_data"
     if not args.dataset_base_path and not args.dataset_metadata_path:
         yield "name the data with --dataset_metadata_path and --dataset_base_path"
+    output = Path(args.output_path).absolute()
+    there = next(folder for folder in (output, *output.parents) if folder.exists())
+    if not there.is_dir():
+        yield f"--output_path {args.output_path}: {there} is a file; give a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"--output_path {args.output_path}: nothing can be written into {there}; give another folder"
 
 
 def _loss_faults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[str]:

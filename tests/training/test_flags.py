@@ -397,6 +397,13 @@ def test_a_flag_of_the_host_without_meaning_is_refused(folder: Path, flag: str) 
         parse_arguments([*flags(folder, folder / "plain"), f"--{flag}", *value])
 
 
+@pytest.mark.parametrize("place", ["f", "f/run", "f/run/3"])
+def test_an_output_path_that_is_a_file_is_refused(folder: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "f").write_text("a file")
+    with pytest.raises(FlagError, match=r"--output_path .*f is a file; give a folder"):
+        parse_arguments(flags(folder, tmp_path / place))
+
+
 @pytest.mark.parametrize("more", [[], ["--lora_alpha", "24"]])
 def test_a_fresh_lora_trains_with_the_scale_that_its_file_says(folder: Path, more: list[str]) -> None:
     arguments = flags(folder, folder / "plain", "--lora_rank", "8", *more)
