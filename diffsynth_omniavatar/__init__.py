@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .generation.generate import GeneratedVideo, generate
     from .generation.loading import load_pipeline, nano_pipeline
     from .generation.pipeline import OmniAvatarPipeline, register, unregister
+    from .generation.request import RequestError, TalkRequest
     from .host.versions import UnsupportedHostError
     from .media.sound import Sound
     from .model.checkpoint import CheckpointError, load_checkpoint
@@ -40,7 +41,9 @@ __all__ = [
     "OmniAvatarConfig",
     "OmniAvatarDiT",
     "OmniAvatarPipeline",
+    "RequestError",
     "Sound",
+    "TalkRequest",
     "UnsupportedHostError",
     "convert",
     "generate",
@@ -62,7 +65,9 @@ _MODULES = {
     "OmniAvatarConfig": "model.config",
     "OmniAvatarDiT": "model.dit",
     "OmniAvatarPipeline": "generation.pipeline",
+    "RequestError": "generation.request",
     "Sound": "media.sound",
+    "TalkRequest": "generation.request",
     "UnsupportedHostError": "host.versions",
     "convert": "model.convert",
     "generate": "generation.generate",

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..flag_files import read_flag_file
-from ..model.files import MODELS
+from ..model.config import has_masked_video
+from ..model.files import MODELS, SMALL_FAMILY, model_files
 from ..text_files import read_lines
 from .console import FAILED, quiet_host, say
 
 if TYPE_CHECKING:
     from ..generation.pipeline import OmniAvatarPipeline
+    from ..generation.request import TalkRequest
+    from ..model.config import CheckpointConfig
 
 Flags = Mapping[str, tuple[Callable[[str], Any], str]]
 """Flag without its dashes -> type and help; `bool` makes a pair --flag and --no-flag."""
@@ -176,15 +179,42 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"--input_file stands in place of {', '.join(f'--{name}' for name in inputs)}: leave one out."
             )
-        return _generate_many(args)
+        return _generate_many(args, _facts(args))
     missing = [f"--{name}" for name in ("prompt", "audio", "out") if name not in inputs]
     if missing:
         raise ValueError(f"{', '.join(missing)} is missing; or give --input_file with a line for each video.")
     for name in ("image", "video", "audio"):
         if name in inputs and not Path(inputs[name]).is_file():
             raise FileNotFoundError(f"--{name}: {inputs[name]} is not there.")
-    _generate_one(_load(args), inputs, _given(args, SETTING_FLAGS))
+    request = _checked(args, inputs, _facts(args))
+    _generate_one(_load(args), request, args)
     return 0
+
+
+def _facts(args: argparse.Namespace) -> CheckpointConfig:
+    """What is known of the checkpoint before it is loaded; one that is yet to be downloaded is upstream's."""
+    from ..model.checkpoint import needed_sources, read_facts
+    from ..model.config import CheckpointConfig
+
+    files = model_files(args.model, args.models_folder, {part: getattr(args, part, None) for part in SMALL_FAMILY})
+    config = read_facts(needed_sources(files)["omniavatar"]) or CheckpointConfig(in_dim=33)
+    given = {name: getattr(args, name) for name in ("leading_audio_rows", "first_frame") if hasattr(args, name)}
+    return replace(config, conventions=replace(config.conventions, **given))
+
+
+def _checked(args: argparse.Namespace, inputs: Mapping[str, Any], facts: CheckpointConfig) -> TalkRequest:
+    """The request of these inputs and the settings, its files read once to find what is wrong with them."""
+    from ..generation.inputs import read_inputs
+    from ..generation.request import RequestError, TalkRequest
+
+    settings = _given(args, SETTING_FLAGS)
+    settings.pop("show_progress", None)
+    try:
+        request = TalkRequest(**inputs, **settings)
+        read_inputs(request, facts.in_dim or 33, facts.conventions)
+    except RequestError as error:
+        raise ValueError(error.flags()) from error
+    return request
 
 
 def _load(args: argparse.Namespace) -> OmniAvatarPipeline:
@@ -203,37 +233,33 @@ def _load(args: argparse.Namespace) -> OmniAvatarPipeline:
     return pipe
 
 
-def _generate_one(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _generate_one(pipe: OmniAvatarPipeline, request: TalkRequest, args: argparse.Namespace) -> None:
     from ..generation.generate import generate
 
-    out = Path(inputs["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = Path(request.out)
     before = out.stat().st_mtime_ns if out.exists() else None
     try:
-        made = generate(pipe, **inputs, **settings)
+        made = generate(pipe, request, show_progress=getattr(args, "show_progress", True))
     except KeyboardInterrupt:
         if out.exists() and out.stat().st_mtime_ns != before:
             raise KeyboardInterrupt(f"{out} has the part that was done and can be played.") from None
         raise KeyboardInterrupt(f"not even the first chunk was done, so {out} was not written.") from None
     if pipe.is_first_process:
         print(
-            f"{made.path}: {made.frames} frames of {made.height}x{made.width} in {made.chunks} chunk(s), "
+            f"{made.path}: {made.frames} frames of {made.height}x{made.width}, {made.chunks} chunks, "
             f"{made.steps} steps, {made.seconds:.1f} s"
         )
 
 
-def _generate_many(args: argparse.Namespace) -> int:
-    samples, failed = _read_samples(args.input_file)
-    total = len(samples) + failed
-    if not samples:
+def _generate_many(args: argparse.Namespace, facts: CheckpointConfig) -> int:
+    requests, failed = _read_requests(args, facts)
+    total = len(requests) + failed
+    if not requests:
         raise ValueError(f"{args.input_file} has no line that can be used.")
     pipe = _load(args)
-    source = "video" if pipe.dit.config.has_masked_video else "image"
-    for number, sample in samples.items():
-        out = Path(args.out_folder) / f"{number:03d}_{sample.audio.stem}.mp4"
-        inputs = {"prompt": sample.prompt, source: sample.source, "audio": sample.audio, "out": out}
+    for number, request in requests.items():
         try:
-            _generate_one(pipe, inputs, _given(args, SETTING_FLAGS))
+            _generate_one(pipe, request, args)
         except (ValueError, OSError) as error:
             if args.debug or getattr(args, "use_usp", False):  # the other processes would not know that it is left out
                 raise
@@ -242,6 +268,22 @@ def _generate_many(args: argparse.Namespace) -> int:
     if pipe.is_first_process:
         print(f"{total - failed} of {total} videos are in {args.out_folder}.")
     return FAILED if failed else 0
+
+
+def _read_requests(args: argparse.Namespace, facts: CheckpointConfig) -> tuple[dict[int, TalkRequest], int]:
+    """The requests of an input file's good lines by their number, and how many lines are bad; those are reported."""
+    samples, failed = _read_samples(args.input_file)
+    source = "video" if has_masked_video(facts.in_dim or 33) else "image"
+    requests = {}
+    for number, sample in samples.items():
+        out = Path(args.out_folder) / f"{number:03d}_{sample.audio.stem}.mp4"
+        inputs = {"prompt": sample.prompt, source: sample.source, "audio": sample.audio, "out": out}
+        try:
+            requests[number] = _checked(args, inputs, facts)
+        except (ValueError, OSError) as error:
+            say(f"error: {args.input_file}, line {number}: {error}")
+            failed += 1
+    return requests, failed
 
 
 def _read_samples(path: str) -> tuple[dict[int, Sample], int]:

@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..media.images import Size, match_size
-from ..model.config import Conventions
+from ..model.config import SIZE_STEP, Conventions
 from .recipe import Recipe
-
-SIZE_STEP = 16
-"""Height and width of samples are multiples of it: 8 by the VAE, 2 by the denoiser's patches."""
 
 LATENTS, REFERENCE_SEQUENCE, AUDIO, TEXT = "latents", "reference sequence", "audio", "text"
 SILENCE, EMPTY_TEXT = "silence", "empty prompt"

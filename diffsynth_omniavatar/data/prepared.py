@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..media.images import Size
 from ..media.timeline import latent_frames, video_frames
-from ..model.config import LATENT_CHANNELS
+from ..model.config import LATENT_CHANNELS, SIZE_STEP
 from ..tensor_files import read_pickle
 from ..text_files import read_text
 from .clips import (
@@ -21,7 +21,6 @@ from .clips import (
     LATENTS,
     REFERENCE_SEQUENCE,
     SILENCE,
-    SIZE_STEP,
     TEXT,
     ClipFacts,
     ClipSettings,

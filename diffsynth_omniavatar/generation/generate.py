@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..media.images import ImageSource
-from ..media.sound import SoundSource
-from ..media.timeline import DEFAULT_OVERLAP, FRAME_RATE, Chunk
+from ..media.timeline import FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
 from . import colours
 from .inputs import read_inputs
-from .masks import MaskSource, paste_outside_mouth
+from .masks import paste_outside_mouth
 from .pipeline import OmniAvatarPipeline
+from .request import TalkRequest
 
 logger = logging.getLogger(__name__)
 
@@ -41,33 +41,7 @@ class GeneratedVideo:
 
 
 def generate(
-    pipe: OmniAvatarPipeline,
-    *,
-    prompt: str,
-    audio: SoundSource,
-    out: str | Path,
-    image: ImageSource | None = None,
-    video: str | Path | None = None,
-    negative_prompt: str | None = None,
-    mouth_mask: MaskSource | None = None,
-    paste_source: bool = True,
-    reference_video: str | Path | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    max_tokens: int | None = None,
-    overlap: int = DEFAULT_OVERLAP,
-    match_colours: bool | None = None,
-    silence: float | None = None,
-    steps: int | None = None,
-    cfg_scale: float | None = None,
-    audio_cfg_scale: float | None = None,
-    sigma_shift: float | None = None,
-    seed: int = 42,
-    tiled: bool | None = None,
-    tea_cache_l1_thresh: float | None = None,
-    tea_cache_model_id: str | None = None,
-    crf: int = 15,
-    show_progress: bool = True,
+    pipe: OmniAvatarPipeline, request: TalkRequest | None = None, *, show_progress: bool = True, **arguments: Any
 ) -> GeneratedVideo:
     """Make a talking video as long as the sound and write it, with the sound, while it is made.
 
@@ -75,62 +49,27 @@ def generate(
     processes that make it together (`use_usp`), the first writes it.
 
     Args:
-        pipe: from `from_pretrained`.
-        prompt, negative_prompt: text, encoded once.
-        audio: the speech (file, `Sound`).
-        out: the .mp4 file to write.
-        image: the portrait. V2V: the identity image, by default the video's first frame.
-        video: V2V: the video whose mouth is changed. One that is shorter than the sound runs forth and back.
-        mouth_mask: V2V: see `masks.load_mouth_mask`.
-        paste_source: V2V: outside the mouth the source's own pixels, not what the VAE makes of them.
-        reference_video: 65 channels: another clip of the person, by default another part of `video`.
-        height, width: None for the trained size nearest in shape.
-        max_tokens: length of a chunk: frames * height * width / 1024; None for the trained length.
-        overlap: frames that each chunk takes over from the one before, 1 + 4n.
-        match_colours: give each chunk the colours of the portrait or the source video, against drift in long videos;
-            see `colours.match_colours`.
-        silence: seconds of silence in front; None for 0.3, and for V2V 0.
-        steps, cfg_scale, audio_cfg_scale, sigma_shift, tiled, tea_cache_l1_thresh, tea_cache_model_id: see
-            `OmniAvatarPipeline.__call__`.
-            None for negative_prompt, match_colours, steps, cfg_scale, audio_cfg_scale and sigma_shift takes what the
-            checkpoint's config.json says (`Conventions.sampling`), or else upstream's values.
-        seed: chunk k starts from the noise of seed + k.
-        crf: quality of the H.264 file, 13 to 18 look like the original.
+        pipe: from `load_pipeline` or `from_pretrained`.
+        request: what is wanted; or its fields as arguments: prompt, audio, out and image or video, and more
+            (`TalkRequest` lists them all).
         show_progress: draw a bar with chunk, step and remaining time.
 
     Raises:
-        ValueError: an input is missing, unreadable or does not fit the checkpoint; the message names it.
+        RequestError: an input is missing, unreadable or does not fit the checkpoint; the message names it.
     """
     started = time.monotonic()
-    out = Path(out)
-    inputs = read_inputs(
-        pipe,
-        audio=audio,
-        image=image,
-        video=video,
-        mouth_mask=mouth_mask,
-        paste_source=paste_source,
-        reference_video=reference_video,
-        height=height,
-        width=width,
-        max_tokens=max_tokens,
-        overlap=overlap,
-        silence=silence,
-    )
+    if request is None:
+        request = TalkRequest(**arguments)
+    elif arguments:
+        raise TypeError(f"generate() got a request and {', '.join(arguments)}: give the request alone")
+    inputs = read_inputs(request, pipe.dit.config.in_dim, pipe.conventions)
     size, plan = inputs.size, inputs.plan
-    sampling = pipe.conventions.sampling.with_given(
-        negative_prompt=negative_prompt,
-        match_colours=match_colours,
-        steps=steps,
-        cfg_scale=cfg_scale,
-        audio_cfg_scale=audio_cfg_scale,
-        sigma_shift=sigma_shift,
-    )
+    sampling = request.sampling(pipe.conventions.sampling)
     features = pipe.encode_speech(inputs.waveform, plan.padded_rows)
-    prompt_embeds = pipe.encode_prompt(prompt)
+    prompt_embeds = pipe.encode_prompt(request.prompt)
     negative_prompt_embeds = pipe.encode_prompt(sampling.negative_prompt) if sampling.cfg_scale != 1.0 else None
     logger.info(
-        "%d frames of %dx%d in %d chunk(s) of %d frames, %d steps each.",
+        "%d frames of %dx%d: %d chunks of %d frames, %d steps each.",
         plan.frames,
         *size,
         len(plan.chunks),
@@ -138,11 +77,13 @@ def generate(
         sampling.steps,
     )
 
+    out = Path(request.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     delay = plan.leading_rows / FRAME_RATE
     carried: Tensor | None = None
     with (
         _progress(len(plan.chunks), sampling.steps, show_progress and pipe.is_first_process) as progress,
-        VideoWriter(out, *size, sound=inputs.sound, sound_delay=delay, crf=crf)
+        VideoWriter(out, *size, sound=inputs.sound, sound_delay=delay, crf=request.crf)
         if pipe.is_first_process
         else contextlib.nullcontext() as writer,
     ):
@@ -162,10 +103,10 @@ def generate(
                 cfg_scale=sampling.cfg_scale,
                 audio_cfg_scale=sampling.audio_cfg_scale,
                 sigma_shift=sampling.sigma_shift,
-                seed=seed + chunk.index,
-                tiled=tiled,
-                tea_cache_l1_thresh=tea_cache_l1_thresh,
-                tea_cache_model_id=tea_cache_model_id,
+                seed=request.seed + chunk.index,
+                tiled=request.tiled,
+                tea_cache_l1_thresh=request.tea_cache_l1_thresh,
+                tea_cache_model_id=request.tea_cache_model_id,
                 output_type="floatpoint",
                 progress_bar_cmd=progress(chunk.index),
                 prompt_embeds=prompt_embeds,
@@ -194,7 +135,7 @@ def chunk_features(features: Tensor, chunk: Chunk) -> Tensor:
 def _progress(
     chunks: int, steps: int, show: bool
 ) -> Iterator[Callable[[int], Callable[[Iterable[Any]], Iterator[Any]]]]:
-    """Gives, for each chunk, what the host takes as `progress_bar_cmd`."""
+    """Gives, for each chunk, what the host takes as `progress_bar_cmd`: a bar on a terminal, else a line a chunk."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -204,12 +145,15 @@ def _progress(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not show) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task("chunk 1", total=chunks * steps)
 
         def for_chunk(index: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
             def steps_of(timesteps: Iterable[Any]) -> Iterator[Any]:
                 bar.update(task, description=f"chunk {index + 1}/{chunks}")
+                if show and not console.is_terminal:
+                    logger.info("Chunk %d of %d.", index + 1, chunks)
                 for timestep in timesteps:
                     yield timestep
                     bar.advance(task)

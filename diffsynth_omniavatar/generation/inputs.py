@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..media.images import ImageSource, Size, load_image, match_size, to_video
-from ..media.sound import Sound, SoundSource, add_silence, load_sound, speech_waveform
+from ..media.images import Size, load_image, match_size, to_video
+from ..media.sound import Sound, add_silence, load_sound, speech_waveform
 from ..media.timeline import ChunkPlan, chunk_length, forth_and_back, plan_chunks
 from ..media.video import iter_frames, probe_video
+from ..model.config import Conventions, has_masked_video, has_reference_sequence
 from .masks import MaskSource, load_mouth_mask
-from .pipeline import OmniAvatarPipeline
 from .pixels import image_tensor
+from .request import RequestError, TalkRequest, faults_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class GenerationInputs:
     """Height and width of the video."""
     plan: ChunkPlan
     """Which frames and rows of features belong to which chunk."""
-    image: ImageSource | None
+    image: Image.Image | None
     """The portrait; None only where a source video has it."""
     source: SourceVideo | None
     """V2V: the video whose mouth is changed."""
@@ -51,7 +52,7 @@ class GenerationInputs:
         """V2V: the source's frames at these places of the finished video, uint8 [F, H, W, 3]."""
         return None if self.source is None else self.source.frames(places)
 
-    def portrait(self) -> ImageSource | None:
+    def portrait(self) -> Image.Image | None:
         """The identity image: the given one, or the source's first frame."""
         return self.image if self.image is not None or self.source is None else self.source.first_frame()
 
@@ -63,39 +64,38 @@ class GenerationInputs:
         return image_tensor(self.image, *self.size)[0].unsqueeze(1)
 
 
-def read_inputs(
-    pipe: OmniAvatarPipeline,
-    *,
-    audio: SoundSource,
-    image: ImageSource | None,
-    video: str | Path | None,
-    mouth_mask: MaskSource | None,
-    paste_source: bool,
-    reference_video: str | Path | None,
-    height: int | None,
-    width: int | None,
-    max_tokens: int | None,
-    overlap: int,
-    silence: float | None,
-) -> GenerationInputs:
-    """Read and check the inputs of `generate`, whose arguments these are; of videos the headers and the second clip.
+def read_inputs(request: TalkRequest, in_dim: int, conventions: Conventions) -> GenerationInputs:
+    """Read and check what a request names; of videos the headers and the second clip.
+
+    Args:
+        request: what is wanted.
+        in_dim: input channels of the checkpoint, 33, 49 or 65.
+        conventions: of the checkpoint.
 
     Raises:
-        ValueError: an input is missing, unreadable or does not fit the checkpoint; the message names it.
+        RequestError: an input is missing, unreadable or does not fit the checkpoint; the message names it.
     """
-    is_v2v = pipe.dit.config.has_masked_video
-    _check_sources(pipe, image, video)
-    speech = audio if isinstance(audio, Sound) else load_sound(audio)
-    sound = add_silence(speech, (0.0 if is_v2v else LEADING_SILENCE) if silence is None else silence)
-    size = _size(pipe, image, video, height, width)
+    is_v2v = has_masked_video(in_dim)
+    image = _portrait(request)
+    _check_source(request, image, is_v2v)
+    with faults_of("audio"):
+        speech = request.audio if isinstance(request.audio, Sound) else load_sound(request.audio)
+    silence = (0.0 if is_v2v else LEADING_SILENCE) if request.silence is None else request.silence
+    sound = add_silence(speech, silence)
+    size = _size(request, image, conventions)
     waveform = speech_waveform(sound)
-    plan = plan_chunks(
-        len(waveform),
-        length=chunk_length(*size, max_tokens or pipe.conventions.max_tokens),
-        overlap=_overlap(pipe, overlap),
-        leading_rows=pipe.conventions.leading_audio_rows,
-    )
-    source = SourceVideo(video, size) if is_v2v and video is not None else None
+    with faults_of("overlap"):
+        plan = plan_chunks(
+            len(waveform),
+            length=chunk_length(*size, request.max_tokens or conventions.max_tokens),
+            overlap=_overlap(request.overlap, conventions),
+            leading_rows=conventions.leading_audio_rows,
+        )
+    source = None
+    if request.video is not None:
+        source = SourceVideo(request.video, size)
+    with faults_of("mouth_mask"):
+        mask = load_mouth_mask(request.mouth_mask, *size) if source is not None else None
     return GenerationInputs(
         sound=sound,
         waveform=waveform,
@@ -103,41 +103,56 @@ def read_inputs(
         plan=plan,
         image=image,
         source=source,
-        mouth_mask=mouth_mask,
-        pasted=load_mouth_mask(mouth_mask, *size) if source is not None and paste_source else None,
-        reference_sequence=_reference_sequence(pipe, source, reference_video, plan, size),
+        mouth_mask=request.mouth_mask,
+        pasted=mask if request.paste_source else None,
+        reference_sequence=_reference_sequence(request, source, plan) if has_reference_sequence(in_dim) else None,
     )
 
 
-def _check_sources(pipe: OmniAvatarPipeline, image: ImageSource | None, video: str | Path | None) -> None:
-    if pipe.dit.config.has_masked_video and video is None:
-        raise ValueError("This is a V2V checkpoint, which changes the mouth of a video: give video=, not image= alone.")
-    if not pipe.dit.config.has_masked_video:
-        if video is not None:
-            raise ValueError(
-                "This checkpoint animates a portrait (33 channels): give image=; video= needs a V2V checkpoint."
-            )
-        if image is None:
-            raise ValueError("There is no portrait: give image=.")
+def _portrait(request: TalkRequest) -> Image.Image | None:
+    if request.image is None:
+        return None
+    try:
+        return load_image(request.image)
+    except ValueError as error:
+        if not isinstance(request.image, Image.Image) and _is_video(request.image):
+            raise RequestError(
+                f"@image: {request.image} is a video, wanted a picture; @video takes one with a V2V checkpoint."
+            ) from error
+        raise RequestError(f"@image: {error}") from error
 
 
-def _size(
-    pipe: OmniAvatarPipeline, image: ImageSource | None, video: str | Path | None, height: int | None, width: int | None
-) -> tuple[int, int]:
-    if height is not None and width is not None:
-        return pipe.check_resize_height_width(height, width)
-    if height is not None or width is not None:
-        raise ValueError("Give both height= and width=, or neither.")
-    if video is not None:
-        info = probe_video(video)
-        return match_size(info.height, info.width, pipe.conventions.image_sizes)
-    assert image is not None  # _check_sources has seen to it
-    picture = load_image(image)
-    return match_size(picture.height, picture.width, pipe.conventions.image_sizes)
+def _is_video(path: str | Path) -> bool:
+    try:
+        return probe_video(path).frames > 0
+    except (ValueError, OSError):
+        return False
 
 
-def _overlap(pipe: OmniAvatarPipeline, overlap: int) -> int:
-    known = pipe.conventions.prefix_frames
+def _check_source(request: TalkRequest, image: Image.Image | None, is_v2v: bool) -> None:
+    if is_v2v and request.video is None:
+        raise RequestError("This is a V2V checkpoint, which changes the mouth of a video: give @video.")
+    if not is_v2v and request.video is not None:
+        raise RequestError(
+            "This checkpoint animates a portrait (33 channels): give @image; @video needs a V2V checkpoint."
+        )
+    if not is_v2v and image is None:
+        raise RequestError("There is no portrait: give @image.")
+
+
+def _size(request: TalkRequest, image: Image.Image | None, conventions: Conventions) -> Size:
+    if request.height is not None and request.width is not None:
+        return request.height, request.width
+    if request.video is not None:
+        with faults_of("video"):
+            info = probe_video(request.video)
+        return match_size(info.height, info.width, conventions.image_sizes)
+    assert image is not None  # _check_source has seen to it
+    return match_size(image.height, image.width, conventions.image_sizes)
+
+
+def _overlap(overlap: int, conventions: Conventions) -> int:
+    known = conventions.prefix_frames
     if known and max(known) == 1 and overlap != 1:
         logger.info("The checkpoint knows prefixes of one frame only: chunks overlap by 1 instead of %d.", overlap)
         return 1
@@ -145,7 +160,7 @@ def _overlap(pipe: OmniAvatarPipeline, overlap: int) -> int:
 
 
 class SourceVideo:
-    """Frames of a V2V source by their place in the finished video; a short source runs forth and back."""
+    """Frames of a V2V source by their place in the finished video; a short one plays forward and backward in turn."""
 
     def __init__(self, path: str | Path, size: tuple[int, int]) -> None:
         self.path, self.size = path, size
@@ -162,20 +177,17 @@ class SourceVideo:
         return Image.fromarray(self.frames(range(1))[0].numpy())
 
 
-def _reference_sequence(
-    pipe: OmniAvatarPipeline,
-    source: SourceVideo | None,
-    reference_video: str | Path | None,
-    plan: ChunkPlan,
-    size: tuple[int, int],
-) -> Tensor | None:
+def _reference_sequence(request: TalkRequest, source: SourceVideo | None, plan: ChunkPlan) -> Tensor | None:
     """The second clip of a 65-channel model: of its own file, or the source's last frames."""
-    if not pipe.dit.config.has_reference_sequence or source is None:
+    if source is None:
         return None
-    clip = source if reference_video is None else SourceVideo(reference_video, size)
+    clip = source
+    if request.reference_video is not None:
+        with faults_of("reference_video"):
+            clip = SourceVideo(request.reference_video, source.size)
     if clip.count < plan.length or (clip is source and source.count < 2 * plan.length):
-        raise ValueError(
+        raise RequestError(
             f"{clip.path} has {clip.count} frames, too few for a reference sequence of {plan.length} frames apart "
-            "from the first chunk: give reference_video= with another clip of the person, or lower max_tokens."
+            "from the first chunk: give @reference_video with another clip of the person, or lower @max_tokens."
         )
     return clip.frames(range(clip.count - plan.length, clip.count))

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from .. import host
-from ..model.checkpoint import LORA_KEY, normalise_keys, read_shapes, weight_files
+from ..model.checkpoint import needed_sources
 from ..model.files import HubFiles, ModelFiles, PathOrPaths, Source, model_files
 from ..model.small_family import register_family
 from .pipeline import OmniAvatarPipeline
@@ -63,27 +63,12 @@ def pipeline_arguments(files: ModelFiles, download_source: str | None = None) ->
     Raises:
         FileNotFoundError: files are missing; the message lists them.
     """
-    sources, missing = dict(files.sources), files.missing()
-    if "omniavatar" not in missing and _is_full_checkpoint(sources["omniavatar"]):
-        sources.pop("dit", None)  # the checkpoint has the whole transformer
-        missing.pop("dit", None)
-    if missing:
-        listed = "; ".join(f"{part}: {path}" for part, path in missing.items())
-        raise FileNotFoundError(
-            f"Files of the model are missing: {listed}. `omniavatar doctor` tells where to get them."
-        )
+    sources = needed_sources(files)
     if files.is_small_family:
         register_family()
     tokenizer = _config("tokenizer", sources.pop("tokenizer"), download_source)
     configs = [_config(part, source, download_source) for part, source in sources.items()]
     return {"model_configs": configs, "tokenizer_config": tokenizer}
-
-
-def _is_full_checkpoint(source: Source) -> bool:
-    if isinstance(source, HubFiles):
-        return False
-    files = weight_files(source[0] if len(source) == 1 else source)
-    return not any(LORA_KEY.match(key) for key in normalise_keys(read_shapes(files)))
 
 
 def _config(part: str, source: Source, download_source: str | None) -> Any:

@@ -30,6 +30,7 @@ _FRAGMENTS = {
 }
 _WHILE_GROWING = {".mp4": _FRAGMENTS, ".mov": _FRAGMENTS, ".mkv": {"cluster_time_limit": "500", "flush_packets": "1"}}
 """Settings by which a file can be played while it grows, to the last half second; at its end it is an ordinary one."""
+SUFFIXES = tuple(_WHILE_GROWING)
 
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
@@ -66,7 +67,7 @@ class VideoWriter:
         crf: int = 15,
     ) -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() not in _WHILE_GROWING:
+        if self.path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{path}: cannot be written; give a name that ends in .mp4, .mov or .mkv")
         if not self.path.parent.is_dir():
             raise ValueError(f"{path}: its folder does not exist; make it first")

@@ -33,6 +33,7 @@ from ..tensor_files import (
     write_safetensors,
 )
 from .config import CheckpointConfig, LoRAConfig
+from .files import HubFiles, ModelFiles, Source
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,52 @@ def read_config(files: list[Path]) -> CheckpointConfig:
             return CheckpointConfig.parse(metadata[SAFETENSORS_CONFIG], f"{files[0]}: {SAFETENSORS_CONFIG}")
     config_file = files[0].parent / "config.json"
     return CheckpointConfig.load(config_file) if config_file.is_file() else CheckpointConfig()
+
+
+def needed_sources(files: ModelFiles) -> dict[str, Source]:
+    """The parts of a model that are to be loaded: a full checkpoint stands for the base transformer too.
+
+    Raises:
+        FileNotFoundError: files are missing; the message lists them.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    sources, missing = dict(files.sources), files.missing()
+    if "omniavatar" not in missing and _is_full(sources["omniavatar"]):
+        sources.pop("dit", None)
+        missing.pop("dit", None)
+    if missing:
+        listed = "; ".join(f"{part}: {path}" for part, path in missing.items())
+        raise FileNotFoundError(
+            f"Files of the model are missing: {listed}. `omniavatar doctor` tells where to get them."
+        )
+    return sources
+
+
+def _is_full(source: Source) -> bool:
+    if isinstance(source, HubFiles):
+        return False
+    return not any(LORA_KEY.match(key) for key in normalise_keys(read_shapes(_files_of(source))))
+
+
+def _files_of(source: tuple[Path, ...]) -> list[Path]:
+    return weight_files(source[0] if len(source) == 1 else source)
+
+
+def read_facts(source: Source) -> CheckpointConfig | None:
+    """What a checkpoint says of itself, read from its config and the header of its file, `in_dim` included.
+
+    Returns:
+        None for a checkpoint that is yet to be downloaded.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if isinstance(source, HubFiles):
+        return None
+    paths = _files_of(source)
+    config = read_config(paths)
+    embedding = None if config.in_dim is not None else normalise_keys(read_shapes(paths)).get("patch_embedding.weight")
+    return config if embedding is None else replace(config, in_dim=embedding[1])
 
 
 def normal_key(key: str) -> str:

@@ -37,6 +37,20 @@ CHANNEL_LAYOUTS: dict[int, tuple[tuple[str, int], ...]] = {
 """Input channels of the denoiser in their order, by their number: I2V, V2V, V2V with a reference sequence."""
 
 
+SIZE_STEP = 16
+"""Height and width of all pictures are multiples of this: 8 of the VAE times 2 of the patches."""
+
+
+def has_masked_video(in_dim: int) -> bool:
+    """Whether a model with so many input channels is V2V."""
+    return in_dim >= 49
+
+
+def has_reference_sequence(in_dim: int) -> bool:
+    """Whether such a V2V model also sees a second clip of the same person."""
+    return in_dim >= 65
+
+
 @dataclass(frozen=True, kw_only=True)
 class OmniAvatarConfig:
     """Architecture of the denoiser: a Wan 2.1 text-to-video transformer with an audio part.
@@ -92,12 +106,12 @@ class OmniAvatarConfig:
     @property
     def has_masked_video(self) -> bool:
         """Whether this is a V2V model."""
-        return self.in_dim >= 49
+        return has_masked_video(self.in_dim)
 
     @property
     def has_reference_sequence(self) -> bool:
         """Whether this V2V model also sees a second clip of the same person."""
-        return self.in_dim >= 65
+        return has_reference_sequence(self.in_dim)
 
 
 PRESETS: dict[str, OmniAvatarConfig] = {

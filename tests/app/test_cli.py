@@ -1,5 +1,6 @@
 """The command `omniavatar`: what it does to files, what it answers to mistakes, and what an interrupt leaves."""
 
+import dataclasses
 import inspect
 import json
 import signal
@@ -15,8 +16,8 @@ from synthetic_clips import portrait, speech
 from diffsynth_omniavatar.app import cli, console, doctor
 from diffsynth_omniavatar.app.generate import INPUT_FLAGS, MODEL_FLAGS, SETTING_FLAGS
 from diffsynth_omniavatar.generation import loading
-from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.request import TalkRequest
 from diffsynth_omniavatar.media.sound import load_sound
 from diffsynth_omniavatar.media.video import probe_video, read_frames
 from diffsynth_omniavatar.model import files
@@ -77,11 +78,11 @@ def test_help_imports_no_torch():
 
 def test_flags_are_the_functions_own_arguments():
     loads = inspect.signature(loading.load_pipeline).parameters
-    makes = inspect.signature(generate).parameters
+    makes = {field.name: field for field in dataclasses.fields(TalkRequest)}
     assert set(MODEL_FLAGS) == set(loads) - {"model", "folder", "lora", "in_dim"}
-    assert set(INPUT_FLAGS) | set(SETTING_FLAGS) == set(makes) - {"pipe"}
+    assert set(INPUT_FLAGS) | set(SETTING_FLAGS) == {*makes, "show_progress"}
     for name, (kind, text) in SETTING_FLAGS.items():
-        default = makes[name].default
+        default = makes[name].default if name in makes else None
         if not isinstance(default, (str, bool)) and default is not None:
             assert f"(default: {default})" in text and kind is type(default)
 
@@ -132,7 +133,7 @@ def test_mistakes_take_one_line(tmp_path, inputs, capsys):
             ["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--video", inputs / "face.png"],
             "needs a V2V checkpoint",
         ),
-        (["generate", *generate_flags(inputs, tmp_path / "a.avi")], "ends in .mp4"),
+        (["generate", *generate_flags(inputs, tmp_path / "a.avi")], "has another ending than .mp4"),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8"], "no GPU memory to limit"),
         (
             ["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8", "--compile"],

@@ -6,11 +6,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.app import generate as command
-from diffsynth_omniavatar.generation import loading
+from diffsynth_omniavatar.generation import inputs, loading
 from diffsynth_omniavatar.generation.generate import GeneratedVideo, generate
+from diffsynth_omniavatar.model.config import CheckpointConfig
 
 FLAGS = {
     "model": "1.3B",
@@ -72,16 +74,23 @@ def arrived(tmp_path, monkeypatch):
         bound = loads.bind(*args, **arguments)
         bound.apply_defaults()
         config = SimpleNamespace(has_masked_video=channels[0] > 33)
-        return SimpleNamespace(is_first_process=True, dit=SimpleNamespace(config=config), arguments=bound.arguments)
+        return SimpleNamespace(
+            is_first_process=True,
+            dit=SimpleNamespace(config=config),
+            arguments=bound.arguments,
+            torch_dtype=torch.float32,
+            device="cpu",
+        )
 
-    def fake_generate(pipe, **arguments):
-        bound = makes.bind(pipe, **arguments)
-        bound.apply_defaults()
-        calls.append({**pipe.arguments, "models_folder": pipe.arguments["folder"], **bound.arguments})
-        return GeneratedVideo(arguments["out"], 1, 2, 3, 4, 5, 6.0)
+    def fake_generate(pipe, request, show_progress):
+        folder = pipe.arguments["folder"]
+        calls.append({**pipe.arguments, "models_folder": folder, **vars(request), "show_progress": show_progress})
+        return GeneratedVideo(request.out, 1, 2, 3, 4, 5, 6.0)
 
-    loads, makes = inspect.signature(loading.load_pipeline), inspect.signature(generate)
+    loads = inspect.signature(loading.load_pipeline)
     monkeypatch.setattr(loading, "load_pipeline", fake_load)
+    monkeypatch.setattr(command, "_facts", lambda *_: CheckpointConfig(in_dim=channels[0]))
+    monkeypatch.setattr(inputs, "read_inputs", lambda *_: None)
     monkeypatch.setattr(inspect.getmodule(generate), "generate", fake_generate)
 
     def run(*words, of_channels=33):
@@ -117,11 +126,12 @@ def test_every_flag_of_generate_is_looked_at():
 def test_a_flag_of_generate_arrives(arrived, tmp_path, name, way):
     """With it its value, without it another; all other arguments stay as they are."""
     value = FLAGS[name]
-    (before,) = [dict(call) for call in arrived(*words(COMMON))]
+    sides = {"height": 512, "width": 512} if name in ("height", "width") else {}
+    (before,) = [dict(call) for call in arrived(*words({**COMMON, **sides}))]
     if way == "command line":
-        (after,) = arrived(*words({**COMMON, name: value}))
+        (after,) = arrived(*words({**COMMON, **sides, name: value}))
     else:
-        others = {key: given for key, given in COMMON.items() if key != name}
+        others = {key: given for key, given in {**COMMON, **sides}.items() if key != name}
         (tmp_path / "talk.json").write_text(json.dumps({name: value}))
         (after,) = arrived(*words(others), "--config", "talk.json")
     same = {"models_folder", "folder"} if name == "models_folder" else {name}

@@ -1,6 +1,8 @@
 """Every argument of `generate` and of the pipeline arrives where it has its effect, in every chunk."""
 
+import dataclasses
 import inspect
+import io
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from synthetic_clips import noise, shown, write_levels
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import generate as generate_module
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.request import TalkRequest
 from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
 
@@ -40,12 +44,9 @@ class SpyPipe:
     def __init__(self, channels, **conventions):
         given = {"image_sizes": ((SIZE, SIZE),), "max_tokens": 10, "prefix_frames": (1, 5, 9, 13)}
         self.conventions = Conventions(**given | conventions)
-        config = SimpleNamespace(has_masked_video=channels > 33, has_reference_sequence=channels > 49)
+        config = SimpleNamespace(in_dim=channels)
         self.dit = SimpleNamespace(config=config)
         self.calls = []
-
-    def check_resize_height_width(self, height, width):
-        return height, width
 
     def encode_prompt(self, prompt):
         return torch.tensor([[list(prompt.encode())]])
@@ -92,6 +93,7 @@ def run(monkeypatch, tmp_path, videos):
         progress = generate_module.Progress
         spies = {
             "VideoWriter": lambda *args, **options: writers.append(SpyWriter(*args, **options)) or writers[-1],
+            "Console": lambda **_: Console(force_terminal=True, file=io.StringIO()),
             "Progress": lambda *columns, **options: bars.append(options) or progress(*columns, disable=True),
         }
         for name, spy in spies.items():
@@ -225,7 +227,9 @@ ARRIVALS = [
 
 
 def test_every_argument_of_generate_is_looked_at():
-    assert {arrival.name for arrival in ARRIVALS} == set(inspect.signature(generate).parameters) - {"pipe"}
+    fields = {field.name for field in dataclasses.fields(TalkRequest)}
+    assert {arrival.name for arrival in ARRIVALS} == fields | {"show_progress"}
+    assert set(inspect.signature(generate).parameters) == {"pipe", "request", "show_progress", "arguments"}
 
 
 @pytest.mark.parametrize("arrival", ARRIVALS, ids=lambda arrival: arrival.name)

@@ -1,0 +1,185 @@
+"""What a video is to be made from and how: one checked object, made before any model is loaded.
+
+The command line, a line of an input file and Python make it alike; `inputs.read_inputs` then reads its files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..media.images import ImageSource
+from ..media.sound import SoundSource
+from ..media.timeline import DEFAULT_OVERLAP, clip_length
+from ..media.writer import SUFFIXES
+from ..model.config import SIZE_STEP, Sampling
+from .masks import MaskSource
+
+LARGEST_CRF = 51
+
+
+class RequestError(ValueError):
+    """Something of a request is wrong. The message names arguments as Python has them, `flags()` as the command line.
+
+    Args:
+        text: the message, in which `@name` stands for the argument of that name.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(re.sub(r"@(\w+)", r"\1", text))
+
+    def flags(self) -> str:
+        """The message with flags: --name."""
+        return re.sub(r"@(\w+)", r"--\1", self.text)
+
+
+@contextmanager
+def faults_of(name: str) -> Iterator[None]:
+    """A ValueError or OSError inside the block becomes a `RequestError` that begins with the argument's name."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (ValueError, OSError) as error:
+        raise RequestError(f"@{name}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TalkRequest:
+    """A talking video: the arguments of `generate`.
+
+    None for negative_prompt, match_colours, steps, cfg_scale, audio_cfg_scale and sigma_shift takes what the
+    checkpoint's config.json says (`Conventions.sampling`), or else upstream's values.
+
+    Raises:
+        RequestError: a value is out of its range, or the output cannot be written.
+    """
+
+    prompt: str
+    """What is to be seen."""
+    audio: SoundSource
+    """The speech: a file, `Sound`, ..."""
+    out: str | Path
+    """The .mp4, .mov or .mkv file to write."""
+    image: ImageSource | None = None
+    """The portrait. V2V: the identity image, by default the video's first frame."""
+    video: str | Path | None = None
+    """V2V: the video whose mouth is changed. One that is shorter than the sound plays forward and backward in turn."""
+    negative_prompt: str | None = None
+    """What is not to be seen."""
+    mouth_mask: MaskSource | None = None
+    """V2V: see `masks.load_mouth_mask`."""
+    paste_source: bool = True
+    """V2V: outside the mouth the source's own pixels, not what the VAE makes of them."""
+    reference_video: str | Path | None = None
+    """65 channels: another clip of the person, by default another part of `video`."""
+    height: int | None = None
+    """Pixels, a multiple of 16, with `width`; None for the trained size nearest in shape."""
+    width: int | None = None
+    """Pixels, a multiple of 16, with `height`."""
+    max_tokens: int | None = None
+    """Length of a chunk: frames * height * width / 1024; None for the trained length."""
+    overlap: int = DEFAULT_OVERLAP
+    """Frames that each chunk takes over from the one before, 1 + 4n."""
+    match_colours: bool | None = None
+    """Give each chunk the colours of the portrait or the source video, against drift in long videos; see
+    `colours.match_colours`."""
+    silence: float | None = None
+    """Seconds of silence in front; None for 0.3, and for V2V 0."""
+    steps: int | None = None
+    """Denoising steps a chunk."""
+    cfg_scale: float | None = None
+    """Guidance by the text; 1 for none."""
+    audio_cfg_scale: float | None = None
+    """Guidance by the sound."""
+    sigma_shift: float | None = None
+    """Shift of the noise schedule."""
+    seed: int = 42
+    """Chunk k starts from the noise of seed + k."""
+    tiled: bool | None = None
+    """Run the VAE in tiles; None for "above 512x512"."""
+    tea_cache_l1_thresh: float | None = None
+    """TeaCache: skip steps that change less; None computes all."""
+    tea_cache_model_id: str | None = None
+    """Whose TeaCache coefficients; None for the denoiser's own."""
+    crf: int = 15
+    """Quality of the H.264 file, 0 (lossless) to 51; 13 to 18 look like the original."""
+
+    def __post_init__(self) -> None:
+        faults = [text for text in self._faults() if text is not None]
+        if faults:
+            raise RequestError("; ".join(faults) + ".")
+
+    def sampling(self, of_checkpoint: Sampling) -> Sampling:
+        """How the video is sampled: as the checkpoint says, but for what is given here.
+
+        Raises:
+            RequestError: a value is out of its range.
+        """
+        try:
+            return of_checkpoint.with_given(
+                negative_prompt=self.negative_prompt,
+                match_colours=self.match_colours,
+                steps=self.steps,
+                cfg_scale=self.cfg_scale,
+                audio_cfg_scale=self.audio_cfg_scale,
+                sigma_shift=self.sigma_shift,
+            )
+        except ValueError as error:  # it begins with the field's name
+            raise RequestError(f"@{error}") from error
+
+    def _faults(self) -> Iterator[str | None]:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            yield f"@prompt is {self.prompt!r}, wanted a text that says what is to be seen"
+        if self.image is None and self.video is None:
+            yield "give @image, or @video for a V2V checkpoint"
+        if (self.height is None) != (self.width is None):
+            yield "give both @height and @width, or neither"
+        elif self.height is not None and self.width is not None:
+            yield size_fault(self.height, self.width)
+        yield _out_of_range("max_tokens", self.max_tokens, lambda n: n > 0, "more than 0")
+        yield _out_of_range("overlap", self.overlap, lambda n: n >= 1 and clip_length(n) == n, "1, 5, 9, 13, ...")
+        yield _out_of_range("silence", self.silence, lambda seconds: seconds >= 0, "0 seconds or more")
+        yield _out_of_range("crf", self.crf, lambda n: 0 <= n <= LARGEST_CRF, f"0 to {LARGEST_CRF}")
+        yield _out_of_range("tea_cache_l1_thresh", self.tea_cache_l1_thresh, lambda x: x >= 0, "0 or more")
+        try:
+            self.sampling(Sampling())
+        except RequestError as error:
+            yield error.text.rstrip(".")
+        yield out_fault(Path(self.out))
+
+
+def size_fault(height: int, width: int) -> str | None:
+    """What is wrong with a size in pixels, with the nearest one that works."""
+    if min(height, width) >= SIZE_STEP and height % SIZE_STEP == 0 and width % SIZE_STEP == 0:
+        return None
+    near = [max(1, round(side / SIZE_STEP)) * SIZE_STEP for side in (height, width)]
+    return f"@height and @width are {height}x{width}, wanted multiples of {SIZE_STEP}, such as {near[0]}x{near[1]}"
+
+
+def _out_of_range(name: str, value: Any, is_good: Callable[[Any], bool], wanted: str) -> str | None:
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and is_good(value)):
+        return None
+    return f"@{name} is {value!r}, wanted {wanted}"
+
+
+def out_fault(out: Path) -> str | None:
+    """Why a video cannot be written there, or None; folders that are missing are made later."""
+    if out.suffix.lower() not in SUFFIXES:
+        return f"@out {out} has another ending than {', '.join(SUFFIXES)}"
+    if out.is_dir():
+        return f"@out {out} is a folder, wanted a file"
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        return f"@out {out}: {folder} is a file, wanted a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"@out {out}: the folder {folder} cannot be written to"
+    if out.exists() and not os.access(out, os.W_OK):
+        return f"@out {out} is there and cannot be written to"
+    return None
