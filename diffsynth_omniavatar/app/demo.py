@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import soundfile
@@ -34,18 +34,16 @@ from ..model.config import Conventions
 from ..model.files import NANO_FOLDER, NANO_I2V
 from ..nano.batch import Sampling
 from ..nano.measure import measure_mouth
-from ..nano.regions import static_region
+from ..nano.regions import mouth_region, static_region
 from ..nano.speaker.clips import SpeakerClip, draw_clip, write_clips
 from ..nano.speaker.drawing import SIZE
 from ..nano.speaker.identity import Identity
 from ..nano.stage import generate_file, load_family, write_video
 from ..nano.validation import validation_loss
-from ..training.callbacks import find_latest
 from .demo_page import Shown, page, table, training_losses
 
-FRAMES = 73
-"""Of a video: three chunks."""
-STEPS = 10
+FRAMES = 53
+"""Of a video: two chunks."""
 TRAIN_STEPS = 120
 TRAIN_CLIPS, TRAIN_FRAMES = 12, 49
 HELD_OUT_CLIPS, SAMPLE_FRAMES = 4, 33
@@ -53,12 +51,14 @@ REFERENCES = 4
 """Frames of a clip that can be the reference."""
 BATCH = 4
 RANK, LEARNING_RATE = 16, 1e-3
+SEED = 42
+"""That of `omniavatar generate`."""
 
 NEWCOMER = Identity(
     hair="white",
     long_hair=False,
     clothes="orange",
-    background="dark blue",
+    background="green",
     iris="brown",
     skin=(222, 172, 136),
     shade=(1.0, 1.0, 1.0),
@@ -68,10 +68,11 @@ NEWCOMER = Identity(
     eye_size=1.45,
     brow_height=13.0,
     brow_tilt=2.5,
-    nose_length=7.0,
+    nose_length=13.0,
     lip_thickness=4.0,
     parting=4.0,
     fringe=-5.0,
+    mouth_drop=8.0,
 )
 """A narrow face, high brows, a low fringe and big eyes: sizes that `draw_identity` never draws. The colours are
 those of others, as the small VAE shows no new ones."""
@@ -83,15 +84,20 @@ class Demo:
 
     Attributes:
         out: folder of the report.
-        family: folder of the model.
-        sampling: how videos are made.
+        family: folder of the model; None for the one of this package.
+        steps: denoising steps a chunk; None for the checkpoint's.
         train_steps: optimizer steps.
     """
 
     out: Path
-    family: Path
-    sampling: Sampling
+    family: Path | None
+    steps: int | None
     train_steps: int
+
+    @property
+    def folder(self) -> Path:
+        """Of the model."""
+        return NANO_FOLDER if self.family is None else self.family
 
     @property
     def work(self) -> Path:
@@ -101,63 +107,67 @@ class Demo:
     @property
     def base(self) -> Path:
         """The I2V checkpoint that training starts from."""
-        return self.family / NANO_I2V.relative_to(NANO_FOLDER)
+        return self.folder / NANO_I2V.relative_to(NANO_FOLDER)
+
+    @property
+    def tuned(self) -> Path:
+        """The checkpoint at the end of training."""
+        return self.work / "run" / f"step-{self.train_steps}"
 
     @property
     def conventions(self) -> Conventions:
-        """Of that checkpoint."""
+        """Of the checkpoint that training starts from."""
         return read_config(weight_files(self.base)).conventions
+
+    @property
+    def sampling(self) -> Sampling:
+        """As `omniavatar generate` samples."""
+        settings = asdict(self.conventions.sampling)
+        return Sampling(**settings | {"steps": self.steps or settings["steps"]}, seed=SEED)
 
     def commands(self) -> list[list[str]]:
         """Encode the data set, and train on it."""
         shape = ["--height", str(SIZE), "--width", str(SIZE), "--num_frames", str(SAMPLE_FRAMES)]
         precompute = [
             *("omniavatar", "precompute", str(self.work / "data" / "metadata.csv"), str(self.work / "cache")),
-            *("--models_folder", str(self.family), "--device", "cpu", "--dtype", "float32"),
+            *("--models_folder", str(self.folder), "--device", "cpu", "--dtype", "float32"),
             *("--audio_dtype", "float32", "--references", str(REFERENCES), *shape),
         ]
+        # As one epoch: a checkpoint is written at the end of each.
+        repeat = math.ceil(self.train_steps * BATCH / TRAIN_CLIPS)
         train = [
             *("accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1"),
             *("--mixed_precision", "no", "--dynamo_backend", "no"),
             *("--num_cpu_threads_per_process", str(os.cpu_count() or 1)),
             *("-m", "diffsynth_omniavatar.train", "--model_paths", "[]", "--omniavatar_checkpoint", str(self.base)),
             *("--dataset_metadata_path", str(self.work / "cache"), "--dataset_base_path", str(self.work / "cache")),
-            *("--wav2vec2_path", str(self.family / "wav2vec2"), "--dtype", "float32", *shape),
-            *(
-                "--lora_rank",
-                str(RANK),
-                "--learning_rate",
-                str(LEARNING_RATE),
-                "--warmup_steps",
-                str(min(5, self.train_steps)),
-            ),
-            # As one epoch: a checkpoint is written at the end of each.
-            *("--batch_size", str(BATCH), "--dataset_repeat", str(math.ceil(self.train_steps * BATCH / TRAIN_CLIPS))),
-            *("--max_tokens", str(self.conventions.max_tokens), "--max_steps", str(self.train_steps)),
-            *(
-                "--max_grad_norm",
-                "1.0",
-                "--log_steps",
-                "10",
-                "--enable_csv_log",
-                "--output_path",
-                str(self.work / "run"),
-            ),
+            *("--dtype", "float32", *shape, "--max_tokens", str(self.conventions.max_tokens)),
+            *("--lora_rank", str(RANK), "--learning_rate", str(LEARNING_RATE)),
+            *("--warmup_steps", str(min(5, self.train_steps)), "--max_grad_norm", "1.0"),
+            *("--batch_size", str(BATCH), "--dataset_repeat", str(repeat), "--max_steps", str(self.train_steps)),
+            *("--log_steps", "10", "--enable_csv_log", "--output_path", str(self.work / "run")),
         ]
         return [precompute, train]
 
-    def generate_command(self) -> list[str]:
-        """The video after training, by hand."""
-        settings = self.sampling
+    def generate_command(self, name: str, tuned: Path | None = None) -> list[str]:
+        """The new person's video `name`.mp4 by hand; after training with the checkpoint `tuned`."""
         return [
-            *("omniavatar", "generate", "--models_folder", str(self.family), "--dit", str(self.base)),
-            *("--omniavatar", str(find_latest(self.work / "run"))),
-            *("--prompt", NEWCOMER.describe(False), "--negative_prompt", settings.negative_prompt),
-            *("--image", str(self.out / "newcomer.png"), "--audio", str(self.out / "newcomer.wav")),
-            *("--steps", str(settings.steps), "--cfg_scale", str(settings.cfg_scale)),
-            *("--seed", str(settings.seed), "--silence", "0"),
-            "--match_colours" if settings.match_colours else "--no-match_colours",
-            *("--out", str(self.out / "again.mp4")),
+            *("omniavatar", "generate", "--model", "nano"),
+            *(() if self.family is None else ("--models_folder", str(self.family))),
+            *(() if tuned is None else ("--omniavatar", str(tuned))),
+            *("--prompt", NEWCOMER.describe(False), "--image", str(self.out / "newcomer.png")),
+            *("--audio", str(self.out / "newcomer.wav"), "--silence", "0"),
+            *(() if self.steps is None else ("--steps", str(self.steps))),
+            *("--out", str(self.out / f"{name}.mp4")),
+        ]
+
+    def commands_by_hand(self) -> list[list[str]]:
+        """All that is done once the clips are drawn, as one types it in the folder of the report."""
+        here = replace(self, out=Path())
+        return [
+            here.generate_command("before"),
+            *here.commands(),
+            here.generate_command("after", here.tuned),
         ]
 
 
@@ -165,7 +175,7 @@ def run_demo(
     out: str | Path = "demo",
     family: str | Path | None = None,
     *,
-    steps: int = STEPS,
+    steps: int | None = None,
     train_steps: int = TRAIN_STEPS,
 ) -> Path:
     """Do all of it; files of an earlier run are replaced.
@@ -173,7 +183,7 @@ def run_demo(
     Args:
         out: folder to write.
         family: folder of the small model; None for the one of this package.
-        steps: denoising steps a chunk.
+        steps: denoising steps a chunk; None for the checkpoint's.
         train_steps: optimizer steps.
 
     Returns:
@@ -183,20 +193,20 @@ def run_demo(
         FileNotFoundError: weights are missing; ChildProcessError: encoding or training failed.
     """
     started = time.monotonic()
-    family = Path(NANO_FOLDER if family is None else family)
-    if not (family / NANO_I2V.relative_to(NANO_FOLDER)).is_file():
+    # Absolute, as the commands on the page are for the report's folder.
+    family = None if family is None else Path(family).absolute()
+    demo = Demo(out=Path(out), family=family, steps=steps, train_steps=train_steps)
+    if not demo.base.is_file():
         raise FileNotFoundError(
-            f"{family} has no {NANO_I2V.relative_to(NANO_FOLDER)}: give --family a small model's folder."
+            f"{demo.folder} has no {NANO_I2V.relative_to(NANO_FOLDER)}: give --family a small model's folder."
         )
-    demo = Demo(out=Path(out), family=family, sampling=Sampling(steps=steps), train_steps=train_steps)
     shutil.rmtree(demo.work, ignore_errors=True)
     demo.work.mkdir(parents=True)
-    known, newcomer, held_out = _draw(demo)
+    newcomer, held_out = _draw(demo)
 
-    _say("1. A video of a person of the kind that the model knows, and one of somebody new")
-    pipe = load_family(demo.family, "i2v", "cpu")
-    shown = [_generate(demo, pipe, known, "known", "A person of the kind that it knows")]
-    before = _generate(demo, pipe, newcomer, "before", "Somebody new, before fine-tuning")
+    _say("1. A video of somebody new, by the model as it is")
+    pipe = load_family(demo.folder, "i2v", "cpu")
+    before = _generate(demo, pipe, newcomer, "before", "before fine-tuning")
     losses = [validation_loss(pipe, held_out, draws=4, batch=2)]
     del pipe
 
@@ -205,10 +215,10 @@ def run_demo(
         _run(command)
 
     _say("3. The same video again")
-    pipe = load_family(demo.family, "i2v", "cpu", tuned=find_latest(demo.work / "run"))
-    after = _generate(demo, pipe, newcomer, "after", "The same, after fine-tuning")
+    pipe = load_family(demo.folder, "i2v", "cpu", tuned=demo.tuned)
+    after = _generate(demo, pipe, newcomer, "after", "after fine-tuning")
     losses.append(validation_loss(pipe, held_out, draws=4, batch=2))
-    shown += [before, after, _drawn(demo, newcomer)]
+    shown = [before, after, _drawn(demo, newcomer)]
 
     return _report(demo, shown, losses, newcomer, time.monotonic() - started)
 
@@ -220,15 +230,16 @@ def _report(demo: Demo, shown: Sequence[Shown], losses: Sequence[float], newcome
         losses,
         training_losses(demo.work / "run" / "loss.csv"),
         newcomer,
-        [*demo.commands(), demo.generate_command()],
+        demo.commands_by_hand(),
         train_clips=TRAIN_CLIPS,
         held_out_clips=HELD_OUT_CLIPS,
         seconds=seconds,
     )
     path = demo.out / "report.html"
     path.write_text(content, encoding="utf-8")
-    before, after = shown[1], shown[2]
-    print("\n" + "\n".join(f"{name:<44} {old:>8} {new:>8}" for name, old, new in table(before, after, losses)))
+    print()
+    for name, *values in table(shown, losses):
+        print(f"{name:<44}" + "".join(f" {value:>8}" for value in values))
     print(f"\n{path}: open it in a browser. {seconds:.0f} s in all.")
     return path
 
@@ -237,12 +248,11 @@ def _say(message: str) -> None:
     print(f"\n{message}", flush=True)
 
 
-def _draw(demo: Demo) -> tuple[SpeakerClip, SpeakerClip, list[SpeakerClip]]:
-    """A known kind of person, the new one, and held-out clips of the new one; writes the portrait, sound and data set.
+def _draw(demo: Demo) -> tuple[SpeakerClip, list[SpeakerClip]]:
+    """A clip of the new person, and held-out ones; writes the portrait, sound and data set.
 
     Words and voices of all but the data set are those that no training has.
     """
-    known = draw_clip(1, FRAMES, split="evaluation", sways=False)
     newcomer = draw_clip(2, FRAMES, split="evaluation", identity=NEWCOMER, sways=False)
     held_out = [
         draw_clip(10 + index, SAMPLE_FRAMES, split="evaluation", identity=NEWCOMER) for index in range(HELD_OUT_CLIPS)
@@ -250,7 +260,7 @@ def _draw(demo: Demo) -> tuple[SpeakerClip, SpeakerClip, list[SpeakerClip]]:
     write_clips(demo.work / "data", range(TRAIN_CLIPS), TRAIN_FRAMES, split="train", identity=NEWCOMER)
     Image.fromarray(newcomer.frames[0]).save(demo.out / "newcomer.png")
     soundfile.write(demo.out / "newcomer.wav", newcomer.waveform, SAMPLE_RATE, subtype="FLOAT")
-    return known, newcomer, held_out
+    return newcomer, held_out
 
 
 def _generate(demo: Demo, pipe: OmniAvatarPipeline, clip: SpeakerClip, name: str, title: str) -> Shown:
@@ -261,19 +271,23 @@ def _generate(demo: Demo, pipe: OmniAvatarPipeline, clip: SpeakerClip, name: str
 
 def _drawn(demo: Demo, clip: SpeakerClip) -> Shown:
     write_video(demo.out / "drawn.mp4", clip.frames, clip.waveform)
-    return _measure(demo.out / "drawn.mp4", "The same as it is drawn: the truth", clip, 0)
+    return _measure(demo.out / "drawn.mp4", "as drawn: the truth", clip, 0)
 
 
 def _measure(path: Path, title: str, clip: SpeakerClip, leading: int) -> Shown:
     """What the file shows, against the truth."""
     frames = read_frames(path).numpy()[leading:]
     openness, width = measure_mouth(frames)
-    figures = {
-        "mouth openness, correlation with the true one": correlation(openness, clip.openness),
-        "mouth width, correlation with the true one": correlation(width, clip.width),
-        "static regions, PSNR to the portrait (dB)": psnr(frames, clip.frames[0], static_region(clip.identity)),
-    }
-    return Shown(path=path, title=title, openness=openness, figures=figures)
+    around = mouth_region(clip.identity)
+    return Shown(
+        path=path,
+        title=title,
+        openness=openness,
+        openness_r=correlation(openness, clip.openness),
+        width_r=correlation(width, clip.width),
+        mouth_psnr=psnr(frames, clip.frames, around),
+        static_psnr=psnr(frames, clip.frames[0], static_region(clip.identity)),
+    )
 
 
 def _run(command: Sequence[str]) -> None:
@@ -294,7 +308,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", default="demo", help="folder of the report (default: demo)")
     add("--family", help="folder of a small model like the shipped one, which is the default")
-    add("--steps", type=int, default=STEPS, help=f"denoising steps a chunk (default: {STEPS})")
+    add("--steps", type=int, help="denoising steps a chunk (default: the checkpoint's)")
     add("--train_steps", type=int, default=TRAIN_STEPS, help=f"optimizer steps (default: {TRAIN_STEPS})")
 
 

@@ -129,7 +129,7 @@ def _small_family_files(folder: Path, v2v: bool) -> dict[str, Source]:
     if v2v:
         sources |= {"dit": (i2v,), "omniavatar": (of_v2v,)}
     elif i2v.is_file() and not (folder / SMALL_FAMILY["dit"]).exists():
-        del sources["dit"]
+        sources["dit"] = (i2v,)
     return sources
 
 

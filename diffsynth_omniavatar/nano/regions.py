@@ -6,9 +6,12 @@ import itertools
 
 import numpy as np
 
-from .speaker.drawing import SIZE, render
+from .speaker.drawing import FACE, MOUTH, SIZE, render
 from .speaker.identity import Identity
 from .speaker.motion import Motion
+
+MOUTH_SIDE = 56
+"""Pixels of the square around a mouth, which is up to 44 wide and 34 high."""
 
 
 def static_region(identity: Identity) -> np.ndarray:
@@ -19,6 +22,20 @@ def static_region(identity: Identity) -> np.ndarray:
     span = (frames.max(axis=0).astype(int) - frames.min(axis=0)).max(axis=-1)
     around = np.lib.stride_tricks.sliding_window_view(np.pad(span, 1, mode="edge"), (3, 3))
     return np.asarray(around.max(axis=(2, 3)) <= 8)
+
+
+def mouth_box(identity: Identity) -> tuple[int, int, int]:
+    """Row, column and side of a square around the mouth of a person that keeps still, however far it opens."""
+    column, row = FACE
+    return round(row + MOUTH + identity.mouth_drop - 0.4 * MOUTH_SIDE), round(column - 0.5 * MOUTH_SIDE), MOUTH_SIDE
+
+
+def mouth_region(identity: Identity) -> np.ndarray:
+    """The places of `mouth_box`: bool [128, 128]."""
+    row, column, side = mouth_box(identity)
+    where = np.zeros((SIZE, SIZE), bool)
+    where[row : row + side, column : column + side] = True
+    return where
 
 
 def background() -> np.ndarray:

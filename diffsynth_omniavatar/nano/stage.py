@@ -20,7 +20,6 @@ from ..media.sound import Sound
 from ..media.timeline import FRAME_RATE, SAMPLE_RATE
 from ..media.writer import VideoWriter
 from ..metrics.plots import Series, line_plot
-from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from .batch import Sampling, Take, generate_takes
 from .measure import measure_mouth
 from .speaker.clips import SpeakerClip
@@ -115,8 +114,6 @@ def load_family(folder: Path, mode: str, device: str | None, tuned: Path | None 
     Raises:
         FileNotFoundError: it is not there.
     """
-    i2v, v2v = (folder / path.relative_to(NANO_FOLDER) for path in (NANO_I2V, NANO_V2V))
-    on_top = v2v if mode == "v2v" else tuned
-    parts: dict[str, Any] = {} if on_top is None else {"dit": i2v, "omniavatar": on_top}
+    model = "nano-v2v" if mode == "v2v" else "nano"
     with redirect_stdout(io.StringIO()):  # the host prints each model that it knows
-        return load_pipeline("nano", folder, device=device, dtype="float32", **parts)
+        return load_pipeline(model, folder, device=device, dtype="float32", omniavatar=tuned)

@@ -1,7 +1,9 @@
 """The demo goes its whole way, twice in one folder; its page is complete by itself; its person is new to the model."""
 
+import html
 import math
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
@@ -15,6 +17,7 @@ from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.speaker.identity import draw_identity
+from diffsynth_omniavatar.nano.speaker.splits import belongs
 from diffsynth_omniavatar.training import run
 
 SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
@@ -58,7 +61,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag == "video":
             self.videos.append(dict(attrs)["src"])
-        if tag not in ("meta", "rect", "path"):
+        if tag not in ("meta", "rect", "path", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -77,15 +80,17 @@ def test_the_page_shows_videos_with_sound_and_the_figures(made):
     path, _ = made
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    assert not page.open and page.videos == ["known.mp4", "before.mp4", "after.mp4", "drawn.mp4"]
+    assert not page.open and page.videos == ["before.mp4", "after.mp4", "drawn.mp4"]
     for name in page.videos:
         info = probe_video(path.parent / name)
         assert info.has_sound and info.frames == SMALL["FRAMES"]
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 3 and text.count("<canvas") == 3 and str(path.parent) not in text
     assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
-    numbers = [float(cell) for index, cell in enumerate(page.cells) if index % 3]
-    assert len(numbers) == 8 and all(map(math.isfinite, numbers))
-    assert numbers[0] != numbers[1]  # training changed the model
+    *lines, losses = [page.cells[start + 1 : start + 4] for start in range(0, len(page.cells), 4)]
+    assert len(lines) == 4 and all(math.isfinite(float(cell)) for line in lines for cell in line)
+    assert len(losses) == 2 and losses[0] != losses[1]  # training changed the model
+    openness = lines[0]
+    assert f"openness with the true one from {openness[0]} to {openness[1]}," in text
 
 
 @pytest.mark.slow
@@ -99,22 +104,27 @@ def test_training_is_by_the_launcher_and_left_its_checkpoint(made):
 
 
 @pytest.mark.slow
-def test_the_commands_on_the_page_are_understood_and_work(made, tmp_path):
-    path, _ = made
+def test_the_commands_on_the_page_do_the_same_in_its_folder_wherever_that_is(made, tmp_path, monkeypatch):
+    path, run = made
     text = re.search(r"<pre>(.*)</pre>", path.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
-    assert "accelerate launch" in text and "omniavatar generate" in text
-    family = path.parent.parent / "family"
-    again = demo.Demo(out=path.parent, family=family, sampling=demo.Sampling(steps=1), train_steps=3)
-    assert cli.main([*again.generate_command()[1:], "--no-show_progress", "--device", "cpu"]) == 0
-    assert (path.parent / "again.mp4").read_bytes() == (path.parent / "after.mp4").read_bytes()
+    before, *middle, after = [shlex.split(line) for line in html.unescape(text).split("\n\n")]
+    assert middle == [[word.removeprefix(f"{path.parent}/") for word in command] for command in run]
+    moved = shutil.copytree(path.parent, tmp_path / "moved")
+    monkeypatch.chdir(moved)
+    for name, command in {"before.mp4": before, "after.mp4": after}.items():
+        (moved / name).unlink()
+        assert cli.main([*command[1:], "--no-show_progress", "--device", "cpu"]) == 0
+        assert (moved / name).read_bytes() == (path.parent / name).read_bytes()
 
 
 def test_the_newcomer_is_unlike_all_in_training_and_its_mouth_can_be_read():
     clip = draw_clip(0, 25, split="train", identity=demo.NEWCOMER)
     openness, width = measure_mouth(clip.frames)
     assert demo.correlation(openness, clip.openness) > 0.98 and demo.correlation(width, clip.width) > 0.98
+    assert belongs(demo.NEWCOMER.look, "evaluation")
     drawn = [draw_identity(np.random.default_rng(seed), split="train") for seed in range(300)]
-    for name in ("face_width", "jaw_width", "eye_distance", "eye_size", "brow_height", "brow_tilt", "fringe"):
+    new = ("face_width", "jaw_width", "eye_distance", "eye_size", "brow_height", "brow_tilt", "nose_length", "fringe")
+    for name in (*new, "mouth_drop"):
         sizes = [getattr(person, name) for person in drawn]
         assert not min(sizes) <= getattr(demo.NEWCOMER, name) <= max(sizes), name
 

@@ -88,6 +88,14 @@ def test_upstream_folder_loads_like_the_family(tmp_path, family):
     assert pipe.conventions.max_tokens == 36
 
 
+def test_an_adapter_goes_onto_the_shipped_small_model():
+    found = files.model_files("nano", parts={"omniavatar": files.NANO_V2V})
+    paths = [config.path for config in loading.pipeline_arguments(found)["model_configs"]]
+    assert str(files.NANO_I2V) in paths and str(files.NANO_V2V) in paths
+    alone = loading.pipeline_arguments(files.model_files("nano"))["model_configs"]
+    assert str(files.NANO_I2V) not in [config.path for config in alone]  # the checkpoint is read once
+
+
 def clip(pipe):
     inputs = {"prompt": "a", "input_image": portrait(64), "input_audio": speech(0.3)}
     settings = {"num_frames": 9, "num_inference_steps": 2, "seed": 1, "audio_cfg_scale": 3.0}

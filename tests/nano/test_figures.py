@@ -12,7 +12,9 @@ from diffsynth_omniavatar.metrics.sync import best_lag, correlation
 from diffsynth_omniavatar.nano import figures, stage
 from diffsynth_omniavatar.nano.batch import Sampling, encode_videos, pixels
 from diffsynth_omniavatar.nano.measure import measure_mouth
-from diffsynth_omniavatar.nano.regions import background, static_region
+from diffsynth_omniavatar.nano.regions import MOUTH_SIDE, background, mouth_region, static_region
+from diffsynth_omniavatar.nano.speaker.drawing import FACE, MOUTH, render
+from diffsynth_omniavatar.nano.speaker.motion import still
 from diffsynth_omniavatar.nano.validation import validation_loss
 
 
@@ -33,6 +35,18 @@ def test_static_regions_stay_while_a_person_speaks_and_cover_much_of_the_picture
         assert psnr(clip.frames, clip.frames[0], ~where) < 30
         wall = background()
         assert psnr(clip.frames, clip.frames[0], wall) > 60
+
+
+@pytest.mark.parametrize("drop", [0.0, 8.0])
+def test_the_mouth_region_holds_the_mouth_wherever_it_is(clips, drop):
+    identity = replace(clips[0].identity, mouth_drop=drop)
+    spread = np.ones(2, np.float32)
+    closed, opened = render(identity, np.array([0.0, 1.0]), spread, still(2)).astype(int)
+    changed = np.abs(opened - closed).max(axis=-1) > 60
+    where = mouth_region(identity)
+    assert not (changed & ~where).any() and where.sum() == MOUTH_SIDE**2
+    rows = np.nonzero(changed & where)[0]
+    assert abs(rows.mean() - (FACE[1] + MOUTH + drop + 5)) < 2  # of 26 pixels, 70 % open downwards
 
 
 def test_validation_loss_is_repeatable_and_falls_towards_the_truth(pipe, clips):

@@ -27,7 +27,7 @@ OPENING = 26.0
 """Pixels between the lips at openness 1."""
 
 MOUTH = 22.0
-"""Pixels from the middle of the face down to the closed mouth."""
+"""Pixels from the middle of the face down to the closed mouth, where no identity says otherwise."""
 
 CORNER = 2.5
 """Width of the lips at the corners of the mouth."""
@@ -123,7 +123,7 @@ def render(identity: Identity, openness: np.ndarray, width: np.ndarray, motion: 
         opening = OPENING * float(openness[index])
         head = _Canvas(pixels, FACE[0] + x, FACE[1] + y, roll)
         _draw_body(pixels, identity, x, head)
-        _draw_face(head, identity, 0.2 * opening)
+        _draw_face(head, identity, identity.mouth_drop + 0.2 * opening)
         # Features lie in front of the axis about which the head turns.
         features = _Canvas(pixels, FACE[0] + 1.15 * x, FACE[1] + y, roll)
         _draw_eyes(features, identity, lids, gaze)
@@ -147,7 +147,7 @@ def _draw_body(pixels: np.ndarray, identity: Identity, x: float, head: _Canvas) 
 
 
 def _draw_face(head: _Canvas, identity: Identity, jaw: float) -> None:
-    """Ears and face; the chin is `jaw` pixels lower than with the mouth closed."""
+    """Ears and face; the chin is `jaw` pixels lower than usual with the mouth closed."""
     for side in (-1, 1):
         head.ellipse(_shaded(identity.skin, 0.9), side * identity.face_width, 2, 5.5, 8.5)
     head.ellipse(identity.skin, 0, 0, identity.face_width, 45, 44)
@@ -187,9 +187,9 @@ def _draw_nose(face: _Canvas, identity: Identity) -> None:
 
 def _draw_mouth(face: _Canvas, identity: Identity, opening: float, half_width: float) -> None:
     up, down = UPWARD * opening, (1 - UPWARD) * opening
-    thickness = identity.lip_thickness
-    face.ellipse(LIP, 0, MOUTH, half_width, up + 0.85 * thickness, down + thickness)
-    face.ellipse(INSIDE, 0, MOUTH, half_width - CORNER, up + 0.05, down + 0.05)
+    thickness, y = identity.lip_thickness, MOUTH + identity.mouth_drop
+    face.ellipse(LIP, 0, y, half_width, up + 0.85 * thickness, down + thickness)
+    face.ellipse(INSIDE, 0, y, half_width - CORNER, up + 0.05, down + 0.05)
 
 
 def _draw_hair(head: _Canvas, identity: Identity) -> None:

@@ -73,6 +73,8 @@ class Identity:
     """How far right of the middle the hair lets the forehead show."""
     fringe: float
     """How far down the hair comes on the forehead."""
+    mouth_drop: float = 0.0
+    """How far mouth and chin are below their usual places; `draw_identity` draws nobody with any."""
 
     @property
     def look(self) -> tuple[str, bool, str, str]:
