@@ -44,7 +44,8 @@ def named_faults(path: str | Path) -> Iterator[None]:
         raise MediaError(f"{path}: cannot be read: {error.strerror}") from error
     except MemoryError as error:
         raise MediaError(f"{path}: cannot be read: it asks for more memory than there is") from error
-    except (OSError, ValueError, ArithmeticError, RuntimeError, struct.error) as error:
+    # PyAV raises LookupError where a stream turns up in the middle of a file.
+    except (OSError, ValueError, ArithmeticError, LookupError, RuntimeError, struct.error) as error:
         raise MediaError(f"{path}: cannot be read: {error}") from error
 
 

@@ -194,6 +194,23 @@ def test_damage_is_told_with_its_time(tmp_path: Path, codec: str) -> None:
         read_frames(path)
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts", "clip.flv", "clip.avi"])
+def test_damaged_files_are_read_or_refused_by_name(tmp_path: Path, name: str) -> None:
+    path, random = tmp_path / name, np.random.default_rng(0)
+    write_greys(path, range(10), 25, codec="mpeg4" if name == "clip.avi" else "libx264")
+    whole = path.read_bytes()
+    for _ in range(8):
+        data = bytearray(whole[: random.integers(1, len(whole))] if random.random() < 0.2 else whole)
+        for place in random.integers(0, len(data), 4):
+            data[place] = random.integers(0, 256)
+        path.write_bytes(data)
+        for read in (probe_video, read_frames, load_sound):
+            try:
+                read(path)
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: ")
+
+
 def test_pictures_of_absurd_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_greys(tmp_path / "clip.mp4", range(3), 25)
     monkeypatch.setattr(files, "MAX_PIXELS", 32 * 48 - 1)
