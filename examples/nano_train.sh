@@ -40,7 +40,7 @@ train() { # mode, steps, further flags
         --leading_audio_rows 0 --prefix_frames 1,5,9,13 --max_tokens 576 \
         --text_drop_prob 0.1 --audio_drop_prob 0.1 --prefix_drop_prob 0.1 \
         --max_steps "$steps" --output_path "$output/$mode" --save_steps 1000 --checkpoints_total_limit 2 \
-        --enable_csv_log --resume latest "$@"
+        --enable_csv_log --resume auto "$@"
 }
 
 # I2V: all weights, as they start from nothing. V2V: a LoRA, the audio modules and the patch embedding, on the I2V model.

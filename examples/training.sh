@@ -10,7 +10,7 @@ get() { # repository, folder
 train() { # mode, table or cache, checkpoint, folder to write, further flags
     local mode=$1 data=$2 checkpoint=$3 output=$4
     shift 4
-    accelerate launch --config_file "$config" -m diffsynth_omniavatar.train \
+    accelerate launch --quiet --config_file "$config" -m diffsynth_omniavatar.train \
         --omniavatar_mode "$mode" \
         --dataset_base_path "$(dirname "$data")" --dataset_metadata_path "$data" \
         --omniavatar_checkpoint "$checkpoint" \

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..flag_files import read_flag_file
+from ..generation.samples import read_samples
 from ..model.config import has_masked_video
 from ..model.files import MODELS, SMALL_FAMILY, model_files
-from ..text_files import read_lines
 from .console import FAILED, quiet_host, say
 
 if TYPE_CHECKING:
@@ -141,32 +141,6 @@ def config_flags(path: str) -> Iterator[str]:
             yield f"--{key}={value}"
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One video of an input file."""
-
-    prompt: str
-    source: Path
-    """The portrait, or for a V2V checkpoint the video."""
-    audio: Path
-
-
-def read_sample(line: str) -> Sample:
-    """A line `prompt@@image@@audio` of an input file.
-
-    Raises:
-        ValueError: it has other fields; FileNotFoundError: a file of it is not there.
-    """
-    fields = [field.strip() for field in line.split("@@")]
-    if len(fields) != 3 or not all(fields):
-        raise ValueError(f"wanted prompt@@image@@audio, got {len(fields)} fields: {line[:80]}")
-    sample = Sample(fields[0], Path(fields[1]), Path(fields[2]))
-    for path in (sample.source, sample.audio):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there.")
-    return sample
-
-
 def _given(args: argparse.Namespace, flags: Flags) -> dict[str, Any]:
     return {name: getattr(args, name) for name in flags if hasattr(args, name)}
 
@@ -272,7 +246,10 @@ def _generate_many(args: argparse.Namespace, facts: CheckpointConfig) -> int:
 
 def _read_requests(args: argparse.Namespace, facts: CheckpointConfig) -> tuple[dict[int, TalkRequest], int]:
     """The requests of an input file's good lines by their number, and how many lines are bad; those are reported."""
-    samples, failed = _read_samples(args.input_file)
+    samples, faults = read_samples(args.input_file)
+    for number, fault in faults.items():
+        say(f"error: {args.input_file}, line {number}: {fault}")
+    failed = len(faults)
     source = "video" if has_masked_video(facts.in_dim or 33) else "image"
     requests = {}
     for number, sample in samples.items():
@@ -284,16 +261,3 @@ def _read_requests(args: argparse.Namespace, facts: CheckpointConfig) -> tuple[d
             say(f"error: {args.input_file}, line {number}: {error}")
             failed += 1
     return requests, failed
-
-
-def _read_samples(path: str) -> tuple[dict[int, Sample], int]:
-    """The good lines of an input file by their number, and how many are bad; those are reported."""
-    samples: dict[int, Sample] = {}
-    failed = 0
-    for number, line in read_lines(path):
-        try:
-            samples[number] = read_sample(line)
-        except (ValueError, OSError) as error:
-            say(f"error: {path}, line {number}: {error}")
-            failed += 1
-    return samples, failed

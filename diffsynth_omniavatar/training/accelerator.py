@@ -59,6 +59,33 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def run_of(settings: LoopSettings, processes: int, samples: int) -> dict[str, int]:
+    """What makes a step count mean the same data and draws: a resumed run must share it."""
+    return {
+        "seed": settings.seed,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "processes": processes,
+        "samples": samples,
+    }
+
+
+def check_same_run(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str, int]) -> None:
+    """Raise ValueError if a checkpoint is of another run than `run_of` says of this one."""
+    if state["run"] != run:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with {state['run']}, this one has {run}; "
+            "make them equal, or start a new run from its weights"
+        )
+
+
+def check_same_parameters(checkpoint: Path, state: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if the parameters that train have other names or shapes than those of a checkpoint."""
+    if [(name, value.shape) for name, value in state["trained"].items()] != [
+        (name, value.shape) for name, value in parameters.items()
+    ]:
+        raise ValueError(f"{checkpoint} holds other trained parameters than this model; use the flags of its run")
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -318,13 +345,7 @@ class OmniAccelerator(Accelerator):
         self.window.clear()
 
     def _run(self) -> dict[str, int]:
-        """What makes a step count mean the same data and draws: a resumed run must share it."""
-        return {
-            "seed": self.settings.seed,
-            "gradient_accumulation_steps": self.settings.gradient_accumulation_steps,
-            "processes": self.num_processes,
-            "samples": self.loader.samples,
-        }
+        return run_of(self.settings, self.num_processes, self.loader.samples)
 
     def loop_state(self, module: torch.nn.Module) -> dict[str, Any]:
         """All that a run needs to go on after the last step; {} except on the main process. Every process must call it.
@@ -367,11 +388,7 @@ class OmniAccelerator(Accelerator):
         if ("trained" in state) == (self.engine is not None):
             way = "without" if self.engine is not None else "under"
             raise ValueError(f"{checkpoint} was written {way} DeepSpeed, and goes on {way} it only")
-        if state["run"] != self._run():
-            raise ValueError(
-                f"{checkpoint} belongs to a run with {state['run']}, this one has {self._run()}; "
-                "make them equal, or start a new run from its weights"
-            )
+        check_same_run(checkpoint, state, self._run())
         if self.engine is not None:
             self.engine.load(checkpoint)
         else:
@@ -385,10 +402,7 @@ class OmniAccelerator(Accelerator):
         names = (
             [*trained] if model is None else [name for name, value in model.named_parameters() if value.requires_grad]
         )
-        if [(name, value.shape) for name, value in trained.items()] != [
-            (name, value.shape) for name, value in zip(names, parameters, strict=True)
-        ]:
-            raise ValueError(f"{checkpoint} holds other trained parameters than this model; use the flags of its run")
+        check_same_parameters(checkpoint, state, dict(zip(names, parameters, strict=True)))
         with torch.no_grad():
             for parameter, value in zip(self.optimizer.values, trained.values(), strict=True):
                 parameter.copy_(placed_like(value, parameter))

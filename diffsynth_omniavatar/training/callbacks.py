@@ -306,9 +306,9 @@ class TrainingLogger(ModelLogger):
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 logger.info("saved %s", finish_checkpoint(partial, self.checkpoints_total_limit))
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)  # on a full disk it would be in the way of the next one
-            raise
+        finally:
+            if accelerator.is_main_process:  # on a full disk what is there of it would be in the way
+                shutil.rmtree(partial, ignore_errors=True)
         self.saved_step = self.num_steps
         self.accelerator.wait_for_everyone()
 

@@ -212,7 +212,10 @@ def _add_loop_flags(group: Any) -> None:
     add("--max_grad_norm", type=float, default=math.inf, help="Clip the gradient's L2 norm to this.")
     add("--fp32_master_weights", action="store_true", help="AdamW steps float32 copies of the trained weights.")
     add("--seed", type=int, default=0)
-    add("--resume", help="'latest' of --output_path (or start anew if there is none), or a checkpoint folder.")
+    add(
+        "--resume",
+        help="Go on from a checkpoint folder, from the 'latest' of --output_path, or 'auto': that, or anew if none is.",
+    )
     add("--checkpoints_total_limit", type=int, help="Keep only so many checkpoints.")
     add("--validation_data", help="File of lines prompt@@image@@audio (V2V: prompt@@video@@audio).")
     add("--validation_steps", type=int, help="Optimizer steps between validations.")
@@ -308,9 +311,40 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         for name, instead in UNUSED_HOST_FLAGS.items()
         if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
     ]
-    faults += [*_task_faults(args), *_loss_faults(parser, args), *_model_faults(args)]
+    faults += [*_number_faults(args), *_task_faults(args), *_loss_faults(parser, args), *_model_faults(args)]
     if faults:
         raise FlagError("; ".join(faults) + ".")
+
+
+LEAST = {
+    "batch_size": 1,
+    "checkpoints_total_limit": 1,
+    "dataset_num_workers": 0,
+    "dataset_repeat": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "log_steps": 1,
+    "lora_rank": 1,
+    "max_steps": 1,
+    "num_epochs": 1,
+    "save_steps": 1,
+    "validation_num_inference_steps": 1,
+    "validation_steps": 1,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+}
+"""Flags -> the smallest value that they can have."""
+
+
+def _number_faults(args: argparse.Namespace) -> Iterator[str]:
+    """Of numbers that are out of their range."""
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value < math.inf:
+            yield f"--{name} is {value}, wanted at least {least}"
+    for name in ("text_drop_prob", "audio_drop_prob", "prefix_drop_prob"):
+        if not 0 <= getattr(args, name) <= 1:
+            yield f"--{name} is {getattr(args, name)}, wanted 0 to 1"
 
 
 def _task_faults(args: argparse.Namespace) -> Iterator[str]:

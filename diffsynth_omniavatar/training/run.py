@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,19 @@ from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfi
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import initialise_on_wan
-from .accelerator import OmniAccelerator
+from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
-from .callbacks import TrainingLogger, find_latest
+from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints
 from .data_process import DataProcessAccelerator, process_data
+from .ending import Stopped, exit_code, stopped_by_signals
+from .first_checks import check_files, check_processes, check_same_clips
 from .flags import DTYPES, FlagError, parse_arguments
+from .log_table import read_table
 from .memory_report import predicted_rows
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
+from .output_folder import check_output_path, reserved
 from .settings import LoopSettings, StepSettings, steps_in_epochs
-from .validation import Validation, load_metrics, read_samples
+from .validation import Metric, Validation, ValidationSample, load_metrics, read_validation_samples
 
 logger = logging.getLogger(__name__)
 
@@ -179,8 +184,10 @@ def clip_settings(args: argparse.Namespace, conventions: Conventions) -> ClipSet
 
 def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAvatarDataset:
     """The samples that the flags name. In a distributed run every process must call it."""
+    clips = named_clips(args)
+    check_same_clips(clips)
     return OmniAvatarDataset(
-        named_clips(args),
+        clips,
         settings=clip_settings(args, conventions),
         recipe=recipe_of(args, conventions),
         batch_size=args.batch_size,
@@ -239,19 +246,23 @@ def check_lengths(dataset: OmniAvatarDataset, auxiliary: AuxiliaryLosses | None)
 
 
 def make_validation(
-    args: argparse.Namespace, module: OmniAvatarTrainingModule, accelerator: OmniAccelerator
+    args: argparse.Namespace,
+    samples: Sequence[ValidationSample],
+    metrics: Sequence[Metric],
+    module: OmniAvatarTrainingModule,
+    accelerator: OmniAccelerator,
 ) -> Validation | None:
-    """What generates and measures the validation videos; None without `--validation_data`."""
-    if args.validation_data is None:
+    """What generates and measures the validation videos; None without samples for them."""
+    if not samples:
         return None
     return Validation(
         module=module,
         accelerator=accelerator,
-        samples=read_samples(args.validation_data),
+        samples=samples,
         folder=Path(args.output_path) / "validation",
         steps=args.validation_num_inference_steps,
         seed=args.seed,
-        metrics=load_metrics(args.validation_metrics),
+        metrics=metrics,
         at_start=args.validate_at_start,
     )
 
@@ -304,10 +315,43 @@ def plan_of(
     ]
 
 
-def _resume_folder(args: argparse.Namespace) -> Path | None:
-    if args.resume is None:
-        return None
-    return find_latest(args.output_path) if args.resume == "latest" else Path(args.resume)
+def resume_folder(args: argparse.Namespace) -> Path | None:
+    """The checkpoint that the run goes on from.
+
+    Raises:
+        FlagError: there is none where there must be one.
+    """
+    if args.resume not in ("latest", "auto"):
+        return None if args.resume is None else Path(args.resume)
+    latest = find_latest(args.output_path)
+    if latest is None and args.resume == "latest":
+        raise FlagError(
+            f"--resume latest: {args.output_path} holds no checkpoint step-N to go on from; "
+            "--resume auto starts anew where there is none"
+        )
+    return latest
+
+
+def check_resume(args: argparse.Namespace, checkpoint: Path | None) -> int:
+    """The step that the run starts at, after a look at the checkpoint and the output path.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or the output path holds later ones.
+    """
+    step = 0 if checkpoint is None else load_state(checkpoint)["step"]
+    refuse_later_checkpoints(args.output_path, step)
+    for table in ("loss.csv", "validation.csv"):
+        if args.enable_csv_log and Path(args.output_path, table).is_file():
+            read_table(Path(args.output_path, table))
+    return step
+
+
+def tell_start(args: argparse.Namespace, settings: LoopSettings, step: int) -> None:
+    """Say where the run starts."""
+    if settings.resume is not None:
+        logger.info("goes on from %s: step %d of %d is done", settings.resume, step, settings.max_steps)
+    elif args.resume is not None:
+        logger.info("starts anew: %s holds no checkpoint", args.output_path)
 
 
 def _given(args: argparse.Namespace, settings: type) -> dict[str, Any]:
@@ -316,9 +360,9 @@ def _given(args: argparse.Namespace, settings: type) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def _loop_settings(args: argparse.Namespace, samples: int, processes: int) -> LoopSettings:
+def _loop_settings(args: argparse.Namespace, samples: int, processes: int, resume: Path | None) -> LoopSettings:
     steps = args.max_steps or steps_in_epochs(args.num_epochs, samples, processes, args.gradient_accumulation_steps)
-    return LoopSettings(**_given(args, LoopSettings) | {"max_steps": steps, "resume": _resume_folder(args)})
+    return LoopSettings(**_given(args, LoopSettings) | {"max_steps": steps, "resume": resume})
 
 
 def _save_arguments(args: argparse.Namespace) -> None:
@@ -367,29 +411,39 @@ def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None
 
 def train(args: argparse.Namespace) -> None:
     """Run what the flags say."""
-    processes = PartialState().num_processes
+    processes = check_processes()
+    check_output_path(Path(args.output_path))
+    check_files(args)
     register_family()
     conventions = conventions_of(args)
-    if args.task == "sft:data_process":
-        run_data_process(args, conventions)
-        return
+    is_writer = PartialState().is_main_process and not args.dry_run
+    with reserved(Path(args.output_path)) if is_writer else nullcontext():
+        if args.task == "sft:data_process":
+            run_data_process(args, conventions)
+        else:
+            _train(args, conventions, processes)
+
+
+def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -> None:
+    resume = resume_folder(args)
+    step = check_resume(args, resume)
+    samples = validation_samples(args)
+    metrics = load_metrics(args.validation_metrics)
     dataset = build_dataset(args, conventions)
-    settings = _loop_settings(args, len(dataset), processes)
+    settings = _loop_settings(args, len(dataset), processes, resume)
+    if resume is not None:
+        check_same_run(resume, load_state(resume), run_of(settings, processes, len(dataset)))
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
-    place = torch.device("cpu") if args.stream_weights and not args.reference else accelerator.device
-    pipe, config = load_training_pipeline(args, conventions, place)
-    pipe.device = accelerator.device
-    auxiliary = load_auxiliary(args, accelerator.device)
-    check_lengths(dataset, auxiliary)
-    check_networks(dataset, pipe, auxiliary)
-    module = OmniAvatarTrainingModule(pipe, config, StepSettings(**_given(args, StepSettings)), auxiliary)
-    module.on_parts = accelerator.report_parts
+    module = build_module(args, conventions, dataset, accelerator)
+    validation = make_validation(args, samples, metrics, module, accelerator)
     if accelerator.is_main_process:
         print_plan(plan_of(args, dataset, module, settings, processes))
+        tell_start(args, settings, step)
     if args.dry_run:
         return
-    if accelerator.is_main_process:
+    _check_parameters(resume, module)
+    if accelerator.is_main_process:  # only now, when nothing can be refused any more
         _save_arguments(args)
     training_logger = TrainingLogger(
         accelerator,
@@ -398,25 +452,60 @@ def train(args: argparse.Namespace) -> None:
         trained_tensors=module.trained_tensors,
         export=module.export,
         checkpoints_total_limit=args.checkpoints_total_limit,
-        validate=make_validation(args, module, accelerator),
+        validate=validation,
         validation_steps=args.validation_steps,
         log_steps=args.log_steps,
-        loss_parts=[] if auxiliary is None else ["flow", *auxiliary.names],
+        loss_parts=[] if module.auxiliary is None else ["flow", *module.auxiliary.names],
         **_logger_options(args),
     )
     args.num_epochs = accelerator.epochs_to_run(len(dataset))
     host.launch_training_task(accelerator, dataset, module, training_logger, args=args)
 
 
+def validation_samples(args: argparse.Namespace) -> list[ValidationSample]:
+    """What the validation videos are made from, read and checked."""
+    if args.validation_data is None:
+        return []
+    return read_validation_samples(args.validation_data, is_v2v=args.omniavatar_mode == "v2v")
+
+
+def build_module(
+    args: argparse.Namespace, conventions: Conventions, dataset: OmniAvatarDataset, accelerator: OmniAccelerator
+) -> OmniAvatarTrainingModule:
+    """Load the networks, and make of them what the host's loop trains."""
+    place = torch.device("cpu") if args.stream_weights and not args.reference else accelerator.device
+    pipe, config = load_training_pipeline(args, conventions, place)
+    pipe.device = accelerator.device
+    auxiliary = load_auxiliary(args, accelerator.device)
+    check_lengths(dataset, auxiliary)
+    check_networks(dataset, pipe, auxiliary)
+    module = OmniAvatarTrainingModule(pipe, config, StepSettings(**_given(args, StepSettings)), auxiliary)
+    module.on_parts = accelerator.report_parts
+    return module
+
+
+def _check_parameters(resume: Path | None, module: OmniAvatarTrainingModule) -> None:
+    """Raise ValueError if the checkpoint is of a model of which something else trains."""
+    if resume is None or "trained" not in (state := load_state(resume)):
+        return
+    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    check_same_parameters(resume, state, trained)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; the exit code is 2 for faulty flags."""
+    """The command line; the exit code is 2 for wrong input, 1 for a failure, 128 + n for the signal n."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     expandable_segments()
     try:
-        train(parse_arguments(argv))
-    except (ValueError, FileNotFoundError) as error:
-        if "--debug" in (sys.argv if argv is None else argv):
+        with stopped_by_signals():
+            train(parse_arguments(argv))
+    except Stopped as stop:
+        print(f"diffsynth_omniavatar.train: {stop}; --resume auto goes on from the newest checkpoint", file=sys.stderr)
+        return stop.exit_code
+    except Exception as error:
+        code = exit_code(error)
+        if code is None or "--debug" in (sys.argv if argv is None else argv):
             raise
         print(f"diffsynth_omniavatar.train: error: {error}", file=sys.stderr)
-        return 2
+        return code
     return 0

@@ -13,14 +13,17 @@ from __future__ import annotations
 import importlib
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import gather_object
 
 from ..generation.generate import GeneratedVideo, generate
-from ..text_files import read_lines
+from ..generation.samples import Sample, read_samples
+from ..media.images import load_image
+from ..media.sound import load_sound
+from ..media.video import iter_frames
 from .accelerator import OmniAccelerator
 from .callbacks import ValidationResult
 from .module import ENCODERS, OmniAvatarTrainingModule
@@ -41,25 +44,42 @@ class ValidationSample:
 Metric = Callable[[GeneratedVideo, ValidationSample], Mapping[str, float]]
 
 
-def read_samples(path: str | Path) -> list[ValidationSample]:
+def read_validation_samples(path: str | Path, *, is_v2v: bool) -> list[ValidationSample]:
     """The samples of a file with a line `prompt@@image@@audio` each (V2V: `prompt@@video@@audio`).
 
+    All pictures and sounds are read, so that none of them can fail later, in the middle of training.
+
     Raises:
-        ValueError: the file is missing or empty, a line has not three fields, or names a file that is not there.
+        ValueError: the file is missing or empty, or lines have faults; the message lists all of them.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"--validation_data {path} does not exist.")
-    lines = read_lines(path)
-    fields = [line.split("@@") for _, line in lines]
-    bad = [number for (number, _), parts in zip(lines, fields, strict=True) if len(parts) != 3]
-    if bad or not fields:
-        raise ValueError(f"--validation_data {path}: line {bad or 'none'}; wanted prompt@@image@@audio in each.")
-    samples = [ValidationSample(prompt, Path(picture), Path(sound)) for prompt, picture, sound in fields]
-    missing = [str(file) for sample in samples for file in (sample.picture, sample.sound) if not file.is_file()]
-    if missing:
-        raise ValueError(f"--validation_data {path} names what is not there: {', '.join(missing)}.")
-    return samples
+        raise ValueError(f"--validation_data {path} does not exist or is no file.")
+    samples, faults = read_samples(path)
+    for number, sample in samples.items():
+        found = [*_faults(sample, is_v2v)]
+        if found:
+            faults[number] = "; ".join(found)
+    if faults:
+        listed = "\n".join(f"  line {number}: {faults[number]}" for number in sorted(faults))
+        raise ValueError(f"--validation_data {path} has lines that cannot be used:\n{listed}")
+    if not samples:
+        raise ValueError(f"--validation_data {path} is empty; wanted lines prompt@@image@@audio.")
+    return [ValidationSample(sample.prompt, sample.source, sample.audio) for sample in samples.values()]
+
+
+def _faults(sample: Sample, is_v2v: bool) -> Iterator[str]:
+    """What of a sample cannot be read."""
+    for read, path in ((_read_video if is_v2v else load_image, sample.source), (load_sound, sample.audio)):
+        try:
+            read(path)
+        except (ValueError, OSError) as error:
+            yield str(error)
+
+
+def _read_video(path: Path) -> None:
+    for _ in iter_frames(path):
+        pass
 
 
 def load_metrics(names: str) -> list[Metric]:
@@ -107,7 +127,10 @@ class Validation:
             )
 
     def __call__(self, step: int) -> ValidationResult | None:
-        """The means of what was measured, and the videos of all processes; None where nothing is to be done."""
+        """The means of what was measured, and the videos of all processes; None where nothing is to be done.
+
+        A video that fails is logged and left out; where the model is sharded, its error is raised.
+        """
         if step == 0 and not self.at_start:
             return None
         made: dict[int, tuple[Path, dict[str, float]]] = {}
@@ -116,15 +139,26 @@ class Validation:
                 # Where the model is sharded, all processes make each video at once, and the main one's is kept.
                 kept = self.accelerator.is_main_process or not self.accelerator.is_sharded
                 folder = self.folder / f"step-{step}" if kept else Path(scratch)
-                folder.mkdir(parents=True, exist_ok=True)
-                video = self.generate(self.samples[index], folder / f"{index:03d}.mp4")
-                if kept:
-                    made[index] = video.path, self.measure(video, self.samples[index])
-                    logger.info("validation video %s (%d frames)", video.path, video.frames)
+                try:
+                    video = self.generate(self.samples[index], folder / f"{index:03d}.mp4")
+                    if kept:
+                        made[index] = video.path, self.measure(video, self.samples[index])
+                        logger.info("validation video %s (%d frames)", video.path, video.frames)
+                except Exception as error:  # whatever it is, the steps that were made are worth more
+                    if self.accelerator.is_sharded:  # the others would wait for this process's part of the weights
+                        raise
+                    logger.error(
+                        "validation video %s/%03d.mp4 failed, training goes on: %s: %s",
+                        folder,
+                        index,
+                        type(error).__name__,
+                        error,
+                    )
         return _together(gather_object([made]))
 
     def generate(self, sample: ValidationSample, out: Path) -> GeneratedVideo:
         """The video of a sample."""
+        out.parent.mkdir(parents=True, exist_ok=True)
         is_v2v = self.module.pipe.dit.config.has_masked_video
         return generate(
             self.module.pipe,

@@ -161,7 +161,9 @@ def test_training_live_and_from_a_cache(folder, tmp_path, monkeypatch, mode):
     monkeypatch.setattr(run, "load_syncnet", lambda *_: small_syncnet())
     monkeypatch.setattr(run, "load_videomae", lambda *_: small_videomae())
     monkeypatch.setattr(run, "load_lpips", lambda *_: Distance())
-    files = ["--syncnet_path", "s", "--videomae_path", "v", "--aux_memory", "segments"]
+    for name in ("s", "v"):
+        (tmp_path / name).touch()
+    files = ["--syncnet_path", str(tmp_path / "s"), "--videomae_path", str(tmp_path / "v"), "--aux_memory", "segments"]
     more = ["--use_sync_loss", "--use_lpips_loss", "--use_trepa_loss", *files, *MODES[mode], "--max_steps", "2"]
     more += ["--prefix_frames", "1", "--min_frames", "17", "--fixed_length", "--num_frames", "21"]
     assert run.main(flags(folder, tmp_path / "live", *more)) == 0

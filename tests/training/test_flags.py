@@ -24,7 +24,7 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model.config import IMAGE_SIZES
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder
-from diffsynth_omniavatar.training import run
+from diffsynth_omniavatar.training import first_checks, run
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.flags import UNUSED_HOST_FLAGS, FlagError, build_parser, parse_arguments
 from diffsynth_omniavatar.training.validation import ValidationSample
@@ -32,6 +32,12 @@ from diffsynth_omniavatar.training.validation import ValidationSample
 PARSER = {action.dest: action for action in build_parser()._actions if action.dest != "help"}
 """The flags that the installed host and this package have."""
 CLASSIC = host.GENERATION == "wan_video_new"
+
+
+def write_checkpoint(folder: Path, **run: int) -> None:
+    """What is looked at of a checkpoint before a model is loaded."""
+    folder.mkdir(parents=True)
+    torch.save({"step": 3, "run": {**run, "processes": 1}, "rng": []}, folder / "loop.pt")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask.paste(0, (0, 16, 32, 32))
     mask.save(folder / "mask.png")
     (folder / "validation.txt").write_text(f"x@@{folder / 'mask.png'}@@{folder / '0.mp4'}\n")
-    (folder / "step-3").mkdir()
-    torch.save({"step": 3, "run": {}, "rng": []}, folder / "step-3" / "loop.pt")
+    for name in ("a.pt", "b.pth", "c.pth"):
+        (folder / name).touch()
+    write_checkpoint(folder / "step-3", seed=8, gradient_accumulation_steps=3, samples=10)  # of the run "usual"
+    write_checkpoint(folder / "runs" / "step-3", seed=7, gradient_accumulation_steps=1, samples=2)
     return folder
 
 
@@ -138,6 +146,7 @@ def start(arguments: list[str]) -> Started:
             patch.setattr(run, function, functools.partial(loading_loss, name, network))
         patch.setattr(host.DiffusionTrainingModule, "parse_model_configs", naming)
         patch.setattr(host, "launch_training_task", launching)
+        patch.setattr(first_checks, "LOG_PACKAGES", {})  # not all are installed
         patch.setattr(OmniAccelerator, "prepare", lambda _, *objects, **__: started.prepare(*objects))
         with pytest.raises(Prepared):
             run.train(parse_arguments(arguments))
@@ -286,9 +295,9 @@ ROWS: dict[str, list[Row]] = {
         Row("use_sync_loss", None, "dataset.settings.sound", True),
         *(Row(f"use_{name}_loss", None, f"module.auxiliary.{name}.__class__.__name__", kind) for name, kind in
           (("sync", "SyncLoss"), ("lpips", "LpipsLoss"), ("trepa", "TrepaLoss"))),
-        Row("syncnet_path", "a.pt", lambda s: s.losses.get("sync", [None])[0], "a.pt"),
-        Row("vgg_path", "b.pth", lambda s: s.losses.get("lpips", [None])[0], "b.pth"),
-        Row("videomae_path", "c.pth", lambda s: s.losses.get("trepa", [None])[0], "c.pth"),
+        Row("syncnet_path", "{folder}/a.pt", lambda s: s.losses.get("sync", [None])[0], "{folder}/a.pt"),
+        Row("vgg_path", "{folder}/b.pth", lambda s: s.losses.get("lpips", [None])[0], "{folder}/b.pth"),
+        Row("videomae_path", "{folder}/c.pth", lambda s: s.losses.get("trepa", [None])[0], "{folder}/c.pth"),
         *(Row("aux_dtype", "float16", lambda s, name=name: s.losses.get(name, [None])[-1], torch.float16)
           for name in ("sync", "trepa")),
         Row("aux_recon_weight", "0.5", "module.auxiliary.recon_weight", 0.5),
@@ -413,10 +422,11 @@ def test_a_fresh_lora_trains_with_the_scale_that_its_file_says(folder: Path, mor
 
 
 def test_the_latest_checkpoint_of_the_output_path_is_resumed(folder: Path) -> None:
-    more = ["--resume", "latest", "--max_steps", "9", "--output_path", str(folder)]
-    assert start(flags(folder, folder, *more)).accelerator.settings.resume == folder / "step-3"
-    fresh = ["--resume", "latest", "--max_steps", "9"]
-    assert start(flags(folder, folder / "nothing there", *fresh)).accelerator.settings.resume is None
+    for way in ("latest", "auto"):
+        begun = start(flags(folder, folder / "runs", "--resume", way, "--max_steps", "9"))
+        assert begun.accelerator.settings.resume == folder / "runs" / "step-3"
+    fresh = start(flags(folder, folder / "nothing there", "--resume", "auto", "--max_steps", "9"))
+    assert fresh.accelerator.settings.resume is None
 
 
 def test_the_hosts_own_blocks(folder: Path) -> None:

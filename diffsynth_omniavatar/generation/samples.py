@@ -1,0 +1,51 @@
+"""Files with a line `prompt@@image@@audio` for each video (V2V: `prompt@@video@@audio`). Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..text_files import read_lines
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a video is made from."""
+
+    prompt: str
+    source: Path
+    """The portrait, or for a V2V checkpoint the video."""
+    audio: Path
+
+
+def read_sample(line: str) -> Sample:
+    """A line of such a file; spaces around its fields do not count.
+
+    Raises:
+        ValueError: it has other fields; FileNotFoundError: a file of it is not there.
+    """
+    fields = [field.strip() for field in line.split("@@")]
+    if len(fields) != 3 or not all(fields):
+        raise ValueError(f"wanted prompt@@image@@audio, got {len(fields)} fields: {line.strip()[:80]}")
+    sample = Sample(fields[0], Path(fields[1]), Path(fields[2]))
+    for path in (sample.source, sample.audio):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there.")
+    return sample
+
+
+def read_samples(path: str | Path) -> tuple[dict[int, Sample], dict[int, str]]:
+    """The good lines of a file, and what is wrong with the others, both by number from 1; blank ones are neither.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is not in UTF-8.
+    """
+    samples: dict[int, Sample] = {}
+    faults: dict[int, str] = {}
+    for number, line in read_lines(path):
+        try:
+            samples[number] = read_sample(line)
+        except (ValueError, OSError) as error:
+            faults[number] = str(error)
+    return samples, faults
