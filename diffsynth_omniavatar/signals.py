@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -32,18 +33,24 @@ def exit_code(interrupt: BaseException | None) -> int:
 def interrupts() -> Iterator[None]:
     """Within this context the signals raise `Terminated`, the first one of them; the next ones end the process at once.
 
-    Outside the main thread, where Python allows no handlers, nothing changes.
+    What is ignored (SIGHUP under nohup) stays ignored, and forked processes end. Outside the main thread, where Python
+    allows no handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    process = os.getpid()
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
     def raise_once(number: int, _: Any) -> None:
-        for other in SIGNALS:
+        if os.getpid() != process:  # a worker of a data loader, before it has handlers of its own
+            os._exit(128 + number)
+        for other in numbers:
             signal.signal(other, signal.SIG_DFL)
         raise Terminated(number)
 
-    before = {number: signal.signal(number, raise_once) for number in SIGNALS}
+    before = {number: signal.signal(number, raise_once) for number in numbers}
     try:
         yield
     finally:

@@ -37,11 +37,12 @@ from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfi
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import initialise_on_wan
+from ..signals import exit_code, interrupts
 from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
 from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints
 from .data_process import DataProcessAccelerator, process_data
-from .ending import Stopped, exit_code, stopped_by_signals
+from .ending import error_code
 from .first_checks import check_files, check_processes, check_same_clips
 from .flags import DTYPES, FlagError, parse_arguments
 from .log_table import read_table
@@ -497,13 +498,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     expandable_segments()
     try:
-        with stopped_by_signals():
+        with interrupts():
             train(parse_arguments(argv))
-    except Stopped as stop:
-        print(f"diffsynth_omniavatar.train: {stop}; --resume auto goes on from the newest checkpoint", file=sys.stderr)
-        return stop.exit_code
+    except KeyboardInterrupt as interrupt:
+        said = f"interrupted; {interrupt}; ".replace("; ; ", "; ")
+        print(f"diffsynth_omniavatar.train: {said}--resume auto goes on from the newest checkpoint", file=sys.stderr)
+        return exit_code(interrupt)
     except Exception as error:
-        code = exit_code(error)
+        code = error_code(error)
         if code is None or "--debug" in (sys.argv if argv is None else argv):
             raise
         print(f"diffsynth_omniavatar.train: error: {error}", file=sys.stderr)
