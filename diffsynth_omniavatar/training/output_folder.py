@@ -1,4 +1,4 @@
-"""The output folder of a run: can it be written, and does another run write to it."""
+"""The output folder of a run is of one run alone."""
 
 from __future__ import annotations
 
@@ -14,19 +14,6 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
-
-
-def check_output_path(folder: Path) -> None:
-    """Look whether the folder is there and can be written, or can be made; nothing is made.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise ValueError(f"--output_path {folder}: {existing} is no folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"--output_path {folder}: {existing} cannot be written")
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ from .flags import DTYPES, FlagError, parse_arguments
 from .log_table import read_table
 from .memory_report import predicted_rows
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
-from .output_folder import check_output_path, reserved
+from .output_folder import reserved
 from .settings import LoopSettings, StepSettings, steps_in_epochs
 from .validation import Metric, Validation, ValidationSample, load_metrics, read_validation_samples
 
@@ -413,7 +413,6 @@ def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None
 def train(args: argparse.Namespace) -> None:
     """Run what the flags say."""
     processes = check_processes()
-    check_output_path(Path(args.output_path))
     check_files(args)
     register_family()
     conventions = conventions_of(args)

@@ -76,7 +76,7 @@ def test_all_missing_files_are_listed(folder, tmp_path, capsys):
 def test_an_output_path_that_is_a_file(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     assert run.main(flags(folder, tmp_path / "file")) == 2
-    assert "is no folder" in capsys.readouterr().err and (tmp_path / "file").read_text() == "x"
+    assert "is a file; give a folder" in capsys.readouterr().err and (tmp_path / "file").read_text() == "x"
 
 
 @pytest.mark.parametrize(
