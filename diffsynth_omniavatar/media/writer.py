@@ -99,8 +99,10 @@ class VideoWriter:
         self._container = av.open(
             libav_name(self._part), "w", container_options=_WHILE_GROWING[self.path.suffix.lower()]
         )
+        # With B-frames, a fragment may end between frames that are shown in another order than they are stored; libav
+        # then takes the video to be a frame shorter, and players leave the last one out.
         self._video = self._container.add_stream(
-            "libx264", rate=self.frame_rate, options={"crf": str(self.crf), "preset": "medium"}
+            "libx264", rate=self.frame_rate, options={"crf": str(self.crf), "preset": "medium", "bf": "0"}
         )
         self._video.height, self._video.width, self._video.pix_fmt = self.height, self.width, "yuv420p"
         # Untagged files are shown in one of two matrices, as the player thinks fit.

@@ -37,6 +37,17 @@ def test_written_frames_come_back(tmp_path: Path, name: str, count: int) -> None
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
 
 
+@pytest.mark.parametrize("count", [14, 27, 40, 53, 66])
+def test_the_last_frame_comes_back_wherever_a_fragment_ends(tmp_path: Path, count: int) -> None:
+    place = torch.arange(64) - 32.0
+    left = 12 * torch.sin(torch.arange(count) / 6)[:, None, None]
+    ball = (place[:, None] ** 2 + (place - left) ** 2 < 150).to(torch.uint8) * 200
+    frames = ball[..., None].expand(-1, -1, -1, 3)
+    with VideoWriter(tmp_path / "out.mp4", 64, 64) as writer:
+        writer.write(frames)
+    assert len(read_frames(tmp_path / "out.mp4")) == count == probe_video(tmp_path / "out.mp4").frames
+
+
 def test_other_frame_rates_are_kept(tmp_path: Path) -> None:
     for rate in (30, 29.97, Fraction(24000, 1001), 50):
         with VideoWriter(tmp_path / "out.mp4", 32, 48, frame_rate=rate) as writer:
