@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,22 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         flush(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+_SCRATCH = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
+_UNFINISHED = re.compile(r"\.tmp\w{6}|\..+\.\w+\.(safetensors|json)")
+"""What safetensors writes first, and what `write_atomically` once did."""
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what runs that were killed have left of `write_atomically` in a folder, in which nobody may be writing."""
+    for left in folder.glob(".*"):
+        scratch = _SCRATCH.fullmatch(left.name)
+        if scratch and left.is_dir() and not left.is_symlink():
+            if all(part.name == scratch[1] or part.name.startswith((".tmp", ".mode")) for part in left.iterdir()):
+                shutil.rmtree(left)
+        elif _UNFINISHED.fullmatch(left.name) and left.is_file():
+            left.unlink()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

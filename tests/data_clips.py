@@ -1,14 +1,17 @@
 """Clips that cost nothing, prepared tensors, and samples drawn of them, for the tests of data/."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diffsynth_omniavatar.data.cache_index import CACHE_FORMAT, text_key
 from diffsynth_omniavatar.data.clips import BadSampleError, ClipFacts, ClipSettings, ClipSource
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
 from diffsynth_omniavatar.data.recipe import Recipe
+from diffsynth_omniavatar.tensor_files import write_safetensors
 from diffsynth_omniavatar.training.loader import seed_cpu_generators
 
 SETTINGS = ClipSettings(height=32, width=32)
@@ -100,3 +103,36 @@ def fill(folder: Path, frames: int = 21, audio: torch.dtype = torch.float32) -> 
     torch.save(rows, folder / "audio_emb_omniavatar.pt")
     torch.save(numbered(1, TOKENS, D), folder / "text_emb.pt")
     torch.save({"ref_sequence_latents": numbered(16, count, 4, 4) + 5}, folder / "ref_latents.pt")
+
+
+def write_cache(folder: Path, frames: int = 9, references: int = 2) -> dict[str, Any]:
+    """A complete cache of two clips of 32x32 pixels, as `precompute` writes them; gives its index."""
+    texts = {text_key(prompt): [TOKENS, D] for prompt in ("", "Speaks.")}
+    names = ("one.mp4", "two.mp4")
+    index: dict[str, Any] = {
+        "format": CACHE_FORMAT,
+        "complete": True,
+        "settings": {"in_dim": 33, "audio_dim": C, "text_dim": D, "size": [32, 32]},
+        "texts": texts,
+        "clips": [
+            {
+                **{"name": name, "key": f"key{number}", "text": text_key("Speaks."), "prompt": "Speaks."},
+                **{"frames": frames, "num_frames": frames, "references": references, "height": 32, "width": 32},
+                **{"mask": None, "sources": []},
+            }
+            for number, name in enumerate(names)
+        ],
+    }
+    for number in range(len(names)):
+        tensors = {
+            "input_latents": numbered(16, (frames + 3) // 4, 4, 4),
+            "reference_latents": numbered(references, 16, 1, 4, 4),
+            "audio_features": numbered(frames, C),
+            "waveform": numbered(640 * frames, dtype=torch.float32),
+        }
+        write_safetensors(folder / "clips" / f"key{number}.safetensors", tensors)
+    for key in texts:
+        write_safetensors(folder / "text" / f"{key}.safetensors", {"context": numbered(5, D)})
+    write_safetensors(folder / "silence.safetensors", {str(n): numbered(n, C) for n in range(5, frames + 1, 4)})
+    (folder / "index.json").write_text(json.dumps(index))
+    return index

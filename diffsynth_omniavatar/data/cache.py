@@ -1,10 +1,9 @@
-"""Caches that `precompute` wrote: their index, their clips, what identifies their content."""
+"""Caches that `precompute` wrote: their clips, what these share, what identifies their content."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +13,14 @@ import torch
 from torch import Tensor
 
 from ..media.timeline import latent_frames
+from ..model.config import LATENT_CHANNELS
 from ..tensor_files import DamagedFileError, open_safetensors
+from .cache_index import StaleCacheError, read_index, text_key
 from .clips import REFERENCE_SEQUENCE, ClipFacts, ClipSettings, ClipSource, Faults
 from .prepared import load_pt
 from .recipe import Recipe
 
-CACHE_FORMAT = 2
-CACHE_INDEX = "index.json"
-
-
-class StaleCacheError(ValueError):
-    """A cache does not belong to the clips or the settings of this run; the message says what differs."""
+SILENCE_FILE = "silence.safetensors"
 
 
 def file_sha256(path: Path) -> str:
@@ -51,7 +47,7 @@ class Cache:
         silence.safetensors     "F": features [F, C] of silence, for every number F of frames that a sample can have
 
     Raises:
-        StaleCacheError: there is no index, it is not finished, or of another format.
+        StaleCacheError: there is no index, it is not finished, damaged, or of another format.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -63,6 +59,7 @@ class Cache:
             )
         self.settings: dict[str, Any] = index["settings"]
         self.texts: dict[str, list[int]] = index["texts"]
+        self._reasons: dict[Any, list[str]] = {}
         self.clips = [CachedClip(cache=self, name=entry["name"], entry=entry) for entry in index["clips"]]
 
     def check(self, settings: ClipSettings) -> None:
@@ -90,50 +87,70 @@ class Cache:
 
     def context(self, text: str) -> Tensor:
         """The embedding [L, D] of a prompt by its key, padded with zeros as the text encoder's output is."""
-        rows = _read_safetensor(self.folder / "text" / f"{text}.safetensors", "context")
+        with _open_tensors(self._text_file(text)) as tensors:
+            rows = tensors["context"][:]
         return torch.nn.functional.pad(rows, (0, 0, 0, self.texts[text][0] - len(rows)))
 
+    def silence(self, num_frames: int) -> Tensor:
+        """Features [F, C] of silence for a sample of F frames."""
+        with _open_tensors(self.folder / SILENCE_FILE) as tensors:
+            return tensors[str(num_frames)][:]
 
-def read_index(folder: Path) -> dict[str, Any] | None:
-    """The content of a cache's index.json; None if there is none.
+    def inspect_shared(self, text: str, longest: int, deep: bool, faults: Faults) -> None:
+        """Collect the faults of what clips share: a text by its key, the empty one, silence up to `longest` frames."""
+        silence = {str(frames): (frames, self.settings["audio_dim"]) for frames in range(5, longest + 1, 4)}
+        self._inspect_once(self.folder / SILENCE_FILE, silence, deep, faults)
+        for key in {text: 0, text_key(""): 0}:
+            self._inspect_once(self._text_file(key), {"context": (None, self.texts[key][1])}, deep, faults)
 
-    Raises:
-        StaleCacheError: it is damaged or of another format.
-    """
-    path = folder / CACHE_INDEX
-    if not path.is_file():
-        return None
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StaleCacheError(f"{path} is not valid JSON: {error}; remove the folder and make it again") from error
-    found = index.get("format") if isinstance(index, dict) else None
-    if found != CACHE_FORMAT:
-        raise StaleCacheError(f"{path} has format {found}, this version reads {CACHE_FORMAT}; make the cache again")
-    return index
+    def _text_file(self, text: str) -> Path:
+        return self.folder / "text" / f"{text}.safetensors"
 
-
-def text_key(prompt: str) -> str:
-    """The name of a prompt's embedding in a cache."""
-    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+    def _inspect_once(self, path: Path, wanted: Mapping[str, Sequence[int | None]], deep: bool, faults: Faults) -> None:
+        asked = path, len(wanted), deep
+        if asked not in self._reasons:
+            found = Faults(path.name)
+            found.collect(lambda: _check_tensors(path, wanted, deep))
+            self._reasons[asked] = found.reasons
+        for reason in self._reasons[asked]:
+            faults.add(reason)
 
 
 @contextmanager
-def _open_tensors(path: Path) -> Iterator[Callable[[str], Any]]:
-    """Gives a function from a tensor's name to what slices it out of the file, .safetensors or .pth."""
-    if path.suffix == ".pth":
-        yield load_pt(path)["tensors"].__getitem__
-        return
+def _open_tensors(path: Path) -> Iterator[dict[str, Any]]:
+    """The tensors of a file, .safetensors or .pth, by name; in square brackets what is wanted of one is read."""
     try:
-        with open_safetensors(path) as content:
-            yield content.get_slice
-    except (DamagedFileError, FileNotFoundError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; remove it and run `omniavatar precompute` again") from error
+        if path.suffix == ".pth":
+            tensors = load_pt(path).get("tensors")
+            if not isinstance(tensors, dict):
+                raise DamagedFileError(f"{path} has no tensors")
+            yield tensors
+        else:
+            with open_safetensors(path) as content:
+                yield {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; run `omniavatar precompute` again") from error
+    except DamagedFileError as error:
+        raise ValueError(f"{error}; remove it and run `omniavatar precompute` again") from error
 
 
-def _read_safetensor(path: Path, name: str) -> Tensor:
+def _check_tensors(path: Path, wanted: Mapping[str, Sequence[int | None]], deep: bool) -> None:
+    """Compare the shapes of a file's tensors, in which None is any size, and if `deep` read all values.
+
+    Raises:
+        ValueError: one is missing, of another shape, or has values that are not finite; the message names the file.
+    """
     with _open_tensors(path) as tensors:
-        return tensors(name)[:]
+        for name, shape in wanted.items():
+            if name not in tensors:
+                raise ValueError(f"{path} has no {name}; remove it and run `omniavatar precompute` again")
+            tensor = tensors[name]
+            got = list(tensor.shape if isinstance(tensor, Tensor) else tensor.get_shape())
+            if len(got) != len(shape) or any(size not in (None, have) for size, have in zip(shape, got, strict=True)):
+                raise ValueError(f"{path}: {name} is {got}, wanted {['any' if n is None else n for n in shape]}")
+        bad = [name for name, tensor in tensors.items() if deep and not tensor[:].isfinite().all()]
+    if bad:
+        raise ValueError(f"{path} has NaN or infinite values in {', '.join(bad)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,18 +190,31 @@ class CachedClip(ClipSource):
         entry, longest = self.entry, 0
         size = entry["height"], entry["width"]
         with Faults(self.name) as faults:
-            if not self.path.is_file():
-                faults.add(f"{self.path} is missing")
             longest = faults.collect(lambda: recipe.longest(entry["num_frames"], *size)) or 0
-            if deep and not faults.reasons:
-                loaded = faults.collect(lambda: self._read(settings, longest, 0.0)) or {}
-                bad = [name for name, tensor in loaded.items() if not tensor.isfinite().all()]
-                if bad:
-                    faults.add(f"{self.path} has NaN or infinite values in {', '.join(bad)}")
+            faults.collect(lambda: _check_tensors(self.path, self._shapes(settings), deep))
+            self.cache.inspect_shared(entry["text"], longest, deep, faults)
         group = (entry["mask"] if settings.masked_video else None,)
         return ClipFacts(
             height=size[0], width=size[1], frames=entry["frames"], longest=longest, live=frozenset(), group=group
         )
+
+    def _shapes(self, settings: ClipSettings) -> dict[str, tuple[int | None, ...]]:
+        """Of the tensors that samples need."""
+        entry = self.entry
+        place = entry["height"] // 8, entry["width"] // 8
+        latents = LATENT_CHANNELS, latent_frames(entry["num_frames"]), *place
+        shapes: dict[str, tuple[int | None, ...]] = {
+            "input_latents": latents,
+            "reference_latents": (entry["references"], LATENT_CHANNELS, 1, *place),
+            "audio_features": (entry["num_frames"], self.cache.settings["audio_dim"]),
+        }
+        if settings.masked_video:
+            shapes |= {"masked_latents": latents, "mouth_mask_latents": (1, 1, 1, *place)}
+        if REFERENCE_SEQUENCE in settings.parts:
+            shapes["reference_sequence_latents"] = latents
+        if settings.sound:
+            shapes["waveform"] = (None,)
+        return shapes
 
     def _read(self, settings: ClipSettings, num_frames: int, reference: float) -> dict[str, Tensor]:
         """The clip's own tensors, cut to the sample."""
@@ -192,20 +222,20 @@ class CachedClip(ClipSource):
         names = ["input_latents"] + ["masked_latents"] * settings.masked_video
         names += ["reference_sequence_latents"] * (REFERENCE_SEQUENCE in settings.parts)
         with _open_tensors(self.path) as tensors:
-            loaded = {name: tensors(name)[:, :count] for name in names}
-            loaded["reference_latents"] = tensors("reference_latents")[int(reference * self.entry["references"])]
-            loaded["audio_features"] = tensors("audio_features")[:num_frames]
+            loaded = {name: tensors[name][:, :count] for name in names}
+            loaded["reference_latents"] = tensors["reference_latents"][int(reference * self.entry["references"])]
+            loaded["audio_features"] = tensors["audio_features"][:num_frames]
             if settings.sound:
-                loaded["waveforms"] = tensors("waveform")[:]
+                loaded["waveforms"] = tensors["waveform"][:]
             if settings.masked_video:
-                loaded["mouth_mask_latents"] = tensors("mouth_mask_latents")[:].expand(-1, -1, count, -1, -1)
+                loaded["mouth_mask_latents"] = tensors["mouth_mask_latents"][:].expand(-1, -1, count, -1, -1)
         return {name: tensor.clone() for name, tensor in loaded.items()}
 
     def load(self, facts: ClipFacts, settings: ClipSettings, num_frames: int, reference: float) -> dict[str, Any]:
         loaded = self._read(settings, num_frames, reference)
         return {
             **loaded,
-            "silent_features": _read_safetensor(self.cache.folder / "silence.safetensors", str(num_frames)),
+            "silent_features": self.cache.silence(num_frames),
             "context": self.cache.context(self.entry["text"]),
             "empty_context": self.cache.context(text_key(""))[None],
         }

@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from rich.progress import Progress
 from torch import Tensor
 
 from .. import __version__
-from ..atomic import write_text_atomically
+from ..atomic import clear_leftovers, write_text_atomically
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.timeline import SAMPLES_PER_FRAME
-from ..tensor_files import open_safetensors, write_safetensors
-from .cache import CACHE_FORMAT, CACHE_INDEX, StaleCacheError, file_sha256, mask_key, read_index, text_key
-from .clips import ClipFacts, ClipSettings
+from ..output_folder import reserved
+from ..tensor_files import DamagedFileError, open_safetensors, write_safetensors
+from .cache import SILENCE_FILE, file_sha256, mask_key
+from .cache_index import CACHE_FORMAT, CACHE_INDEX, StaleCacheError, read_index, text_key
+from .clips import ClipFacts, ClipSettings, reason_of
 from .encode import CacheOptions, RawClip, encode_clip, network_key, read_raw_clip
 from .recipe import Recipe
 from .video_clip import VideoClip
@@ -41,6 +44,16 @@ def cache_settings(
 ) -> dict[str, Any]:
     """All on which the content of a cache depends besides the clips, as it stands in its index."""
     assert pipe.speech_encoder is not None
+    return plain_settings(settings, recipe, options, pipe.torch_dtype) | {
+        "audio_dim": pipe.speech_encoder.feature_dim,
+        "vae": network_key(pipe.vae),
+        "text_encoder": network_key(pipe.text_encoder),
+        "speech_encoder": network_key(pipe.speech_encoder),
+    }
+
+
+def plain_settings(settings: ClipSettings, recipe: Recipe, options: CacheOptions, dtype: torch.dtype) -> dict[str, Any]:
+    """Those of `cache_settings` that are known without the networks."""
     sizes = settings.conventions.image_sizes
     return {
         "in_dim": settings.in_dim,
@@ -52,18 +65,51 @@ def cache_settings(
         "max_tokens": recipe.max_tokens,
         "references": options.references,
         "tiled": options.tiled,
-        "dtype": str(pipe.torch_dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "audio_dtype": str(options.audio_dtype).removeprefix("torch."),
-        "audio_dim": pipe.speech_encoder.feature_dim,
-        "vae": network_key(pipe.vae),
-        "text_encoder": network_key(pipe.text_encoder),
-        "speech_encoder": network_key(pipe.speech_encoder),
     }
 
 
 def write_index(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps({"format": CACHE_FORMAT, "version": __version__, **content}, indent=1) + "\n"
-    write_text_atomically(folder / CACHE_INDEX, text)
+    with _named_faults(folder):
+        write_text_atomically(folder / CACHE_INDEX, text)
+
+
+@contextmanager
+def _named_faults(folder: Path) -> Iterator[None]:
+    """OSErrors of writing a cache get its name; nothing of the file that was being written stays."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot be written: {error.strerror or error}. What is done is kept, and the same command goes on"
+        ) from error
+
+
+@contextmanager
+def reserved_cache(folder: Path, state: PartialState) -> Iterator[None]:
+    """Within it no other run can write to the folder; what killed runs left there is cleared away.
+
+    Without an index nothing tells which settings the texts and the silence were made with, so they are removed; the
+    names of clips' files stand for them.
+
+    Raises:
+        ValueError: another run writes to it.
+        OSError: it cannot be written.
+    """
+    if not state.is_main_process:  # the others write nothing before they have met the main one in the scan
+        yield
+        return
+    with ExitStack() as stack:
+        with _named_faults(folder):
+            stack.enter_context(reserved(folder))
+            for part in (folder, folder / "clips", folder / "text"):
+                clear_leftovers(part)
+            if not (folder / CACHE_INDEX).is_file():
+                for stale in (folder / SILENCE_FILE, *(folder / "text").glob("*.safetensors")):
+                    stale.unlink(missing_ok=True)
+        yield
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -118,29 +164,35 @@ class CacheWriter:
         shapes = {}
         for prompt in bar.track(self.share(sorted({*prompts, ""})), description="texts"):
             path = self.folder / "text" / f"{text_key(prompt)}.safetensors"
-            if not path.is_file():
+            shape = _text_shape(path)
+            if shape is None:
                 context = self.pipe.encode_prompt(prompt)[0].cpu()
                 is_text = context.any(dim=1).nonzero()  # behind the text there are zeros up to L
                 used = int(is_text[-1]) + 1 if len(is_text) else 0
-                write_safetensors(
-                    path, {"context": context[:used].contiguous()}, {SHAPE: json.dumps(list(context.shape))}
-                )
-            with open_safetensors(path) as content:
-                shapes[text_key(prompt)] = json.loads(content.metadata()[SHAPE])
+                shape = list(context.shape)
+                self.save(path, {"context": context[:used].contiguous()}, {SHAPE: json.dumps(shape)})
+            shapes[text_key(prompt)] = shape
         return shapes
+
+    def save(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        """Write a file of the cache, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; the message names the cache and the cause.
+        """
+        with _named_faults(self.folder):
+            write_safetensors(path, tensors, metadata)
 
     def write_silence(self, longest: int) -> None:
         """Features of silence for every length of a sample."""
-        path = self.folder / "silence.safetensors"
-        if path.is_file():
-            with open_safetensors(path) as content:
-                if str(longest) in content.keys():  # noqa: SIM118
-                    return
+        path = self.folder / SILENCE_FILE
+        if str(longest) in _names(path):
+            return
         silence = {}
         for frames in range(5, longest + 1, 4):
             rows = self.pipe.encode_speech(torch.zeros(frames * SAMPLES_PER_FRAME), frames)
             silence[str(frames)] = rows.to(self.options.audio_dtype).cpu()
-        write_safetensors(path, silence)
+        self.save(path, silence)
 
     def entry(self, clip: VideoClip, facts: ClipFacts) -> dict[str, Any]:
         """The clip's entry of the index. Its key stands for the content of the files and the settings."""
@@ -163,15 +215,6 @@ class CacheWriter:
             "sources": list(sources.values()),
         }
 
-    def write_clip(self, prepared: PreparedEntry) -> dict[str, Any]:
-        """Encode a clip unless its file is there; gives its entry."""
-        if prepared.raw is None:
-            self.kept += 1
-        else:
-            write_safetensors(self.path(prepared.entry), self.encode(prepared.clip, prepared.raw))
-            self.encoded += 1
-        return prepared.entry
-
     def encode(self, clip: VideoClip, raw: RawClip) -> dict[str, Tensor]:
         """The tensors of a clip's file."""
         return encode_clip(self.pipe, raw, clip, self.settings, self.options)
@@ -183,9 +226,9 @@ class CacheWriter:
     def prepare(self, clip: VideoClip, facts: ClipFacts) -> PreparedEntry:
         """Hash and, if need be, read a clip; runs in a thread."""
         entry = self.entry(clip, facts)
-        is_there = self.path(entry).is_file()
+        is_there = bool(_names(self.path(entry)))
         raw = None if is_there else read_raw_clip(clip, facts, self.settings, self.options.references)
-        return PreparedEntry(entry, clip, raw)
+        return PreparedEntry(entry, raw)
 
     def write_clips(
         self, clips: Sequence[tuple[int, VideoClip, ClipFacts]], bar: Progress
@@ -196,19 +239,46 @@ class CacheWriter:
         ahead = _read_ahead(share, lambda job: self.prepare(job[1], job[2]))
         for (index, clip, _), future in bar.track(ahead, total=len(share), description="clips"):
             try:
-                entries.append((index, self.write_clip(future.result())))
-            except (ValueError, OSError) as error:
-                faults.append((index, clip.name, str(error)))
-                logger.warning("%s: %s", clip.name, error)
+                prepared = future.result()
+                tensors = None if prepared.raw is None else self.encode(clip, prepared.raw)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:
+                faults.append((index, clip.name, reason_of(error)))
+                logger.warning("%s: %s", clip.name, reason_of(error))
+                continue
+            if tensors is None:
+                self.kept += 1
+            else:
+                self.save(self.path(prepared.entry), tensors)
+                self.encoded += 1
+            entries.append((index, prepared.entry))
         return entries, faults
 
 
 @dataclass(frozen=True)
 class PreparedEntry:
     entry: dict[str, Any]
-    clip: VideoClip
     raw: RawClip | None
     """None if the cache has the clip."""
+
+
+def _names(path: Path) -> list[str]:
+    """The tensors of a file; none if it is not there or damaged, so that it is made again."""
+    try:
+        with open_safetensors(path) as content:
+            return list(content.keys())
+    except (FileNotFoundError, DamagedFileError):
+        return []
+
+
+def _text_shape(path: Path) -> list[int] | None:
+    """The shape that a text's file tells; None if it is to be made."""
+    if not _names(path):
+        return None
+    with open_safetensors(path) as content:
+        shape = (content.metadata() or {}).get(SHAPE)
+    return None if shape is None else json.loads(shape)
 
 
 def _read_ahead(jobs: Sequence[Any], read: Callable[[Any], Any]) -> Iterator[tuple[Any, Future[Any]]]:

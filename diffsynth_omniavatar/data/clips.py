@@ -197,3 +197,17 @@ class ClipSource(ABC):
         Raises:
             ValueError, OSError: the clip cannot be read.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadableClip(ClipSource):
+    """A clip of which it is known already that it cannot be used."""
+
+    name: str
+    reason: str
+
+    def inspect(self, settings: ClipSettings, recipe: Recipe, deep: bool = False) -> ClipFacts:
+        raise BadSampleError(self.name, [self.reason])
+
+    def load(self, facts: ClipFacts, settings: ClipSettings, num_frames: int, reference: float) -> dict[str, Any]:
+        raise BadSampleError(self.name, [self.reason])

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .cache import StaleCacheError
+from .cache_index import StaleCacheError
 from .clips import NETWORKS, BadSampleError, ClipFacts, ClipSettings, ClipSource, reason_of
 from .recipe import Recipe, draw_below
 from .sample import TrainingSample, batch_fields

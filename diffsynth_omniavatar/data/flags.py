@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..media.images import load_image
 from ..media.timeline import MAX_TOKENS
 from ..model.config import IMAGE_SIZES, Conventions
 from .clips import ClipSettings, ClipSource
@@ -43,7 +44,10 @@ def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, R
     """
     if args.use_ref_sequence and args.omniavatar_mode != "v2v":
         raise ValueError("--use_ref_sequence goes with --omniavatar_mode v2v")
-    prefixes = tuple(int(length) for length in args.prefix_frames.split(",") if length)
+    try:
+        prefixes = tuple(int(length) for length in args.prefix_frames.split(",") if length)
+    except ValueError as error:
+        raise ValueError(f"--prefix_frames {args.prefix_frames}: wanted whole numbers, such as 1,5,9,13") from error
     settings = ClipSettings(
         in_dim=33 if args.omniavatar_mode == "i2v" else 65 if args.use_ref_sequence else 49,
         conventions=Conventions(first_frame=args.first_frame, image_sizes=IMAGE_SIZES[args.image_sizes]),
@@ -54,4 +58,6 @@ def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, R
     recipe = Recipe(
         prefix_frames=prefixes, max_tokens=args.max_tokens, num_frames=args.num_frames, min_frames=args.min_frames
     )
+    if args.mouth_mask is not None:
+        load_image(args.mouth_mask)  # so that a bad one is not found by the first clip
     return read_clips(args.data, args.dataset_base_path), settings, recipe

@@ -28,8 +28,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .. import host
 from ..generation.pipeline import OmniAvatarPipeline
 from ..model.files import HubFiles, Source, model_files
-from .cache_writer import CacheWriter, refuse_other_cache, write_index
-from .clips import ClipFacts, ClipSettings, ClipSource
+from ..output_folder import check_output_folder
+from .cache import CachedClip
+from .cache_writer import CacheWriter, plain_settings, refuse_other_cache, reserved_cache, write_index
+from .clips import ClipFacts, ClipSettings, ClipSource, UnreadableClip
 from .encode import DTYPES, REFERENCES, CacheOptions, encoder_pipeline
 from .flags import add_data_arguments, data_of
 from .prepared import PreparedClip
@@ -70,6 +72,7 @@ def precompute(
     settings: ClipSettings,
     recipe: Recipe,
     options: CacheOptions | None = None,
+    scan: Scan | None = None,
     show_progress: bool = True,
 ) -> PrecomputeReport:
     """Write a cache of clips, or complete one.
@@ -83,18 +86,21 @@ def precompute(
         folder: of the cache; it may hold one that was made with the same settings, whose clips are kept.
         settings, recipe: of the samples. The limits on the length hold for the cache.
         options: how it is made.
+        scan: of the `video_clips` of these clips with these settings; None scans them here.
         show_progress: draw a bar with the remaining time.
 
     Raises:
         StaleCacheError: the folder holds a cache that was made otherwise; the message names the differences.
-        ValueError: no clip is usable, or the pipeline is for other settings.
+        ValueError: no clip is usable, the pipeline is for other settings, or another run writes to the folder.
+        OSError: the cache cannot be written; what is done is kept.
     """
     state = PartialState(timeout=SLOWEST_PROCESS)
-    begun = begin(pipe, clips, folder, settings, recipe, options or CacheOptions(), state)
-    with Progress(*PROGRESS_COLUMNS, disable=not (show_progress and state.is_main_process)) as bar:
-        texts = begun.writer.write_texts((clip.prompt for _, clip, _ in begun.usable), bar)
-        entries, faults = begun.writer.write_clips(begun.usable, bar)
-    return begun.finish(texts, entries, faults)
+    with reserved_cache(Path(folder), state):
+        begun = begin(pipe, clips, folder, settings, recipe, options or CacheOptions(), state, scan)
+        with Progress(*PROGRESS_COLUMNS, disable=not (show_progress and state.is_main_process)) as bar:
+            texts = begun.writer.write_texts((clip.prompt for _, clip, _ in begun.usable), bar)
+            entries, faults = begun.writer.write_clips(begun.usable, bar)
+        return begun.finish(texts, entries, faults)
 
 
 @dataclass(frozen=True)
@@ -121,16 +127,19 @@ def begin(
     recipe: Recipe,
     options: CacheOptions,
     state: PartialState,
+    scan: Scan | None = None,
 ) -> BegunCache:
-    """Look at all clips, and write an unfinished index and the features of silence; see `precompute`."""
+    """Look at all clips, and write an unfinished index and the features of silence; see `precompute`.
+
+    The folder has to be `reserved_cache`.
+    """
     _check_pipeline(pipe, settings)
     writer = CacheWriter(pipe, Path(folder), settings, recipe, options, state)
     refuse_other_cache(writer.folder, writer.cache_settings)
-    videos = [_video_clip(clip) for clip in clips]
-    scan = scan_clips(videos, settings, recipe)
-    usable = [(index, videos[index], facts) for index, facts in enumerate(scan.facts) if facts is not None]
-    if not usable:
-        raise ValueError(f"none of {len(clips)} clips can be used: {scan.faults[0].clip}: {scan.faults[0].reason}")
+    videos = video_clips(clips)
+    scan = scan_usable(videos, settings, recipe) if scan is None else scan
+    found = zip(range(len(videos)), videos, scan.facts, strict=True)
+    usable = [(index, clip, facts) for index, clip, facts in found if facts is not None and isinstance(clip, VideoClip)]
     if state.is_main_process:
         write_index(writer.folder, {"complete": False, "settings": writer.cache_settings, "texts": {}, "clips": []})
         writer.write_silence(max(facts.longest for _, _, facts in usable))
@@ -147,23 +156,41 @@ def _check_pipeline(pipe: OmniAvatarPipeline, settings: ClipSettings) -> None:
         )
 
 
-def _video_clip(clip: ClipSource) -> VideoClip:
-    if isinstance(clip, PreparedClip):
-        return clip.live_clip()
-    if isinstance(clip, VideoClip):
+def scan_usable(videos: Sequence[ClipSource], settings: ClipSettings, recipe: Recipe) -> Scan:
+    """Look at clips; ValueError if none can be used."""
+    scan = scan_clips(videos, settings, recipe)
+    if scan.bad_clips == len(videos):
+        raise ValueError(f"none of {len(videos)} clips can be used: {scan.faults[0].clip}: {scan.faults[0].reason}")
+    return scan
+
+
+def video_clips(clips: Sequence[ClipSource]) -> list[ClipSource]:
+    """What of clips is encoded: of prepared directories their videos, and those that cannot be read as their faults.
+
+    Raises:
+        ValueError: a clip comes from a cache.
+    """
+    return [_video_clip(clip) for clip in clips]
+
+
+def _video_clip(clip: ClipSource) -> ClipSource:
+    if isinstance(clip, CachedClip):
+        raise ValueError(f"{clip.name} comes from a cache; give the list of clips that it was made of")
+    if not isinstance(clip, PreparedClip):
         return clip
-    raise ValueError(f"{clip.name} comes from a cache; give the list of clips that it was made of")
+    try:
+        return clip.live_clip()
+    except (ValueError, OSError) as error:
+        return UnreadableClip(name=clip.name, reason=str(error))
 
 
 def _finish(writer: CacheWriter, scan: Scan, parts: Sequence[tuple[Any, ...]]) -> PrecomputeReport:
-    """Write the index from what all processes did, clear away unfinished files, and sum up."""
+    """Write the index from what all processes did, and sum up."""
     entries = dict(entry for part in parts for entry in part[1])
     texts = {key: shape for part in parts for key, shape in part[0].items()}
     faults = [(fault.index, fault.clip, fault.reason) for fault in scan.faults]
     faults = sorted(faults + [fault for part in parts for fault in part[2]])
     if writer.state.is_main_process:
-        for unfinished in writer.folder.rglob(".*.safetensors"):  # of a run that was killed
-            unfinished.unlink()
         settings = {**writer.cache_settings, "text_dim": next(iter(texts.values()))[1]}
         write_index(
             writer.folder,
@@ -204,9 +231,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def device_of(wanted: str | None, state: PartialState) -> str:
     """The device of this process: as Accelerate has it, or as wanted; "cuda" is shared out among the processes."""
+    if wanted is not None:
+        _check_device(wanted)
     if wanted == "cuda":
         return f"cuda:{state.local_process_index % torch.cuda.device_count()}"
     return str(state.device) if wanted is None else wanted
+
+
+def _check_device(wanted: str) -> None:
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ValueError(f"--device {wanted}: {error}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {wanted}: this machine has {torch.cuda.device_count()} CUDA devices")
 
 
 def wait_for_everyone(state: PartialState) -> None:
@@ -227,10 +265,14 @@ def main_process_first(state: PartialState) -> Iterator[None]:
 
 def run(args: argparse.Namespace) -> int:
     """`omniavatar precompute`: write a cache; the exit code is 1 if clips could not be encoded."""
+    check_output_folder(args.cache)
     clips, settings, recipe = data_of(args)
+    videos = video_clips(clips)
     options = CacheOptions(references=args.references, audio_dtype=DTYPES[args.audio_dtype], tiled=args.tiled)
     # Processes that share a GPU cannot meet through NCCL: with a device named they meet on the CPU.
     state = PartialState(cpu=args.device is not None, timeout=SLOWEST_PROCESS)
+    device, dtype = device_of(args.device, state), DTYPES[args.dtype]
+    refuse_other_cache(Path(args.cache), plain_settings(settings, recipe, options, dtype))
     parts = {part: getattr(args, part) for part in PARTS}
     files = model_files(args.model, args.models_folder, parts)
     if files.is_small_family:
@@ -241,6 +283,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [str(path) for part, path in files.missing().items() if part in PARTS]
     if missing:
         raise FileNotFoundError(f"files of the model are missing: {', '.join(missing)}")
+    scan = scan_usable(videos, settings, recipe)
     wav2vec2 = _config(sources["wav2vec2"])
     with main_process_first(state):  # so that one process downloads
         wav2vec2.download_if_necessary()
@@ -249,10 +292,10 @@ def run(args: argparse.Namespace) -> int:
             model_configs=[_config(sources[part]) for part in ("text_encoder", "vae")],
             tokenizer_config=_config(sources["tokenizer"]),
             wav2vec2=_folder(wav2vec2.path),
-            device=device_of(args.device, state),
-            dtype=DTYPES[args.dtype],
+            device=device,
+            dtype=dtype,
         )
-    report = precompute(pipe, clips, args.cache, settings=settings, recipe=recipe, options=options)
+    report = precompute(pipe, videos, args.cache, settings=settings, recipe=recipe, options=options, scan=scan)
     if state.is_main_process:
         for name, reason in report.faults:
             print(f"{name}: {reason}")

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .cache import CachedClip, StaleCacheError
+from .cache import CachedClip
+from .cache_index import StaleCacheError
 from .clips import BadSampleError, ClipFacts, ClipSettings, ClipSource, reason_of
 from .recipe import Recipe
 

@@ -18,8 +18,8 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 from .. import host
-from ..data.cache_writer import CacheWriter
-from ..data.clips import ClipFacts, ClipSettings, ClipSource
+from ..data.cache_writer import CacheWriter, reserved_cache
+from ..data.clips import ClipFacts, ClipSettings, ClipSource, reason_of
 from ..data.encode import CacheOptions, RawClip, read_raw_clip
 from ..data.precompute import BegunCache, PrecomputeReport, begin
 from ..data.recipe import Recipe
@@ -48,8 +48,8 @@ class _RawClips(Dataset[Any]):
         index, clip, facts = self.usable[number]
         try:
             return index, clip, facts, read_raw_clip(clip, facts, self.settings, self.references)
-        except (ValueError, OSError) as error:
-            return index, clip, facts, str(error)
+        except Exception as error:
+            return index, clip, facts, reason_of(error)
 
 
 class DataProcessAccelerator(Accelerator):
@@ -91,7 +91,12 @@ def process_data(
         StaleCacheError, ValueError: as `precompute`.
     """
     folder = Path(args.output_path)
-    begun = begin(pipe, clips, folder, settings, recipe, CacheOptions(), accelerator.state)
+    with reserved_cache(folder, accelerator.state):
+        begun = begin(pipe, clips, folder, settings, recipe, CacheOptions(), accelerator.state)
+        return _process(begun, folder, accelerator, args)
+
+
+def _process(begun: BegunCache, folder: Path, accelerator: Accelerator, args: argparse.Namespace) -> PrecomputeReport:
     if accelerator.is_main_process:
         for old in folder.glob("*/*.pth"):
             old.unlink()

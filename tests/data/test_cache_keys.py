@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from synthetic_clips import noise, write_table, write_texture
 from test_precompute import FLOAT32, RECIPE, SETTINGS, encoders, write
 
-from diffsynth_omniavatar.data.cache import StaleCacheError
+from diffsynth_omniavatar.data.cache_index import StaleCacheError
 from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
 from diffsynth_omniavatar.data.encode import CacheOptions

@@ -22,7 +22,8 @@ from synthetic_clips import shown, write_levels, write_prepared, write_table, wr
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.data import cache_writer, encode
 from diffsynth_omniavatar.data import precompute as precompute_module
-from diffsynth_omniavatar.data.cache import Cache, StaleCacheError
+from diffsynth_omniavatar.data.cache import Cache
+from diffsynth_omniavatar.data.cache_index import StaleCacheError
 from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
 from diffsynth_omniavatar.data.encode import CacheOptions, encoder_pipeline, reference_places
@@ -236,7 +237,11 @@ def test_a_run_that_was_killed_goes_on(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(cache_writer, "encode_clip", encode_and_die)
         write(pipe, table, tmp_path)
-    (tmp_path / "clips" / ".half.safetensors.x1y2z3.safetensors").write_bytes(b"half of a file")
+    for left in (".half.safetensors.x1y2z3.safetensors", ".tmpAbCdEf", "../.index.json.x1y2z3.json"):
+        (tmp_path / "clips" / left).write_bytes(b"half of a file")  # of a run that could not clear up after itself
+    scratch = tmp_path / "text" / ".other.safetensors.x1y2z3_4"
+    scratch.mkdir()
+    (scratch / ".tmpAbCdEf").write_bytes(b"half of a file")
     assert len([*(tmp_path / "clips").glob("[!.]*")]) == 2
     with pytest.raises(StaleCacheError, match="no complete cache: run `omniavatar precompute`"):
         read_clips(tmp_path)
@@ -331,7 +336,7 @@ def test_a_check_of_a_cache_reads_it(pipe: OmniAvatarPipeline, table: Path, tmp_
     faults = check_dataset(clips, SETTINGS, RECIPE)
     assert [fault.clip for fault in faults] == ["0.mp4", "1.mp4", "2.mp4"]
     assert "is missing" in faults[0].reason and "NaN or infinite values in audio_features" in faults[1].reason
-    assert "cannot be read" in faults[2].reason
+    assert "is no safetensors file (is it cut?)" in faults[2].reason
 
 
 def test_damaged_and_foreign_indices_are_refused(tmp_path: Path) -> None:

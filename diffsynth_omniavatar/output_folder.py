@@ -1,0 +1,72 @@
+"""Folders that a run writes: can they be written, and does another run write to them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+
+
+def check_output_folder(folder: str | Path) -> None:
+    """Look whether a folder is there and can be written, or can be made; nothing is made.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    path = Path(folder).absolute()
+    existing = next(there for there in (path, *path.parents) if os.path.lexists(there))
+    if not existing.is_dir():
+        raise ValueError(f"{folder}: {existing} is no folder; give another one to write to")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: {existing} cannot be written; give another folder")
+
+
+@contextlib.contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Within it no other run, on any machine that sees the folder, can reserve the folder, which is made if need be.
+
+    The operating system gives a lock back when its process ends, however that happens.
+
+    Raises:
+        ValueError: another run has reserved it.
+        OSError: it cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _locked(folder)
+    try:
+        yield
+    finally:
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(folder: Path) -> int:
+    path = folder / LOCK_FILE
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(handle, 200).decode(errors="replace").strip()
+                os.close(handle)
+                raise ValueError(
+                    f"{folder} is in use by another run ({holder}); end it, or choose another folder"
+                ) from error
+            logger.warning("%s cannot be locked (%s): see to it that no other run writes there", folder, error)
+            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                os.truncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+                return handle
+        os.close(handle)  # the run that had it has just ended, and removed it
