@@ -4,7 +4,7 @@
 
 Without --models_folder the released 14B files are downloaded to models/. In the folder that `omniavatar demo` made:
 
-    python ../examples/generate_i2v.py --models_folder model --image portrait.png --audio speech.wav --steps 4
+    python ../examples/generate_i2v.py --model nano --image newcomer.png --audio newcomer.wav --steps 10
 """
 
 import argparse
@@ -29,7 +29,6 @@ video = omni.generate(
     audio=args.audio,
     out=args.out,
     steps=args.steps,
-    cfg_scale=4.5,
     seed=42,
 )
 print(f"{video.path}: {video.frames} frames of {video.height}x{video.width} in {video.seconds:.0f} s")

@@ -3,7 +3,7 @@
 # with MODEL_FLAGS="--model 14B --models_folder pretrained_models" it is the released model that makes them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ -e demo/speech.wav ] || omniavatar demo
+[ -e demo/newcomer.wav ] || omniavatar demo
 # shellcheck disable=SC2086  # several flags in one variable
-omniavatar generate ${MODEL_FLAGS:---models_folder demo/model} --steps "${STEPS:-4}" \
+omniavatar generate ${MODEL_FLAGS:---model nano} \
     --input_file examples/generate_samples.txt --out_folder outputs

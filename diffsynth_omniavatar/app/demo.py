@@ -125,8 +125,8 @@ class Demo:
         settings = asdict(self.conventions.sampling)
         return Sampling(**settings | {"steps": self.steps or settings["steps"]}, seed=SEED)
 
-    def commands(self) -> list[list[str]]:
-        """Encode the data set, and train on it."""
+    def commands(self, run: str = "run") -> list[list[str]]:
+        """Encode the data set, and train on it; checkpoints go to the folder `run`."""
         shape = ["--height", str(SIZE), "--width", str(SIZE), "--num_frames", str(SAMPLE_FRAMES)]
         precompute = [
             *("omniavatar", "precompute", str(self.work / "data" / "metadata.csv"), str(self.work / "cache")),
@@ -145,7 +145,7 @@ class Demo:
             *("--lora_rank", str(RANK), "--learning_rate", str(LEARNING_RATE)),
             *("--warmup_steps", str(min(5, self.train_steps)), "--max_grad_norm", "1.0"),
             *("--batch_size", str(BATCH), "--dataset_repeat", str(repeat), "--max_steps", str(self.train_steps)),
-            *("--log_steps", "10", "--enable_csv_log", "--output_path", str(self.work / "run")),
+            *("--log_steps", "10", "--enable_csv_log", "--output_path", str(self.work / run)),
         ]
         return [precompute, train]
 
@@ -166,7 +166,7 @@ class Demo:
         here = replace(self, out=Path())
         return [
             here.generate_command("before"),
-            *here.commands(),
+            *here.commands("again"),  # a run does not go over another's checkpoints
             here.generate_command("after", here.tuned),
         ]
 
@@ -206,7 +206,7 @@ def run_demo(
 
     _say("1. A video of somebody new, by the model as it is")
     pipe = load_family(demo.folder, "i2v", "cpu")
-    before = _generate(demo, pipe, newcomer, "before", "before fine-tuning")
+    before = _generate(demo, pipe, newcomer, "before", "before")
     losses = [validation_loss(pipe, held_out, draws=4, batch=2)]
     del pipe
 
@@ -216,7 +216,7 @@ def run_demo(
 
     _say("3. The same video again")
     pipe = load_family(demo.folder, "i2v", "cpu", tuned=demo.tuned)
-    after = _generate(demo, pipe, newcomer, "after", "after fine-tuning")
+    after = _generate(demo, pipe, newcomer, "after", "after")
     losses.append(validation_loss(pipe, held_out, draws=4, batch=2))
     shown = [before, after, _drawn(demo, newcomer)]
 
@@ -271,7 +271,7 @@ def _generate(demo: Demo, pipe: OmniAvatarPipeline, clip: SpeakerClip, name: str
 
 def _drawn(demo: Demo, clip: SpeakerClip) -> Shown:
     write_video(demo.out / "drawn.mp4", clip.frames, clip.waveform)
-    return _measure(demo.out / "drawn.mp4", "as drawn: the truth", clip, 0)
+    return _measure(demo.out / "drawn.mp4", "truth", clip, 0)
 
 
 def _measure(path: Path, title: str, clip: SpeakerClip, leading: int) -> Shown:

@@ -40,40 +40,36 @@ pre { background: #f4f4f4; padding: .75rem; white-space: pre-wrap; overflow-wrap
 SCRIPT = """
 const videos = [...document.querySelectorAll("video")], zooms = [...document.querySelectorAll("canvas")];
 const [first, ...others] = videos, play = document.getElementById("play"), place = document.getElementById("place");
-function draw() {
-  zooms.forEach((zoom, index) => {
-    const video = videos[index], { row, column, side } = zoom.dataset, [w, h] = [video.videoWidth, video.videoHeight];
-    zoom.getContext("2d").drawImage(video, column * w, row * h, side * w, side * h, 0, 0, zoom.width, zoom.height);
-  });
-}
-function follow() {
-  const now = first.currentTime;
-  for (const other of others) if (Math.abs(other.currentTime - now) > 0.06) other.currentTime = now;
-  place.value = now / first.duration;
-  draw();
-  if (!first.paused) requestAnimationFrame(follow);
-}
 function move(seconds) { for (const video of videos) video.currentTime = seconds; }
 function start() {
   for (const video of videos) video.play();
   play.textContent = "Pause";
-  requestAnimationFrame(follow);
 }
 function stop() {
   for (const video of videos) video.pause();
   play.textContent = "Play";
 }
+function draw() {
+  const now = first.currentTime;
+  if (!first.paused) {
+    for (const other of others) if (Math.abs(other.currentTime - now) > 0.06) other.currentTime = now;
+    place.value = now / first.duration;
+  }
+  zooms.forEach((zoom, index) => {
+    const video = videos[index], { row, column, side } = zoom.dataset, [w, h] = [video.videoWidth, video.videoHeight];
+    zoom.getContext("2d").drawImage(video, column * w, row * h, side * w, side * h, 0, 0, zoom.width, zoom.height);
+  });
+  requestAnimationFrame(draw);
+}
 play.onclick = () => first.paused ? start() : stop();
 place.oninput = () => move(place.value * first.duration);
 document.getElementById("sound").onchange = event => { first.muted = !event.target.checked; };
 first.onended = () => { move(0); start(); };
-for (const video of videos) {
-  video.onloadeddata = video.onseeked = draw;
-  video.onloadedmetadata = () => {
-    video.currentTime = video.dataset.still;
-    place.value = video.currentTime / video.duration;
-  };
-}
+for (const video of videos) video.onloadedmetadata = () => {
+  video.currentTime = video.dataset.still;
+  place.value = video.currentTime / video.duration;
+};
+draw();
 """
 """Plays all videos as one, and shows the mouths of their present frames enlarged."""
 
@@ -192,7 +188,8 @@ noise before and after.</p>
 <h2>Mouth against sound</h2>{_mouth_plots(shown, clip)}
 <h2>Training</h2>{_loss_plot(training)}
 <p>Each step's loss is at a noise level of its own, which makes most of its ups and downs.</p>
-<h2>Commands</h2><p>In the folder of this page, these do the same again:</p>
+<h2>Commands</h2><p>These do the same again, in the folder of this page. The training here writes to
+finetune/again, beside the checkpoint that the last command takes.</p>
 <pre>{html.escape(lines_of_commands)}</pre>
 <script>{SCRIPT}</script></body></html>
 """
