@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     name = "the given image" if isinstance(source, Image.Image) else str(source)
     try:
         image = source if isinstance(source, Image.Image) else _open(source)
-        if "icc_profile" not in image.info and image.getexif().get_ifd(_INTEROPERABILITY).get(1) == "R03":
+        if "icc_profile" not in image.info and _interoperability(image) == "R03":
             raise ImageError(f"{name}: is in Adobe RGB, but without its profile; save it in sRGB")
         upright = ImageOps.exif_transpose(image)
         upright.load()
@@ -69,6 +70,14 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
         raise ImageError(f"{name}: cannot be read as an image: {error or type(error).__name__}") from error
     except (struct.error, zlib.error) as error:
         raise ImageError(f"{name}: cannot be read as an image: {error}") from error
+
+
+def _interoperability(image: Image.Image) -> Any:
+    """The colour space that cameras name beside the EXIF data; None if there is none."""
+    try:
+        return image.getexif().get_ifd(_INTEROPERABILITY).get(1)
+    except KeyError:  # what Pillow 12 raises for a picture without it
+        return None
 
 
 def _formats() -> list[str]:
