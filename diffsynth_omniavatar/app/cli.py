@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..host.versions import UnsupportedHostError
+from ..messages import unknown_flags
 from ..model.files import MODELS
 from ..signals import exit_code, interrupts
 from .console import FAILED, WRONG_INPUT, say, show_log
@@ -33,7 +34,10 @@ class _Parser(argparse.ArgumentParser):
             module.add_arguments(self)
             self.set_defaults(run=module.run)
             self.module = None
-        return super().parse_known_args(args, namespace)
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # here, not in the parser of all commands, which knows no command's flags
+            self.error(unknown_flags(unknown, self))
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"omniavatar: error: {message} (see {self.prog} --help)\n")
@@ -60,44 +64,52 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_command(commands, ".generate", "generate", "Make a talking video from a portrait or video and speech.")
 
-    convert = _add_command(commands, _run_convert, "convert", "Write an OmniAvatar checkpoint in another form.")
-    convert.add_argument("source", metavar="IN", help="checkpoint of any form: a folder or file")
-    convert.add_argument("out", metavar="OUT", help="a folder for omniavatar, a .safetensors file for lora and merged")
+    convert = _add_command(commands, _run_convert, "convert", "Convert an OmniAvatar checkpoint to another format.")
+    convert.add_argument("source", metavar="IN", help="OmniAvatar checkpoint: a folder or a file")
+    convert.add_argument(
+        "out", metavar="OUT", help="what to write: a folder for omniavatar, a .safetensors file for lora and merged"
+    )
     convert.add_argument(
         "--to",
         required=True,
         choices=["omniavatar", "lora", "merged"],
-        help="omniavatar: pytorch_model.pt and config.json; lora: for DiffSynth and ComfyUI; merged: all weights",
+        help="omniavatar: pytorch_model.pt and config.json, as released; lora: a LoRA file for DiffSynth and ComfyUI; "
+        "merged: all weights of the transformer in one file",
     )
-    convert.add_argument("--base", nargs="+", help="merged: weights of the Wan transformer, files or a folder")
+    convert.add_argument("--base", nargs="+", help="for merged: weights of the Wan transformer, files or a folder")
     convert.add_argument(
-        "--in_dim", type=int, choices=[33, 49, 65], help="grow to so many input channels, the new ones zero"
+        "--in_dim",
+        type=int,
+        choices=[33, 49, 65],
+        help="add input channels, up to this number; the new ones start at zero (default: keep the checkpoint's)",
     )
 
     doctor = _add_command(
-        commands, _run_doctor, "doctor", "Look for what is missing on this machine, and tell how to mend it."
+        commands, _run_doctor, "doctor", "Check this machine and the model's files, and say how to fix what is wrong."
     )
-    doctor.add_argument("--model", choices=MODELS, help="look at what this model needs too")
-    doctor.add_argument("--models_folder", help="folder of the model's files, see generate")
-    doctor.add_argument("--omniavatar", help="look at this checkpoint")
+    doctor.add_argument("--model", choices=MODELS, help="also check the files of this model")
+    doctor.add_argument("--models_folder", help="folder with the model's files, as for generate")
+    doctor.add_argument("--omniavatar", help="also check this checkpoint")
 
-    _add_command(commands, "..data.check", "check", "List all faults of training data.")
-    _add_command(commands, "..data.precompute", "precompute", "Encode training data once, into a cache.")
-    _add_command(commands, ".evaluate", "evaluate", "Measure a model: do mouth and sound agree, do colours stay?")
-    _add_command(commands, ".plan", "plan", "Tell which flags train fastest on a GPU, in how much memory and time.")
-    commands.add_parser("train", help="Train; the same as `python -m diffsynth_omniavatar.train`.")
+    _add_command(commands, "..data.check", "check", "Check training data and list everything that is wrong.")
+    _add_command(commands, "..data.precompute", "precompute", "Encode training data once and store it in a cache.")
+    _add_command(
+        commands, ".evaluate", "evaluate", "Measure the small model: lip sync, picture quality, colour drift, speed."
+    )
+    _add_command(commands, ".plan", "plan", "Show which flags train fastest on a GPU, with memory and time per step.")
+    commands.add_parser("train", help="Train a model. The same as `python -m diffsynth_omniavatar.train`.")
 
     _add_command(
         commands,
         ".demo",
         "demo",
-        "Generate, fine-tune on a new person and generate again, with a small model, on the CPU.",
+        "Try it all with a small model on the CPU: generate, fine-tune on a new person, generate again.",
     )
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; what its --config file says stands before it, so that the command line wins.
+    """Parse a command line; the command line overrides its --config file.
 
     Raises:
         ValueError: the config file is unreadable or has unknown keys.
@@ -133,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":
             raise
-        say(f"error: too little GPU memory: lower --max_tokens, or keep weights off it with --vram_limit. {error}")
+        say(
+            f"error: not enough GPU memory: lower --max_tokens, or offload weights to "
+            f"CPU memory with --vram_limit. {error}"
+        )
         return WRONG_INPUT
 
 

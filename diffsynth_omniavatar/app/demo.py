@@ -307,9 +307,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar demo`."""
     add = parser.add_argument
     add("--out", default="demo", help="folder of the report (default: demo)")
-    add("--family", help="folder of a small model like the shipped one, which is the default")
-    add("--steps", type=int, help="denoising steps a chunk (default: the checkpoint's)")
-    add("--train_steps", type=int, default=TRAIN_STEPS, help=f"optimizer steps (default: {TRAIN_STEPS})")
+    add("--family", help="folder of a small model (default: the one of this package)")
+    add("--steps", type=int, help="denoising steps per chunk (default: the checkpoint's)")
+    add(
+        "--train_steps",
+        type=int,
+        default=TRAIN_STEPS,
+        help=f"optimizer steps of the fine-tuning (default: {TRAIN_STEPS})",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

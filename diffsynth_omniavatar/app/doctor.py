@@ -18,6 +18,7 @@ from typing import Literal
 
 from .. import host
 from ..host.versions import UnsupportedHostError
+from ..messages import counted
 from ..model.files import HUB_FOLDER, NANO_MODELS, HubFiles, ModelFiles, model_files
 
 PACKAGES = (
@@ -82,7 +83,7 @@ def examine(model: str | None = None, folder: str | None = None, omniavatar: str
             if finding.fix:
                 print(f"{'fix':>8}  {finding.fix}")
             problems += finding.kind == "problem"
-    print(f"{problems} problem(s)." if problems else "No problem found.")
+    print(f"{counted(problems, 'problem')}." if problems else "No problem found.")
     return problems
 
 

@@ -16,18 +16,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar evaluate`."""
     default = Sampling()
     add = parser.add_argument
-    add("--nano", action="store_true", required=True, help="the small model, on drawn speakers whose mouth is known")
-    add("--out", default="evaluation", help="folder for table, JSON, plots and videos (default: evaluation)")
-    add("--family", default=NANO_FOLDER, help="folder of weights like the shipped one, which is the default")
-    add("--clips", type=int, default=64, help="held-out clips (default: 64)")
-    add("--figures", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)} (default: all)")
-    add("--steps", type=int, default=default.steps, help=f"denoising steps a chunk (default: {default.steps})")
-    add("--cfg_scale", type=float, default=default.cfg_scale, help=f"by the text (default: {default.cfg_scale})")
-    add("--audio_cfg_scale", type=float, help="guidance by the sound (default: that of the text)")
-    add("--seed", type=int, default=0, help="of clips and noise (default: 0)")
-    add("--leading_audio_rows", type=int, choices=[0, 1], help="in place of what the checkpoint says")
-    add("--device", help="cuda, cpu, ...; by default the GPU if there is one")
-    add("--batch", type=int, help="clips at a time (default: 32 on a GPU, 2 on a CPU)")
+    add(
+        "--nano",
+        action="store_true",
+        required=True,
+        help="measure the small model on drawn people, whose true mouth shapes are known",
+    )
+    add("--out", default="evaluation", help="folder for the table, JSON, plots and videos (default: evaluation)")
+    add("--family", default=NANO_FOLDER, help="folder of a small model (default: the one of this package)")
+    add("--clips", type=int, default=64, help="number of held-out clips (default: 64)")
+    add(
+        "--figures",
+        default=",".join(GROUPS),
+        help=f"what to measure, comma-separated, from {','.join(GROUPS)} (default: all)",
+    )
+    add("--steps", type=int, default=default.steps, help=f"denoising steps per chunk (default: {default.steps})")
+    add(
+        "--cfg_scale",
+        type=float,
+        default=default.cfg_scale,
+        help=f"text and audio guidance scale (default: {default.cfg_scale:g})",
+    )
+    add("--audio_cfg_scale", type=float, help="separate audio guidance scale (default: --cfg_scale)")
+    add("--seed", type=int, default=0, help="random seed of clips and noise (default: 0)")
+    add(
+        "--leading_audio_rows",
+        type=int,
+        choices=[0, 1],
+        help="frames before the sound starts (default: the checkpoint's)",
+    )
+    add("--device", help="cuda, cpu, ... (default: the GPU if there is one)")
+    add("--batch", type=int, help="clips per batch (default: 32 on a GPU, 2 on a CPU)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,5 +65,5 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
     )
     missed = [figure for figure in figures if figure.ok is False]
-    print(f"\n{len(figures) - len(missed)} of {len(figures)} goals are met; all is in {args.out}.")
+    print(f"\n{len(figures) - len(missed)} of {len(figures)} goals are met; the results are in {args.out}.")
     return 1 if missed else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..flag_files import read_flag_file
 from ..generation.samples import read_samples
+from ..messages import counted
 from ..model.config import has_masked_video
 from ..model.files import MODELS, SMALL_FAMILY, model_files
 from .console import FAILED, quiet_host, say
@@ -24,61 +25,81 @@ Flags = Mapping[str, tuple[Callable[[str], Any], str]]
 """Flag without its dashes -> type and help; `bool` makes a pair --flag and --no-flag."""
 
 MODEL_FLAGS: Flags = {
-    "dit": (str, "weights of the Wan transformer: files, or the folder that holds them"),
-    "text_encoder": (str, "weights of the text encoder"),
-    "vae": (str, "weights of the VAE"),
-    "tokenizer": (str, "folder of the tokenizer"),
-    "omniavatar": (str, "OmniAvatar checkpoint: a folder or file; one with all weights needs no --dit"),
-    "wav2vec2": (str, "folder of the speech encoder"),
-    "device": (str, "cuda, cuda:1, cpu, ...; by default the GPU if there is one"),
-    "dtype": (str, "bfloat16, float16 or float32; by default bfloat16 on a GPU and float32 on a CPU"),
-    "vram_limit": (float, "GiB of GPU memory from which on weights wait in main memory; by default all go to the GPU"),
+    "dit": (str, "weights of the Wan transformer: files, or their folder (default: the model's)"),
+    "text_encoder": (str, "weights of the text encoder (default: the model's)"),
+    "vae": (str, "weights of the VAE (default: the model's)"),
+    "tokenizer": (str, "folder of the tokenizer (default: the model's)"),
+    "omniavatar": (
+        str,
+        "OmniAvatar checkpoint: a folder or a file; a merged one needs no --dit (default: the model's)",
+    ),
+    "wav2vec2": (str, "folder of the speech encoder, wav2vec2-base-960h (default: the model's)"),
+    "device": (str, "cuda, cuda:1, cpu, ... (default: the GPU if there is one)"),
+    "dtype": (
+        str,
+        "bfloat16, float16 or float32 (default: bfloat16 on a GPU, float32 on a CPU and for the small models)",
+    ),
+    "vram_limit": (float, "offload weights to CPU memory above this much GPU memory, in GiB (default: no offloading)"),
     "compile": (
         bool,
-        "compute the transformer's blocks faster: compiled in the first step (default: no)",
+        "compile the transformer's blocks: faster steps, a slower first step (default: no)",
     ),
-    "use_usp": (bool, "make each video by all GPUs; start with torchrun --nproc_per_node GPUS (default: no)"),
-    "download_source": (str, "modelscope or huggingface, for the files that are downloaded"),
-    "leading_audio_rows": (int, "0 or 1: frames before the sound, where the checkpoint does not say it"),
-    "first_frame": (str, "V2V, known or masked: the first frame, where the checkpoint does not say it"),
+    "use_usp": (bool, "use several GPUs for each video; start with torchrun --nproc_per_node GPUS (default: no)"),
+    "download_source": (
+        str,
+        "where to download from: modelscope or huggingface (default: huggingface for OmniAvatar and wav2vec2, "
+        "DiffSynth's choice for Wan)",
+    ),
+    "leading_audio_rows": (int, "frames before the sound starts, 0 or 1 (default: the checkpoint's, else 1)"),
+    "first_frame": (str, "V2V: is the first frame known or masked? (default: the checkpoint's, else known)"),
 }
 INPUT_FLAGS: Flags = {
-    "prompt": (str, "what is to be seen: the person, what they do, the background"),
-    "image": (str, "the portrait; V2V: the identity image, by default the video's first frame"),
-    "video": (str, "V2V: the video whose mouth is changed"),
-    "audio": (str, "the speech: a sound file, or a video whose sound is taken"),
+    "prompt": (str, "describe the video: the person, what they do, the background"),
+    "image": (str, "the portrait; V2V: the reference image (default: the video's first frame)"),
+    "video": (str, "V2V: the video to dub; if it is shorter than the speech, it plays forward, then backward, in turn"),
+    "audio": (str, "the speech: a sound file, or a video with sound"),
     "out": (str, "the file to write: .mp4, .mov or .mkv"),
 }
 SETTING_FLAGS: Flags = {
-    "negative_prompt": (str, "what is not to be seen (default: the checkpoint's, else upstream's text)"),
-    "mouth_mask": (str, "V2V: image of the mouth mask, white is kept (default: a built-in one for aligned faces)"),
-    "reference_video": (str, "V2V with 65 channels: another clip of the person (default: another part of the video)"),
-    "height": (int, "pixels (default: the trained size nearest in shape)"),
-    "width": (int, "pixels (default: the trained size nearest in shape)"),
-    "max_tokens": (int, "length of a chunk: frames * height * width / 1024 (default: the trained length)"),
+    "negative_prompt": (str, "describe what to avoid (default: the checkpoint's, else OmniAvatar's own text)"),
+    "mouth_mask": (
+        str,
+        "V2V: image of the mouth mask: white is kept, black is generated (default: a built-in one for aligned faces)",
+    ),
+    "reference_video": (str, "V2V with 65 channels: another video of the person (default: another part of --video)"),
+    "height": (int, "height of the video in pixels (default: the trained size nearest in shape)"),
+    "width": (int, "width of the video in pixels (default: the trained size nearest in shape)"),
+    "max_tokens": (
+        int,
+        "longest chunk: frames * height * width / 1024; less needs less memory (default: the checkpoint's, else 30000)",
+    ),
     "paste_source": (bool, "V2V: keep the video's own pixels outside the mouth (default: yes)"),
-    "overlap": (int, "frames that a chunk takes over from the one before, 1 + 4n (default: 13)"),
+    "overlap": (int, "frames that a chunk shares with the one before, 4n+1 (default: 13)"),
     "match_colours": (
         bool,
-        "give each chunk the colours of the portrait or source video (default: the checkpoint's, else no)",
+        "match the colours of each chunk to the portrait or source video, against colour drift "
+        "(default: the checkpoint's, else no)",
     ),
-    "silence": (float, "seconds of silence in front (default: 0.3, for V2V 0)"),
-    "steps": (int, "denoising steps a chunk, at least 1 (default: the checkpoint's, else 50)"),
-    "cfg_scale": (float, "guidance by the text; 1 for none (default: the checkpoint's, else 4.5)"),
+    "silence": (float, "seconds of silence before the speech (default: 0.3; 0 for V2V)"),
+    "steps": (int, "denoising steps per chunk (default: the checkpoint's, else 50)"),
+    "cfg_scale": (float, "text and audio guidance scale; 1 turns guidance off (default: the checkpoint's, else 4.5)"),
     "audio_cfg_scale": (
         float,
-        "guidance by the sound: a third pass a step (default: the checkpoint's, else that of the text)",
+        "separate audio guidance scale; needs a third pass per step (default: the checkpoint's, else --cfg_scale)",
     ),
-    "sigma_shift": (float, "shift of the noise schedule (default: the checkpoint's, else 5.0)"),
-    "seed": (int, "chunk k starts from the noise of seed + k (default: 42)"),
-    "tiled": (bool, "run the VAE in tiles (default: above 512x512)"),
+    "sigma_shift": (float, "shift of the noise schedule (default: the checkpoint's, else 5)"),
+    "seed": (int, "random seed; the same seed makes the same video (default: 42)"),
+    "tiled": (bool, "run the VAE in tiles: less memory (default: yes above 512x512 pixels, else no)"),
     "tea_cache_l1_thresh": (
         float,
-        "TeaCache: skip steps that change less; upstream's value is 0.14 (default: skip none)",
+        "TeaCache threshold: skip steps that change less; OmniAvatar uses 0.14 (default: skip none)",
     ),
-    "tea_cache_model_id": (str, "whose TeaCache coefficients (default: the model's own)"),
-    "crf": (int, "quality of the H.264 file; 13 to 18 look like the original (default: 15)"),
-    "show_progress": (bool, "draw a progress bar (default: yes)"),
+    "tea_cache_model_id": (
+        str,
+        "use the TeaCache coefficients of this model, like Wan2.1-T2V-14B (default: chosen by the model's size)",
+    ),
+    "crf": (int, "H.264 quality, 0 (lossless) to 51; 13 to 18 look lossless (default: 15)"),
+    "show_progress": (bool, "show a progress bar (default: yes)"),
 }
 
 
@@ -88,22 +109,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         choices=MODELS,
         default="14B",
-        help="published size, or a small model of this package: nano animates a portrait, nano-v2v dubs (default: 14B)",
+        help="released model, or a small model that comes with this package: nano animates a portrait, nano-v2v dubs a "
+        "video (default: 14B)",
     )
     parser.add_argument(
         "--models_folder",
-        help="folder with Wan2.1-T2V-14B/, OmniAvatar-14B/ and wav2vec2-base-960h/, or a small family's; "
-        "by default the files are downloaded to models/",
+        help="folder with Wan2.1-T2V-14B/, OmniAvatar-14B/ and wav2vec2-base-960h/, or with a small model "
+        "(default: download the files to models/)",
     )
-    _add_flags(parser, "parts of the model that lie elsewhere, and how it runs", MODEL_FLAGS)
+    _add_flags(parser, "single files of the model, and how it runs", MODEL_FLAGS)
     _add_flags(parser, "one video", INPUT_FLAGS)
     many = parser.add_argument_group("many videos")
     many.add_argument(
-        "--input_file", help="text file with a line prompt@@image@@audio for each video (V2V: prompt@@video@@audio)"
+        "--input_file", help="text file with one video per line: prompt@@image@@audio (V2V: prompt@@video@@audio)"
     )
-    many.add_argument("--out_folder", default="outputs", help="folder for their videos (default: outputs)")
+    many.add_argument("--out_folder", default="outputs", help="folder for the videos (default: outputs)")
     _add_flags(parser, "settings", SETTING_FLAGS)
-    parser.add_argument("--config", help="YAML or JSON file with any of these flags; the command line goes before it")
+    parser.add_argument("--config", help="YAML or JSON file with values for these flags; the command line overrides it")
 
 
 def _add_flags(parser: argparse.ArgumentParser, title: str, flags: Flags) -> None:
@@ -150,13 +172,11 @@ def run(args: argparse.Namespace) -> int:
     inputs = _given(args, INPUT_FLAGS)
     if args.input_file is not None:
         if inputs:
-            raise ValueError(
-                f"--input_file stands in place of {', '.join(f'--{name}' for name in inputs)}: leave one out."
-            )
+            raise ValueError(f"--input_file replaces {', '.join(f'--{name}' for name in inputs)}: leave one out.")
         return _generate_many(args, _facts(args))
     missing = [f"--{name}" for name in ("prompt", "audio", "out") if name not in inputs]
     if missing:
-        raise ValueError(f"{', '.join(missing)} is missing; or give --input_file with a line for each video.")
+        raise ValueError(f"{', '.join(missing)} missing; or give --input_file with one video per line.")
     for name in ("image", "video", "audio"):
         if name in inputs and not Path(inputs[name]).is_file():
             raise FileNotFoundError(f"--{name}: {inputs[name]} is not there.")
@@ -220,8 +240,8 @@ def _generate_one(pipe: OmniAvatarPipeline, request: TalkRequest, args: argparse
         raise KeyboardInterrupt(f"not even the first chunk was done, so {out} was not written.") from None
     if pipe.is_first_process:
         print(
-            f"{made.path}: {made.frames} frames of {made.height}x{made.width}, {made.chunks} chunks, "
-            f"{made.steps} steps, {made.seconds:.1f} s"
+            f"{made.path}: {made.frames} frames of {made.height}x{made.width}, {counted(made.chunks, 'chunk')}, "
+            f"{counted(made.steps, 'step')}, {made.seconds:.1f} s"
         )
 
 
@@ -240,7 +260,7 @@ def _generate_many(args: argparse.Namespace, facts: CheckpointConfig) -> int:
             say(f"error: {args.input_file}, line {number}: {error}")
             failed += 1
     if pipe.is_first_process:
-        print(f"{total - failed} of {total} videos are in {args.out_folder}.")
+        print(f"{total - failed} of {counted(total, 'video')} are in {args.out_folder}.")
     return FAILED if failed else 0
 
 

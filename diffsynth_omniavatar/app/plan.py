@@ -14,7 +14,7 @@ from ..model.blocks.memory_plan import describe
 from ..model.blocks.step_memory import SPARE, count_weights
 from ..model.config import PRESETS
 from .measured import GIB, IN_DIM, SIDE_STEP, Size, Table, Task, measured_table
-from .prediction import CONTEXT, fastest, help_for, predict_all
+from .prediction import ALIKE, CONTEXT, fastest, help_for, predict_all
 
 
 def parse_size(text: str) -> Size:
@@ -76,13 +76,19 @@ def report(task: Task, gpu: float, table: Table) -> str:
         )
     else:
         lines.append(f"Use: {best.flags}")
+        if any(one.seconds < best.seconds for one in predictions if one.need <= gpu and one.seconds and best.seconds):
+            lines.append(
+                f"Times within {ALIKE - 1:.0%} of the fastest count as equal, because computed times are not exact. Of "
+                "these ways, a measured one is chosen first, then the one that copies least to CPU memory."
+            )
         if best.way.blocks != "host":
-            lines.append(f"It keeps {describe(best.kept)} beside their inputs.")
+            lines.append(f"Kept for the backward pass, beside the blocks' inputs: {describe(best.kept)}.")
         if best.way.stream:
             blocks = count_weights(task.config, task.lora).blocks / GIB
-            lines.append(f"{blocks:.1f} GiB of weights wait in main memory.")
+            lines.append(f"{blocks:.1f} GiB of weights are offloaded to CPU memory.")
     lines.append(
-        f"Seconds are of an {table.gpu}, torch {table.torch}, {table.date}. A GPU needs {SPARE:.0%} more than the peak "
+        f"Times are for an {table.gpu}, torch {table.torch}, {table.date}. A GPU needs "
+        f"{SPARE:.0%} more memory than the peak, "
         f"and {CONTEXT} GiB for CUDA."
     )
     return "\n".join(lines)
@@ -90,12 +96,19 @@ def report(task: Task, gpu: float, table: Table) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar plan`."""
-    parser.add_argument("--model", choices=list(PRESETS), default="14B", help="published size (default: 14B)")
+    parser.add_argument("--model", choices=list(PRESETS), default="14B", help="released model (default: 14B)")
     parser.add_argument("--gpu", required=True, help="memory of the GPU in GiB, like 24GiB")
-    parser.add_argument("--size", default="512x512x81", help="of a clip: height x width x frames (default: 512x512x81)")
-    parser.add_argument("--omniavatar_mode", choices=list(IN_DIM), default="i2v", help="(default: i2v)")
-    parser.add_argument("--lora_rank", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--batch_size", type=int, default=1, help="clips in a step (default: 1)")
+    parser.add_argument(
+        "--size", default="512x512x81", help="size of a clip: height x width x frames (default: 512x512x81)"
+    )
+    parser.add_argument(
+        "--omniavatar_mode",
+        choices=list(IN_DIM),
+        default="i2v",
+        help="i2v: portrait to video; v2v: dubbing (default: i2v)",
+    )
+    parser.add_argument("--lora_rank", type=int, default=128, help="rank of the LoRA (default: 128)")
+    parser.add_argument("--batch_size", type=int, default=1, help="clips per step (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,11 +24,11 @@ ALIKE = 1.1
 
 WAYS: Mapping[str, Way] = {
     "DiffSynth's blocks": Way(),
-    "DiffSynth's blocks, inputs in main memory": Way(offload=True),
+    "DiffSynth's blocks, inputs in CPU memory": Way(offload=True),
     "compiled": Way(blocks="compiled"),
-    "compiled, inputs in main memory": Way(blocks="compiled", offload=True),
-    "compiled, weights in main memory": Way(blocks="compiled", stream=True),
-    "compiled, weights and inputs in main memory": Way(blocks="compiled", stream=True, offload=True),
+    "compiled, inputs in CPU memory": Way(blocks="compiled", offload=True),
+    "compiled, weights in CPU memory": Way(blocks="compiled", stream=True),
+    "compiled, weights and inputs in CPU memory": Way(blocks="compiled", stream=True, offload=True),
 }
 """What is compared, by name; what moves least through main memory first."""
 

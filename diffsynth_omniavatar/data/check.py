@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..messages import counted
 from .flags import add_data_arguments, data_of
 from .scan import check_dataset
 
@@ -28,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
             table.add_row(escape(fault.clip), escape(fault.reason))
         console.print(table)
     bad = len({fault.index for fault in faults})
-    console.print(f"{len(clips)} clips, {bad} of them with faults")
+    console.print(f"{counted(len(clips), 'clip')}, {bad} with faults")
     return 1 if faults else 0

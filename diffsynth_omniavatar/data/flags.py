@@ -18,22 +18,54 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", metavar="DATA", help="table of clips (.csv, .json, .jsonl), list of directories, or cache"
     )
-    parser.add_argument("--dataset_base_path", help="folder that the paths start from (default: that of DATA)")
-    parser.add_argument("--omniavatar_mode", choices=["i2v", "v2v"], default="i2v", help="(default: i2v)")
-    parser.add_argument("--use_ref_sequence", action="store_true", help="V2V with 65 channels")
-    parser.add_argument("--first_frame", choices=["known", "masked"], default="known", help="V2V (default: known)")
+    parser.add_argument("--dataset_base_path", help="folder that paths are relative to (default: the folder of DATA)")
     parser.add_argument(
-        "--mouth_mask", type=Path, help="V2V: image of the mouth mask, white is kept (default: built-in)"
+        "--omniavatar_mode",
+        choices=["i2v", "v2v"],
+        default="i2v",
+        help="i2v: portrait to video; v2v: dubbing (default: i2v)",
     )
-    parser.add_argument("--height", type=int, help="of all samples, with --width (default: by --image_sizes)")
-    parser.add_argument("--width", type=int)
+    parser.add_argument("--use_ref_sequence", action="store_true", help="V2V with a reference sequence: 65 channels")
     parser.add_argument(
-        "--image_sizes", choices=list(IMAGE_SIZES), default="720", help="upstream's sizes (default: 720)"
+        "--first_frame",
+        choices=["known", "masked"],
+        default="known",
+        help="V2V: is frame 0 known or masked? (default: known)",
     )
-    parser.add_argument("--num_frames", type=int, help="most frames of a sample, 4n+1 (default: by --max_tokens)")
-    parser.add_argument("--min_frames", type=int, help="fewest frames (default: the longest prefix and four more)")
-    parser.add_argument("--max_tokens", type=int, default=MAX_TOKENS, help=f"(default: {MAX_TOKENS})")
-    parser.add_argument("--prefix_frames", default="1,5,9,13", help="known frames at the start (default: 1,5,9,13)")
+    parser.add_argument(
+        "--mouth_mask", type=Path, help="V2V: image of the mouth mask: white is kept (default: built-in)"
+    )
+    parser.add_argument(
+        "--height", type=int, help="height of all samples in pixels, with --width (default: by --image_sizes)"
+    )
+    parser.add_argument(
+        "--width", type=int, help="width of all samples in pixels, with --height (default: by --image_sizes)"
+    )
+    parser.add_argument(
+        "--image_sizes",
+        choices=list(IMAGE_SIZES),
+        default="720",
+        help="OmniAvatar's set of sizes; each clip takes the nearest in shape (default: 720)",
+    )
+    parser.add_argument(
+        "--num_frames", type=int, help="most frames per sample, 4n+1 (default: limited by --max_tokens alone)"
+    )
+    parser.add_argument(
+        "--min_frames",
+        type=int,
+        help="fewest frames per sample, 4n+1 (default: 4 more than the longest of --prefix_frames)",
+    )
+    parser.add_argument(
+        "--max_tokens",
+        type=int,
+        default=MAX_TOKENS,
+        help=f"longest sample: frames * height * width / 1024 (default: {MAX_TOKENS})",
+    )
+    parser.add_argument(
+        "--prefix_frames",
+        default="1,5,9,13",
+        help="numbers of known frames at the start of a sample (default: 1,5,9,13)",
+    )
 
 
 def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, Recipe]:

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import host
 from ..generation.pipeline import OmniAvatarPipeline
+from ..messages import counted
 from ..model.files import HubFiles, Source, model_files
 from ..output_folder import check_output_folder
 from .cache import CachedClip
@@ -213,20 +214,32 @@ def _finish(writer: CacheWriter, scan: Scan, parts: Sequence[tuple[Any, ...]]) -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar precompute`."""
     add_data_arguments(parser)
-    parser.add_argument("cache", metavar="CACHE", help="folder to write; one that is there is completed")
-    parser.add_argument("--model", choices=["14B", "1.3B"], default="14B", help="published size (default: 14B)")
-    parser.add_argument("--models_folder", help="folder of the model's files, see generate")
-    for part in PARTS:
-        parser.add_argument(f"--{part}", help=f"files or folder of the {part}, if elsewhere")
-    parser.add_argument("--device", help="cuda, cpu, ...; by default the GPU of this process if there is one")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of networks, latents and texts")
+    parser.add_argument("cache", metavar="CACHE", help="folder of the cache; an unfinished cache is completed")
+    parser.add_argument("--model", choices=["14B", "1.3B"], default="14B", help="released model (default: 14B)")
+    parser.add_argument("--models_folder", help="folder with the model's files, as for generate")
+    parser.add_argument("--text_encoder", help="weights of the text encoder (default: from --models_folder)")
+    parser.add_argument("--vae", help="weights of the VAE (default: from --models_folder)")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer (default: from --models_folder)")
+    parser.add_argument("--wav2vec2", help="folder of wav2vec2-base-960h (default: from --models_folder)")
+    parser.add_argument("--device", help="cuda, cpu, ... (default: this process's GPU if there is one)")
     parser.add_argument(
-        "--audio_dtype", choices=list(DTYPES), default="bfloat16", help="of audio features in the cache"
+        "--dtype",
+        choices=list(DTYPES),
+        default="bfloat16",
+        help="number format of networks, latents and text embeddings (default: bfloat16)",
     )
     parser.add_argument(
-        "--references", type=int, default=REFERENCES, help=f"reference frames a clip (default: {REFERENCES})"
+        "--audio_dtype",
+        choices=list(DTYPES),
+        default="bfloat16",
+        help="number format of the audio features in the cache (default: bfloat16)",
     )
-    parser.add_argument("--tiled", action="store_true", help="run the VAE in tiles: less memory, shifted colours")
+    parser.add_argument(
+        "--references", type=int, default=REFERENCES, help=f"reference frames per clip (default: {REFERENCES})"
+    )
+    parser.add_argument(
+        "--tiled", action="store_true", help="run the VAE in tiles: less memory, slightly shifted colours"
+    )
 
 
 def device_of(wanted: str | None, state: PartialState) -> str:
@@ -299,7 +312,10 @@ def run(args: argparse.Namespace) -> int:
     if state.is_main_process:
         for name, reason in report.faults:
             print(f"{name}: {reason}")
-        print(f"{args.cache}: {report.encoded} clips encoded, {report.kept} kept, {len(report.faults)} faults")
+        print(
+            f"{args.cache}: {counted(report.encoded, 'clip')} encoded, {report.kept} "
+            f"kept, {counted(len(report.faults), 'fault')}"
+        )
     return 1 if report.faults else 0
 
 

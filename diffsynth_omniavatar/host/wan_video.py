@@ -108,8 +108,8 @@ def wan_parser() -> argparse.ArgumentParser:
     """The host's own training flags for Wan; the package ships them in parts, its example joins them like this."""
     parser = argparse.ArgumentParser()
     parsers.add_video_size_config(parsers.add_general_config(parser))
-    parser.add_argument("--max_timestep_boundary", type=float, default=1.0, help="Noisiest training timestep, 0..1.")
-    parser.add_argument("--min_timestep_boundary", type=float, default=0.0, help="Cleanest training timestep, 0..1.")
+    parser.add_argument("--max_timestep_boundary", type=float, default=1.0, help="Cleanest training timestep, 0..1.")
+    parser.add_argument("--min_timestep_boundary", type=float, default=0.0, help="Noisiest training timestep, 0..1.")
     return parser
 
 

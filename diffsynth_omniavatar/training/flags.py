@@ -15,18 +15,11 @@ import torch
 from .. import host
 from ..flag_files import read_flag_file
 from ..losses.decode import AUX_MEMORY
+from ..messages import unknown_flags
 from ..model.config import IMAGE_SIZES, LORA_TARGETS
 from .auxiliary import AuxiliaryLosses
+from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 
-DESCRIPTION = """Train OmniAvatar with DiffSynth's own loop:
-
-    accelerate launch -m diffsynth_omniavatar.train --dataset_base_path data --dataset_metadata_path data/metadata.csv \
-        --model_id_with_origin_paths "Wan-AI/Wan2.1-T2V-14B:diffusion_pytorch_model*.safetensors,..." --output_path
-        runs/a
-
-The flags are DiffSynth's, with OmniAvatar's beside them; `--config FILE.yaml` gives values for flags that the
-command line does not give. `--dry_run` prints the plan and ends.
-"""
 DENOISER_FILES = "diffusion_pytorch_model"
 """How the files of Wan's transformer begin."""
 TASKS = ("sft", "sft:data_process", "sft:train")
@@ -95,13 +88,16 @@ def _refuse(message: str) -> NoReturn:
 def build_parser() -> argparse.ArgumentParser:
     """The host's flags and OmniAvatar's."""
     parser = host.wan_parser()
-    parser.prog = "diffsynth_omniavatar.train"
+    parser.prog = "python -m diffsynth_omniavatar.train"
+    parser.usage = "%(prog)s [flags]"
     parser.allow_abbrev = False
     parser.error = _refuse  # type: ignore[method-assign] # else the usage, of a hundred lines, goes before it
     for action in parser._actions:
         action.required = False  # the host requires dataset_base_path, which may come from --config
+        refused = action.dest in UNUSED_HOST_FLAGS
+        action.help = argparse.SUPPRESS if refused else HOST_HELP.get(action.dest, action.help)
     parser.description = DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = HelpFormatter
     parser.set_defaults(lora_rank=128, lora_target_modules=",".join(LORA_TARGETS), num_frames=None)
     _add_model_flags(parser.add_argument_group("OmniAvatar: model"))
     _add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
@@ -117,73 +113,122 @@ def _add_model_flags(group: Any) -> None:
         "--omniavatar_mode",
         choices=["i2v", "v2v"],
         default="i2v",
-        help="Animate a portrait, or change a video's mouth.",
+        help="i2v: portrait to video; v2v: dubbing.",
     )
-    add("--omniavatar_checkpoint", help="Start from this checkpoint instead of the base model's weights alone.")
+    add("--omniavatar_checkpoint", help="Checkpoint to start from. (default: start from Wan alone)")
     add(
         "--use_ref_sequence",
         action="store_true",
-        help="V2V with a second clip of the person: 65 channels instead of 49.",
+        help="V2V: add a reference sequence, another part of the clip: 65 channels instead of 49.",
     )
-    add("--wav2vec2_path", help="Folder of wav2vec2-base-960h. Not needed with cached audio features.")
+    add("--wav2vec2_path", help="Folder of wav2vec2-base-960h; not needed with a cache.")
     add(
         "--tokenizer_path",
-        help="Folder of umt5-xxl's tokenizer; the host's default is downloaded. Not needed with caches.",
+        help="Folder of the umt5-xxl tokenizer; not needed with a cache. (default: download it)",
     )
-    add("--lora_alpha", type=float, help="LoRA scale is alpha / rank. Default: half the rank, as the authors have it.")
+    add(
+        "--lora_alpha",
+        type=float,
+        help="Alpha of a new LoRA; its scale is alpha / rank. (default: half of --lora_rank)",
+    )
     add("--dtype", choices=list(DTYPES), default="bfloat16", help="Number format of the weights.")
     add(
-        "--offload_frozen", action="store_true", help="Keep text encoder, VAE and wav2vec2 in main memory between uses."
+        "--offload_frozen",
+        action="store_true",
+        help="Offload text encoder, VAE and wav2vec2 to CPU memory between uses.",
     )
 
 
 def _add_recipe_flags(group: Any) -> None:
     add = group.add_argument
-    add("--first_frame", choices=["known", "masked"], help="V2V: frame 0 is given, or masked like the others.")
-    add("--prefix_frames", type=frame_counts, help="Known frames at the start, one drawn for each sample: 1,5,9,13.")
     add(
-        "--leading_audio_rows", type=int, choices=[0, 1], help="Rows of zeros before the sound; follows the checkpoint."
+        "--first_frame",
+        choices=["known", "masked"],
+        help="V2V: frame 0 is known, or masked like the others. (default: the checkpoint's, else known)",
     )
-    add("--mouth_mask", help="V2V: image, white is kept. Default: the built-in mask.")
-    add("--mouth_weight", type=float, help="V2V: weight of the loss inside the mouth mask; 1 outside.")
-    add("--text_drop_prob", type=float, default=0.1)
-    add("--audio_drop_prob", type=float, default=0.1)
-    add("--prefix_drop_prob", type=float, default=0.1)
-    add("--min_frames", type=int, help="Shortest sample, 4n+1. Default: 4 more than the longest prefix.")
-    add("--fixed_length", action="store_true", help="Samples as long as their clip and the limits allow.")
+    add(
+        "--prefix_frames",
+        type=frame_counts,
+        help="Numbers of known frames at the start of a sample, one of which is drawn for each. (default: the "
+        "checkpoint's, else 1,5,9,13)",
+    )
+    add(
+        "--leading_audio_rows",
+        type=int,
+        choices=[0, 1],
+        help="Rows of zeros before the audio features. (default: the checkpoint's; 0 from Wan alone)",
+    )
+    add("--mouth_mask", help="V2V: image of the mouth mask: white is kept. (default: built-in)")
+    add(
+        "--mouth_weight",
+        type=float,
+        help="V2V: weight of the loss inside the mouth mask, against 1 outside. (default: 1)",
+    )
+    add("--text_drop_prob", type=float, default=0.1, help="Probability that a sample has the empty prompt.")
+    add("--audio_drop_prob", type=float, default=0.1, help="Probability that a sample has silence as its sound.")
+    add("--prefix_drop_prob", type=float, default=0.1, help="Probability that known frames become noise.")
+    add("--min_frames", type=int, help="Fewest frames per sample, 4n+1. (default: 4 more than --prefix_frames)")
+    add(
+        "--fixed_length",
+        action="store_true",
+        help="Make samples as long as clip and limits allow. (default: random length)",
+    )
     add(
         "--max_tokens",
         type=int,
-        help="Longest sample, frames * height * width / 1024; default: the checkpoint's, 30000.",
+        help="Longest sample: frames * height * width / 1024. (default: the checkpoint's, else 30000)",
     )
-    add("--image_sizes", choices=list(IMAGE_SIZES), help="Sizes among which clips choose; default: the checkpoint's.")
+    add(
+        "--image_sizes",
+        choices=list(IMAGE_SIZES),
+        help="OmniAvatar's set of sizes; each clip takes the nearest in shape. (default: the checkpoint's)",
+    )
     add(
         "--batch_size",
         type=int,
         default=1,
-        help="Clips of one size and length in a step; the host draws one timestep for all.",
+        help="Clips per batch, all of one size and length; each has its own noise level.",
     )
 
 
 def _add_auxiliary_flags(group: Any) -> None:
     add, default = group.add_argument, AuxiliaryLosses
-    add("--use_sync_loss", action="store_true", help="StableSyncNet: lips and sound fit together.")
-    add("--use_lpips_loss", action="store_true", help="LPIPS (VGG) of the lower half of the frames.")
-    add("--use_trepa_loss", action="store_true", help="VideoMAE v2: the video moves like the clip.")
-    add("--syncnet_path", help="LatentSync's stable_syncnet.pt.")
-    add("--vgg_path", help="torchvision's vgg16-397923af.pth; without it, it is downloaded.")
-    add("--videomae_path", help="VideoMAE v2's vit_g_hybrid_pt_1200e_ssv2_ft.pth.")
-    add("--aux_recon_weight", type=float, default=default.recon_weight, help="Of the flow loss beside the others.")
-    add("--aux_sync_weight", type=float, default=default.sync_weight)
-    add("--aux_lpips_weight", type=float, default=default.lpips_weight)
-    add("--aux_trepa_weight", type=float, default=default.trepa_weight)
-    add("--aux_num_frames", type=int, help="Decode only so many successive frames, drawn anew in each step.")
-    add("--sync_loss_form", choices=["cosine", "logits"], default="cosine")
-    add("--sync_stride", type=int, default=16, help="Frames from a window of 16 to the next.")
-    add("--trepa_stride", type=int, default=16, help="Frames from a window of 16 to the next.")
-    add("--lpips_window", type=int, default=4, help="Frames that VGG sees at a time; only memory depends on it.")
-    add("--aux_dtype", choices=[*DTYPES, "float16"], default="bfloat16", help="Of StableSyncNet and VideoMAE.")
-    add("--aux_memory", choices=AUX_MEMORY, default="auto", help="Where the decoder's backward keeps what it needs.")
+    add("--use_sync_loss", action="store_true", help="Add the lip sync loss (StableSyncNet).")
+    add("--use_lpips_loss", action="store_true", help="Add the LPIPS loss (VGG16) on the lower half of the frames.")
+    add("--use_trepa_loss", action="store_true", help="Add the TREPA loss (VideoMAE v2), on motion.")
+    add("--syncnet_path", help="File stable_syncnet.pt of LatentSync.")
+    add("--vgg_path", help="File vgg16-397923af.pth of torchvision. (default: download it)")
+    add("--videomae_path", help="File vit_g_hybrid_pt_1200e_ssv2_ft.pth of VideoMAE v2.")
+    add("--aux_recon_weight", type=float, default=default.recon_weight, help="Weight of the flow loss.")
+    add("--aux_sync_weight", type=float, default=default.sync_weight, help="Weight of the lip sync loss.")
+    add("--aux_lpips_weight", type=float, default=default.lpips_weight, help="Weight of the LPIPS loss.")
+    add("--aux_trepa_weight", type=float, default=default.trepa_weight, help="Weight of the TREPA loss.")
+    add(
+        "--aux_num_frames",
+        type=int,
+        help="Decode only this many frames in a row, at a random place in each step. (default: all)",
+    )
+    add(
+        "--sync_loss_form",
+        choices=["cosine", "logits"],
+        default="cosine",
+        help="Form of the lip sync loss; see docs/losses.md.",
+    )
+    add("--sync_stride", type=int, default=16, help="Lip sync: frames from one window of 16 to the next.")
+    add("--trepa_stride", type=int, default=16, help="TREPA: frames from one window of 16 to the next.")
+    add("--lpips_window", type=int, default=4, help="LPIPS: frames per pass; changes memory only.")
+    add(
+        "--aux_dtype",
+        choices=[*DTYPES, "float16"],
+        default="bfloat16",
+        help="Number format of StableSyncNet and VideoMAE.",
+    )
+    add(
+        "--aux_memory",
+        choices=AUX_MEMORY,
+        default="auto",
+        help="Where the VAE decoder's backward pass keeps activations; see docs/losses.md.",
+    )
 
 
 def _add_speed_flags(group: Any) -> None:
@@ -192,42 +237,56 @@ def _add_speed_flags(group: Any) -> None:
         "--activation_memory",
         type=memory_amount,
         metavar="auto|GIB",
-        help="LoRA: keep results of the blocks for the backward pass instead of computing them again, dearest first: "
-        "so many GiB, or what the GPU has free. The result is the same.",
+        help="LoRA: keep activations for the backward pass instead of computing them again. Faster, same result. GiB "
+        "of GPU memory for them, or auto for all that is free. (default: all, or none with gradient checkpointing)",
     )
-    add("--compile", action="store_true", help="Compile the transformer's blocks; the first steps take a minute.")
+    add("--compile", action="store_true", help="Compile the transformer's blocks: faster steps, a slower first step.")
     add(
         "--stream_weights",
         action="store_true",
-        help="LoRA: the blocks' frozen weights wait in main memory and come to the GPU one block ahead.",
+        help="LoRA: offload the frozen weights to CPU memory and load each block just before it is used.",
     )
-    add("--reference", action="store_true", help="DiffSynth's own blocks, whatever these flags say: to compare.")
+    add(
+        "--reference",
+        action="store_true",
+        help="Use DiffSynth's own blocks and ignore the flags above, for comparison.",
+    )
 
 
 def _add_loop_flags(group: Any) -> None:
     add = group.add_argument
-    add("--max_steps", type=int, help="Optimizer steps in all; default: --num_epochs times the data.")
-    add("--warmup_steps", type=int, default=0)
-    add("--lr_schedule", choices=["constant", "cosine", "linear"], default="constant")
-    add("--max_grad_norm", type=float, default=math.inf, help="Clip the gradient's L2 norm to this.")
-    add("--fp32_master_weights", action="store_true", help="AdamW steps float32 copies of the trained weights.")
-    add("--seed", type=int, default=0)
+    add("--max_steps", type=int, help="Total optimizer steps. (default: --num_epochs passes over the data)")
+    add("--warmup_steps", type=int, default=0, help="Optimizer steps in which the learning rate rises linearly.")
+    add(
+        "--lr_schedule",
+        choices=["constant", "cosine", "linear"],
+        default="constant",
+        help="Learning rate after the warm-up; cosine and linear fall to zero at the last step.",
+    )
+    add(
+        "--max_grad_norm", type=float, default=math.inf, help="Clip the L2 norm of the gradient. (default: no clipping)"
+    )
+    add("--fp32_master_weights", action="store_true", help="Let AdamW update float32 copies of the trained weights.")
+    add("--seed", type=int, default=0, help="Seed of the order of clips and all random choices.")
     add(
         "--resume",
-        help="Go on from a checkpoint folder, from the 'latest' of --output_path, or 'auto': that, or anew if none is.",
+        help="Checkpoint folder to go on from; latest: the newest in --output_path; auto: the newest, or from the start "
+        "if there is none. (default: from the start)",
     )
-    add("--checkpoints_total_limit", type=int, help="Keep only so many checkpoints.")
-    add("--validation_data", help="File of lines prompt@@image@@audio (V2V: prompt@@video@@audio).")
+    add("--checkpoints_total_limit", type=int, help="Keep only this many of the newest checkpoints. (default: all)")
+    add(
+        "--validation_data", help="Text file with one video per line: prompt@@image@@audio (V2V: prompt@@video@@audio)."
+    )
     add("--validation_steps", type=int, help="Optimizer steps between validations.")
-    add("--validation_num_inference_steps", type=int, default=25)
-    add("--validate_at_start", action="store_true")
-    add("--validation_metrics", default="", help="Functions that measure a video: module:function, comma-separated.")
-    add("--strict_data", action="store_true", help="Stop at an unreadable clip instead of passing over it.")
+    add("--validation_num_inference_steps", type=int, default=25, help="Denoising steps of validation videos.")
+    add("--validate_at_start", action="store_true", help="Also validate before the first step.")
+    add("--validation_metrics", default="", help="Your own metrics, comma-separated: module:function.")
+    add("--strict_data", action="store_true", help="Stop at a faulty clip instead of leaving it out.")
     add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
-    add("--config", help="YAML or JSON file: flag name -> value; the command line has precedence.")
-    add("--vram_report", action="store_true", help="Print the memory of each stage after the third step (CUDA).")
-    add("--dry_run", action="store_true", help="Print the plan and end.")
-    add("--debug", action="store_true", help="Show the whole traceback of an error.")
+    add("--config", help="YAML or JSON file with values for these flags; the command line overrides it.")
+    add("--vram_report", action="store_true", help="Print the GPU memory of each stage after the third step.")
+    add("--dry_run", action="store_true", help="Print samples, steps, trained parameters and memory, and end.")
+    add("--debug", action="store_true", help="Show where an error comes from.")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -247,8 +306,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             "offload_models",
         }
         missing = [flag for flag in unknown if flag.lstrip("-").split("=")[0] in other]
-        hint = f" {', '.join(missing)} needs DiffSynth 2.x." if missing else ""
-        raise FlagError(f"Unknown flags: {' '.join(unknown)}.{hint}")
+        hint = f". {', '.join(missing)} needs DiffSynth 2.x." if missing else ""
+        raise FlagError(f"U{unknown_flags(unknown, parser)[1:]}{hint}")
     if known.config is not None:
         parser.set_defaults(**_config_values(parser, Path(known.config)))
         known = parser.parse_args(argv)

@@ -83,13 +83,13 @@ def predicted_rows(
         "blocks' inputs": memory.inputs,
         "backward of a block": memory.backward,
     }
-    lines = [(name, f"{size / GIB:.2f} GiB") for name, size in rows.items()]
+    lines = [(name, size_text(size)) for name, size in rows.items()]
     if kept is not None:
-        peak = f"{memory.peak / GIB:.2f} GiB, computed, with cached inputs and without losses on frames"
-        return [*lines, ("kept beside inputs", f"{memory.kept / GIB:.2f} GiB"), ("peak", peak)]
+        peak = f"{size_text(memory.peak)}, computed, with cached inputs and without losses on frames"
+        return [*lines, ("kept beside inputs", size_text(memory.kept)), ("peak", peak)]
     if runner is None:
         return [*lines, ("kept beside inputs", "not known: add --use_gradient_checkpointing")]
-    return [*lines, ("kept beside inputs", f"what is free beyond {memory.peak / GIB:.2f} GiB")]
+    return [*lines, ("kept beside inputs", f"what is free beyond {size_text(memory.peak)}")]
 
 
 @dataclass
@@ -141,6 +141,11 @@ class MemoryReport:
             changes = option_changes(dit.config, self.lora, self.shape, self.settings.way, kept)
         order = {stage: self.readings[stage] for stage in (ENCODING, FORWARD, BACKWARD)}
         return report_lines({name: size for name, size in weights.items() if size}, order, changes)
+
+
+def size_text(size: int) -> str:
+    """Bytes in GiB, or in MiB where there is less than 0.1 GiB."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 def on_device(module: torch.nn.Module) -> int:

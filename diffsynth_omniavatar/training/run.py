@@ -30,6 +30,7 @@ from ..losses.sync import SyncLoss
 from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
 from ..media.timeline import latent_frames
+from ..messages import counted
 from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
 from ..model.checkpoint import read_config, read_lora, weight_files
@@ -46,7 +47,7 @@ from .ending import error_code
 from .first_checks import check_files, check_processes, check_same_clips
 from .flags import DTYPES, FlagError, parse_arguments
 from .log_table import read_table
-from .memory_report import predicted_rows
+from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
 from .output_folder import reserved
 from .settings import LoopSettings, StepSettings, steps_in_epochs
@@ -307,10 +308,14 @@ def plan_of(
         ("losses", ", ".join(["flow", *(module.auxiliary.names if module.auxiliary is not None else [])])),
         ("transformer tokens", tokens),
         ("processes", processes),
-        ("batch", f"{args.batch_size} x accumulation {settings.gradient_accumulation_steps} x {processes} process(es)"),
+        (
+            "batch",
+            f"{args.batch_size} x accumulation {settings.gradient_accumulation_steps} x "
+            f"{counted(processes, 'process', 'processes')}",
+        ),
         ("optimizer steps", settings.max_steps),
         ("trainable parameters", f"{trained:,}"),
-        ("encoders", f"{others / 2**30:.2f} GiB"),
+        ("encoders", size_text(others)),
         *memory,
         *([("quantised", "not counted")] if hasattr(module.pipe.dit, "quantize_config") else []),
     ]

@@ -280,7 +280,7 @@ def test_doctor_names_what_is_there_and_what_is_missing(tmp_path, inputs, capsys
     assert run("doctor", "--model", "1.3B", "--models_folder", tmp_path) == console.FAILED
     report = capsys.readouterr().out
     assert f"hf download Wan-AI/Wan2.1-T2V-1.3B --local-dir {tmp_path / 'Wan2.1-T2V-1.3B'}" in report
-    assert report.count("PROBLEM") == 5 and "5 problem(s)." in report
+    assert report.count("PROBLEM") == 5 and "5 problems." in report
     assert run("doctor", "--omniavatar", inputs / "face.png") == console.FAILED
 
 

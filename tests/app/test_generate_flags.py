@@ -153,3 +153,10 @@ def test_flags_of_many_videos_arrive_with_each(arrived, tmp_path, channels, sour
     for call in calls:
         assert {name: call[name] for name in settings} == settings and call["device"] == "cpu"
         assert call["image" if source == "video" else "video"] is None
+
+
+def test_an_unknown_flag_is_named_with_the_one_that_was_meant(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parse(["generate", "--stepz", "3"])
+    assert end.value.code == 2
+    assert "unknown flags: --stepz 3; did you mean --steps? (see omniavatar generate --help)" in capsys.readouterr().err

@@ -399,6 +399,13 @@ def test_every_flag_has_its_place() -> None:
     assert all(test in globals() for test in ELSEWHERE.values())
 
 
+def test_the_help_shows_each_flag_but_those_that_are_refused() -> None:
+    shown = build_parser().format_help()
+    for flag, action in PARSER.items():
+        assert action.help
+        assert (flag in UNUSED_HOST_FLAGS) == (f"\n  --{flag} " not in shown and f"\n  --{flag}\n" not in shown), flag
+
+
 @pytest.mark.parametrize("flag", [flag for flag in UNUSED_HOST_FLAGS if flag in PARSER])
 def test_a_flag_of_the_host_without_meaning_is_refused(folder: Path, flag: str) -> None:
     value = [] if PARSER[flag].nargs == 0 else ["5"]

@@ -228,7 +228,7 @@ def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_
         (["--prefix_frames", "1,6"], r"prefix_frames has \[6\]"),
         (["--task", "dpo"], "--task is dpo, wanted one of sft, sft:data_process, sft:train"),
         (["--no_such_flag"], "Unknown flags: --no_such_flag"),
-        (["--warmup_step", "3"], "Unknown flags: --warmup_step 3"),
+        (["--warmup_step", "3"], "Unknown flags: --warmup_step 3; did you mean --warmup_steps?"),
         (["--omniavatar_mode", "v2v", "--prefix_frames", ""], "--prefix_frames must name at least 1"),
         (
             ["--validation_data", "nowhere.txt", "--validation_steps", "1"],
