@@ -270,8 +270,8 @@ def _add_loop_flags(group: Any) -> None:
     add("--seed", type=int, default=0, help="Seed of the order of clips and all random choices.")
     add(
         "--resume",
-        help="Checkpoint folder to go on from; latest: the newest in --output_path; auto: the newest, or from the start "
-        "if there is none. (default: from the start)",
+        help="Checkpoint folder to go on from; latest: the newest in --output_path; auto: the newest, or from the "
+        "start if there is none. (default: from the start)",
     )
     add("--checkpoints_total_limit", type=int, help="Keep only this many of the newest checkpoints. (default: all)")
     add(
