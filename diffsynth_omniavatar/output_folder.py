@@ -32,14 +32,15 @@ def check_output_folder(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def reserved(folder: Path) -> Iterator[None]:
-    """Within it no other run, on any machine that sees the folder, can reserve the folder, which is made if need be.
+    """Within it no other run, on any machine that sees the folder, can reserve the folder.
 
-    The operating system gives a lock back when its process ends, however that happens.
+    It is made if it is not there, and removed at the end if nothing is in it. The operating system gives a lock back
+    when its process ends, however that happens.
 
     Raises:
         ValueError: another run has reserved it.
-        OSError: it cannot be made or written.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     handle = _locked(folder)
     try:
@@ -47,6 +48,9 @@ def reserved(folder: Path) -> Iterator[None]:
     finally:
         (folder / LOCK_FILE).unlink(missing_ok=True)
         os.close(handle)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _locked(folder: Path) -> int:
@@ -60,7 +64,7 @@ def _locked(folder: Path) -> int:
                 holder = os.read(handle, 200).decode(errors="replace").strip()
                 os.close(handle)
                 raise ValueError(
-                    f"{folder} is in use by another run ({holder}); end it, or choose another folder"
+                    f"--output_path {folder} is in use by another run ({holder}); end it, or choose another folder"
                 ) from error
             logger.warning("%s cannot be locked (%s): see to it that no other run writes there", folder, error)
             return handle

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..media.images import Size, match_size
-from ..model.config import SIZE_STEP, Conventions
+from ..model.config import Conventions, size_fault
 from .recipe import Recipe
 
 LATENTS, REFERENCE_SEQUENCE, AUDIO, TEXT = "latents", "reference sequence", "audio", "text"
@@ -118,8 +118,7 @@ class ClipSettings:
         if (self.height is None) != (self.width is None):
             faults.append(f"height is {self.height} and width {self.width}; give both or neither")
         sizes = self.conventions.image_sizes if self.size is None else (self.size,)
-        off_grid = [size for size in sizes if size[0] % SIZE_STEP or size[1] % SIZE_STEP]
-        faults += [f"a size of {height}x{width}; wanted multiples of {SIZE_STEP}" for height, width in off_grid]
+        faults += [f"a size of {fault}" for fault in (size_fault(*size) for size in sizes) if fault is not None]
         if self.mouth_mask is not None and not self.mouth_mask.is_file():
             faults.append(f"mouth_mask {self.mouth_mask} is missing")
         if faults:

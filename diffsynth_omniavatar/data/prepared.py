@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..media.images import Size
 from ..media.timeline import latent_frames, video_frames
-from ..model.config import LATENT_CHANNELS, SIZE_STEP
+from ..model.config import LATENT_CHANNELS, size_fault
 from ..tensor_files import read_pickle
 from ..text_files import read_text
 from .clips import (
@@ -80,8 +80,8 @@ class PreparedClip(ClipSource):
         size = 8 * latents.shape[2], 8 * latents.shape[3]
         if settings.size not in (None, size):
             faults.add(f"latents of {size[0]}x{size[1]} pixels, wanted {settings.height}x{settings.width}")
-        elif size[0] % SIZE_STEP or size[1] % SIZE_STEP:
-            faults.add(f"latents of {size[0]}x{size[1]} pixels, wanted multiples of {SIZE_STEP}")
+        elif size_fault(*size) is not None:
+            faults.add(f"latents of {size_fault(*size)} pixels")
         return size
 
     def _limit(self, frames: int, cached: Mapping[str, Sequence[Tensor]], live: Collection[str]) -> int:

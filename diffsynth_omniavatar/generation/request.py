@@ -17,7 +17,7 @@ from ..media.images import ImageSource
 from ..media.sound import SoundSource
 from ..media.timeline import DEFAULT_OVERLAP, clip_length
 from ..media.writer import SUFFIXES
-from ..model.config import SIZE_STEP, Sampling
+from ..model.config import Sampling, size_fault
 from .masks import MaskSource
 
 LARGEST_CRF = 51
@@ -142,7 +142,8 @@ class TalkRequest:
         if (self.height is None) != (self.width is None):
             yield "give both @height and @width, or neither"
         elif self.height is not None and self.width is not None:
-            yield size_fault(self.height, self.width)
+            fault = size_fault(self.height, self.width)
+            yield fault and f"@height and @width are {fault}"
         yield _out_of_range("max_tokens", self.max_tokens, lambda n: n > 0, "more than 0")
         yield _out_of_range("overlap", self.overlap, lambda n: n >= 1 and clip_length(n) == n, "1, 5, 9, 13, ...")
         yield _out_of_range("silence", self.silence, lambda seconds: seconds >= 0, "0 seconds or more")
@@ -153,14 +154,6 @@ class TalkRequest:
         except RequestError as error:
             yield error.text.rstrip(".")
         yield out_fault(Path(self.out))
-
-
-def size_fault(height: int, width: int) -> str | None:
-    """What is wrong with a size in pixels, with the nearest one that works."""
-    if min(height, width) >= SIZE_STEP and height % SIZE_STEP == 0 and width % SIZE_STEP == 0:
-        return None
-    near = [max(1, round(side / SIZE_STEP)) * SIZE_STEP for side in (height, width)]
-    return f"@height and @width are {height}x{width}, wanted multiples of {SIZE_STEP}, such as {near[0]}x{near[1]}"
 
 
 def _out_of_range(name: str, value: Any, is_good: Callable[[Any], bool], wanted: str) -> str | None:

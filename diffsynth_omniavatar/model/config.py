@@ -41,6 +41,14 @@ SIZE_STEP = 16
 """Height and width of all pictures are multiples of this: 8 of the VAE times 2 of the patches."""
 
 
+def size_fault(height: int, width: int) -> str | None:
+    """What is wrong with a size in pixels, with the nearest one that works; None if nothing is."""
+    if min(height, width) >= SIZE_STEP and height % SIZE_STEP == 0 and width % SIZE_STEP == 0:
+        return None
+    near = [max(1, round(side / SIZE_STEP)) * SIZE_STEP for side in (height, width)]
+    return f"{height}x{width}, wanted multiples of {SIZE_STEP}, such as {near[0]}x{near[1]}"
+
+
 def has_masked_video(in_dim: int) -> bool:
     """Whether a model with so many input channels is V2V."""
     return in_dim >= 49

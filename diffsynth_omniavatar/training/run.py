@@ -38,6 +38,7 @@ from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfi
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import initialise_on_wan
+from ..output_folder import reserved
 from ..signals import exit_code, interrupts
 from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
@@ -49,7 +50,6 @@ from .flags import DTYPES, FlagError, parse_arguments
 from .log_table import read_table
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
-from .output_folder import reserved
 from .settings import LoopSettings, StepSettings, steps_in_epochs
 from .validation import Metric, Validation, ValidationSample, load_metrics, read_validation_samples
 

@@ -140,7 +140,7 @@ def write_faulty_data(folder: Path) -> list[tuple[str, str]]:
         ("cut.mp4", "cannot be read"),
         ("nan", "the audio has NaN"),
         ("shape", r"vae_latents.pt: input_latents is \[16, 6, 4\], wanted \[16, T, h, w\]"),
-        ("size", "latents of 40x32 pixels, wanted multiples of 16"),
+        ("size", "latents of 40x32, wanted multiples of 16"),
         ("text", "text_emb.pt is no file of tensors, and nothing of it was executed"),
         ("empty", "the prompt is empty"),
     ]

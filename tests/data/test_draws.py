@@ -71,5 +71,5 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"in_dim is 16.*height is 32 and width None.*mouth_mask .*none\.png is missing"
     ):
         ClipSettings(in_dim=16, height=32, mouth_mask=tmp_path / "none.png")
-    with pytest.raises(ValueError, match="a size of 40x32; wanted multiples of 16"):
+    with pytest.raises(ValueError, match="a size of 40x32, wanted multiples of 16, such as 32x32"):
         ClipSettings(height=40, width=32)
