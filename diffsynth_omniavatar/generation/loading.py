@@ -8,6 +8,8 @@ It puts together the arguments of the host's `from_pretrained`, which one can al
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ import torch
 
 from .. import host
 from ..model.checkpoint import needed_sources
-from ..model.files import HubFiles, ModelFiles, PathOrPaths, Source, model_files
+from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, PathOrPaths, Source, model_files
 from ..model.small_family import register_family
 from .pipeline import OmniAvatarPipeline
 
@@ -81,6 +83,22 @@ def _config(part: str, source: Source, download_source: str | None) -> Any:
     return host.hub_config(source.repository, source.pattern, download_source)
 
 
+@contextmanager
+def _named_downloads(files: ModelFiles) -> Iterator[None]:
+    """An OSError inside the block names the files that are still to be downloaded."""
+    try:
+        yield
+    except OSError as error:
+        hub = [source for source in files.sources.values() if isinstance(source, HubFiles) and not source.downloaded()]
+        if not hub:
+            raise
+        names = ", ".join(f"{source.repository}/{source.pattern}" for source in hub)
+        raise OSError(
+            f"cannot download {names} to {HUB_FOLDER}/; without a network, name a folder that has the files "
+            f"(--models_folder): {error}"
+        ) from error
+
+
 def load_pipeline(
     model: str = "14B",
     folder: str | os.PathLike[str] | None = None,
@@ -113,7 +131,7 @@ def load_pipeline(
             the small models.
         lora: "fused", or "adapters" to keep the checkpoint's LoRA as peft adapters.
         in_dim: grow to so many input channels (33, 49, 65), the new ones zero.
-        vram_limit: GiB of GPU memory from which on weights wait in main memory; None keeps all on the device.
+        vram_limit: offload weights to CPU memory above this much GPU memory, in GiB; None keeps all on the device.
         download_source: see `pipeline_arguments`.
         compile: compute the denoiser's blocks in few compiled steps, in place of the host's own.
         use_usp: make a video by all processes that torchrun has started, each with a GPU and a part of the tokens.
@@ -122,6 +140,7 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: files are missing; the message lists them.
+        OSError: files cannot be downloaded; the message names them.
         ValueError: an argument or a file does not fit; CheckpointError for the checkpoint.
     """
     parts = {
@@ -150,12 +169,13 @@ def load_pipeline(
         "omniavatar_compile": compile,
         "use_usp": use_usp,
     }
-    if vram_limit is None:
-        pipe = OmniAvatarPipeline.from_pretrained(**arguments)
-    elif device == "cpu":
+    if vram_limit is not None and device == "cpu":
         raise ValueError(f"vram_limit {vram_limit:g}: there is no GPU memory to limit on the CPU; leave it out.")
-    else:
-        pipe = host.load_within(vram_limit, OmniAvatarPipeline.from_pretrained, arguments)
+    with _named_downloads(files):
+        if vram_limit is None:
+            pipe = OmniAvatarPipeline.from_pretrained(**arguments)
+        else:
+            pipe = host.load_within(vram_limit, OmniAvatarPipeline.from_pretrained, arguments)
     given = {"leading_audio_rows": leading_audio_rows, "first_frame": first_frame}
     pipe.conventions = replace(pipe.conventions, **{name: value for name, value in given.items() if value is not None})
     return pipe

@@ -68,7 +68,7 @@ def _package() -> Any:
     try:
         import lpips
     except ImportError as error:
-        raise ImportError("LPIPS needs lpips and torchvision: pip install diffsynth-omniavatar[losses]") from error
+        raise ImportError("LPIPS needs lpips and torchvision: pip install lpips torchvision") from error
     return lpips
 
 

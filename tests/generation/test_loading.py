@@ -137,3 +137,15 @@ def test_wrong_devices_and_formats_are_refused(monkeypatch):
         loading.choose_device("cuda:1")
     with pytest.raises(ValueError, match="dtype 'fp8': wanted one of bfloat16"):
         loading.choose_dtype("fp8", "cpu")
+
+
+def test_a_failed_download_names_the_files(tmp_path, monkeypatch):
+    def without_network(**arguments):
+        raise ConnectionError("connection refused")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(OmniAvatarPipeline, "from_pretrained", without_network)
+    (tmp_path / "vae.pth").touch()
+    with pytest.raises(OSError, match=r"facebook/wav2vec2-base-960h.*--models_folder.*connection refused") as caught:
+        loading.load_pipeline("14B", vae=tmp_path / "vae.pth", device="cpu")
+    assert "Wan2.1_VAE" not in str(caught.value)
