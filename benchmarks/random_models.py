@@ -73,7 +73,7 @@ def random_inputs(
 
 
 def random_vae() -> host.WanVideoVAE:
-    """The frozen VAE of Wan, random weights under which what it decodes has a sensible size; float32, main memory."""
+    """The frozen VAE of Wan, random weights under which what it decodes has a sensible size; float32, CPU memory."""
     vae = host.WanVideoVAE()
     vae.load_state_dict(randomise(vae, torch.Generator().manual_seed(0)))
     return vae.requires_grad_(False)

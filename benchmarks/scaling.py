@@ -63,7 +63,7 @@ class SizedBench(Bench):
 
 
 def measure_machine() -> None:
-    """Rates of attention and of copies from main memory, and what CUDA itself takes of the GPU."""
+    """Rates of attention and of copies from CPU memory, and what CUDA itself takes of the GPU."""
     tokens, dim, heads = 21504, 5120, 40
     q, k, v, grad = (torch.randn(1, tokens, dim, device=DEVICE, dtype=torch.bfloat16) for _ in range(4))
 
@@ -151,8 +151,8 @@ def table_rows(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             "height": height,
             "width": width,
             "blocks": "host" if way.startswith("reference") else "eager" if "eager" in way else "compiled",
-            "offload": "inputs in main memory" in way,
-            "stream": "weights" in way and "main memory" in way,
+            "offload": "inputs in CPU memory" in way,
+            "stream": "weights" in way and "CPU memory" in way,
             "kept": {name: int(count) for name, count in kept},
             "limit_gib": row["limit"],
             "seconds": row["seconds"],

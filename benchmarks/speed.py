@@ -49,7 +49,7 @@ class Bench:
     steps: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     truth: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Gradients of the reference, in main memory."""
+    """Gradients of the reference, in CPU memory."""
 
     @classmethod
     def make(cls, model: str, steps: int, size: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16) -> Bench:
@@ -171,7 +171,7 @@ def train_14b(bench: Bench) -> None:
     bench.attempt("profile", partial(profile, bench, "compiled, auto", fast("auto")))
     bench.attempt("profile", partial(profile, bench, "reference", None))
     name, flags = (
-        f"compiled, inputs in main memory, auto, {reference} GiB",
+        f"compiled, inputs in CPU memory, auto, {reference} GiB",
         {"use_gradient_checkpointing_offload": True},
     )
     bench.attempt(name, partial(bench.train, name, fast("auto"), limit=reference, **flags))
@@ -202,7 +202,7 @@ def profile(bench: Bench, name: str, runner: BlockRunner | None, kernels: int = 
 
 
 def train_14b_small(bench: Bench) -> None:
-    """24 GiB: the frozen weights come from main memory. Last: they do not come back."""
+    """24 GiB: the frozen weights come from CPU memory. Last: they do not come back."""
     runner = fast("auto")
 
     def measure() -> None:
@@ -210,7 +210,7 @@ def train_14b_small(bench: Bench) -> None:
         runner.stream_weights(bench.dit.blocks, DEVICE)
         clean()
         print(json.dumps({"seconds to move the weights": round(time.perf_counter() - start, 1)}), flush=True)
-        name = "compiled, weights and inputs in main memory, auto, 24 GiB"
+        name = "compiled, weights and inputs in CPU memory, auto, 24 GiB"
         bench.train(name, runner, limit=24, use_gradient_checkpointing_offload=True)
 
     bench.attempt("24 GiB", measure)

@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--num_frames", type=int, default=81)
     parser.add_argument("--dataset_num_workers", type=int, default=0)
-    parser.add_argument("--offload", action="store_true", help="the blocks' inputs in main memory")
+    parser.add_argument("--offload", action="store_true", help="the blocks' inputs in CPU memory")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--activation_memory", type=memory_amount, help="GiB, or auto")
     parser.add_argument("--stream_weights", action="store_true")

@@ -172,20 +172,20 @@ def check_gpus(model: str | None) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 f"{text}; {model} takes some {GPU_GIB[model]} GiB when all of it stays there",
-                f"generate with --vram_limit {max(free - 2, 1):.0f}, which keeps weights in main memory",
+                f"generate with --vram_limit {max(free - 2, 1):.0f}, which keeps weights in CPU memory",
             )
         else:
             yield Finding("ok", text)
 
 
 def check_room() -> Iterator[Finding]:
-    """Free disk space here and free main memory."""
+    """Free disk space here and free CPU memory."""
     text = f"{shutil.disk_usage(Path.cwd()).free / GIB:.0f} GiB free on the disk of {Path.cwd()}"
     if importlib.util.find_spec("psutil") is not None:
         import psutil
 
         memory = psutil.virtual_memory()
-        text += f", {memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB of main memory free"
+        text += f", {memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB of CPU memory free"
     yield Finding("ok", text)
 
 

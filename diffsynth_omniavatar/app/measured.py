@@ -98,7 +98,7 @@ class Table:
     attention_rate: float
     """Operations of attention in a second, forward and backward."""
     copy_rate: float | None
-    """Bytes that come from main memory in a second; None if not measured."""
+    """Bytes that come from CPU memory in a second; None if not measured."""
     steps: Sequence[Measurement]
 
     @classmethod

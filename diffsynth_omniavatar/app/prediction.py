@@ -30,7 +30,7 @@ WAYS: Mapping[str, Way] = {
     "compiled, weights in CPU memory": Way(blocks="compiled", stream=True),
     "compiled, weights and inputs in CPU memory": Way(blocks="compiled", stream=True, offload=True),
 }
-"""What is compared, by name; what moves least through main memory first."""
+"""What is compared, by name; what moves least through CPU memory first."""
 
 
 class Operations(NamedTuple):

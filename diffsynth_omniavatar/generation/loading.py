@@ -154,7 +154,7 @@ def load_pipeline(
     if vram_limit is not None and (compile or use_usp):
         raise ValueError(
             f"{'--compile' if compile else '--use_usp'} needs the weights on the GPU, --vram_limit {vram_limit:g} "
-            "keeps them in main memory: leave one out."
+            "keeps them in CPU memory: leave one out."
         )
     device = choose_device(device)
     files = model_files(model, folder if folder is None else os.fspath(folder), parts)

@@ -33,7 +33,7 @@ _HOST_CLASSES = {
     "wan_video_text_encoder": "diffsynth.models.wan_video_text_encoder.WanTextEncoder",
     "wan_video_vae": "diffsynth.models.wan_video_vae.WanVideoVAE",
 }
-"""Slot -> the class whose modules this host knows how to keep in main memory."""
+"""Slot -> the class whose modules this host knows how to keep in CPU memory."""
 
 
 def declare_unit(unit: PipelineUnit, *, output_params: Sequence[str], **declarations: Any) -> None:
@@ -80,7 +80,7 @@ def hub_config(repository: str, pattern: str, source: str | None) -> ModelConfig
 def load_within(
     vram_limit: float, from_pretrained: Callable[..., WanVideoPipeline], arguments: Mapping[str, Any]
 ) -> WanVideoPipeline:
-    """Load a pipeline whose weights wait in main memory and go to the GPU as far as `vram_limit` GiB allow."""
+    """Load a pipeline that offloads weights to CPU memory above `vram_limit` GiB of GPU memory."""
     dtype, device = arguments["torch_dtype"], arguments["device"]
     for config in arguments["model_configs"]:
         config.offload_dtype = config.onload_dtype = config.preparing_dtype = config.computation_dtype = dtype

@@ -86,7 +86,7 @@ def hub_config(repository: str, pattern: str, source: str | None) -> ModelConfig
 def load_within(
     vram_limit: float, from_pretrained: Callable[..., WanVideoPipeline], arguments: Mapping[str, Any]
 ) -> WanVideoPipeline:
-    """Load a pipeline whose weights wait in main memory and go to the GPU as far as `vram_limit` GiB allow."""
+    """Load a pipeline that offloads weights to CPU memory above `vram_limit` GiB of GPU memory."""
     for config in arguments["model_configs"]:
         config.offload_device = "cpu"
     pipe = from_pretrained(**arguments)

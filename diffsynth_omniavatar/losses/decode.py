@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 AUX_MEMORY = ("auto", "offload", "segments", "frame")
 """How the decoder's backward gets what it needs.
 
-offload: the kept frames go to pinned main memory, 1.1 GiB a segment at 512x512, while the GPU computes.
+offload: the kept frames go to pinned CPU memory, 1.1 GiB a segment at 512x512, while the GPU computes.
 segments: they stay on the device.
 frame: one autograd graph with a checkpoint for each latent frame, the plain way to do it: a reference.
 auto: offload on CUDA, otherwise segments.
@@ -133,7 +133,7 @@ class _Store:
 
 
 class _PinnedStore(_Store):
-    """In pinned main memory; copies run in a stream of their own, beside the computation.
+    """In pinned CPU memory; copies run in a stream of their own, beside the computation.
 
     The device's memory stays bounded although the CPU queues work far ahead: tensors that are being copied are held
     until the computing stream waits for the copy, so that they are free in the order of that stream. (`record_stream`

@@ -109,7 +109,7 @@ class OmniAvatarDiT(WanModel):
             y: conditioning [B, in_dim - 16, T, h, w], see `config.CHANNEL_LAYOUTS`.
             audio_emb: audio features [B, 4T-3, audio_dim]; zeros for "no audio".
             use_gradient_checkpointing: recompute each block in the backward pass.
-            use_gradient_checkpointing_offload: keep the blocks' inputs in main memory; implies the former.
+            use_gradient_checkpointing_offload: keep the blocks' inputs in CPU memory; implies the former.
             tea_cache: the host's TeaCache of this pass, to skip the blocks of steps that change little.
 
         Returns:

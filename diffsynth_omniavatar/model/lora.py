@@ -22,7 +22,7 @@ def split_lora(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 def adapted_layers(wan: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linear]:
     """The linear layers of a transformer's blocks whose names end in one of `targets`, by name."""
     endings = tuple(f".{target}" for target in targets)
-    # Blocks that the host keeps in main memory are wrapped.
+    # Blocks that the host keeps in CPU memory are wrapped.
     named = ((path.replace(".module.", "."), module) for path, module in wan.named_modules())
     return {
         name: module

@@ -375,7 +375,7 @@ class OmniAccelerator(Accelerator):
             return self.whole_tensors(tensors())
 
     def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors whole, in main memory; {} except on the main process. Every process must call it."""
+        """The tensors whole, in CPU memory; {} except on the main process. Every process must call it."""
         result = {}
         for name, tensor in tensors.items():  # one after the other: a process holds no more than one that it drops
             tensor = gathered(tensor.detach())

@@ -468,5 +468,5 @@ def _model_faults(args: argparse.Namespace) -> Iterator[str]:
                 yield (
                     f"--{flag} {named}: DiffSynth wraps the denoiser's layers for it, and LoRA does not go on those; "
                     f"--quant_options '{named}:torchao_fp8_w8a16' keeps the weights in 8 bits, --stream_weights in "
-                    "main memory"
+                    "CPU memory"
                 )

@@ -220,7 +220,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
 
     @contextmanager
     def encoders_on_device(self) -> Iterator[None]:
-        """Within it the frozen networks are on the device; after it, with `offload_frozen`, in main memory."""
+        """Within it the frozen networks are on the device; after it, with `offload_frozen`, in CPU memory."""
         if not self.settings.offload_frozen:
             yield
             return

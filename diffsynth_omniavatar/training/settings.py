@@ -71,20 +71,20 @@ class StepSettings:
     """V2V: weight of the squared error inside the mouth mask, 1 outside; the mean stays a weighted mean."""
     use_gradient_checkpointing: bool = True
     use_gradient_checkpointing_offload: bool = False
-    """Let the blocks' inputs wait for the backward pass in main memory."""
+    """Let the blocks' inputs wait for the backward pass in CPU memory."""
     activation_memory: float | Literal["auto"] | None = None
     """GiB for results of the blocks that are kept for the backward pass beside the blocks' inputs, or "auto"; see
     `blocks.BlockRunner`. Needs LoRA. None recomputes all or nothing, as gradient checkpointing says."""
     compile: bool = False
     """Compile the pieces of a block."""
     stream_weights: bool = False
-    """Let the frozen weights of the blocks wait in main memory, and come one block ahead. Needs LoRA."""
+    """Offload the blocks' frozen weights to CPU memory, and load each block just before it is used. Needs LoRA."""
     fp32_master_weights: bool = False
     """AdamW steps float32 copies, so that its moments take float32 too."""
     reference: bool = False
     """Use the host's own blocks, whatever the three settings above say."""
     offload_frozen: bool = False
-    """Keep text encoder, VAE and wav2vec2 in main memory and bring each to the device for its work only."""
+    """Keep text encoder, VAE and wav2vec2 in CPU memory and bring each to the device for its work only."""
     max_timestep_boundary: float = 1.0
     min_timestep_boundary: float = 0.0
     tiled: bool = False

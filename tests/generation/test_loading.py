@@ -1,4 +1,4 @@
-"""Models are found and loaded: by name, in upstream's folders, in parts, and with weights that wait in main memory."""
+"""Models are found and loaded: by name, in upstream's folders, in parts, and with weights that wait in CPU memory."""
 
 from pathlib import Path
 

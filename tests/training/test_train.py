@@ -58,7 +58,7 @@ def test_losses_are_those_recorded(folder, tmp_path, mode):
 
 
 def test_losses_do_not_depend_on_how_the_blocks_are_computed(folder, tmp_path):
-    """Results kept within a budget, inputs and weights in main memory: the losses that are recorded without them."""
+    """Results kept within a budget, inputs and weights in CPU memory: the losses that are recorded without them."""
     fast = ["--activation_memory", "0.0002", "--stream_weights", "--use_gradient_checkpointing_offload"]
     assert run.main(flags(folder, tmp_path, "--max_steps", "10", "--learning_rate", "1e-4", *fast)) == 0
     recorded = json.loads(RECORDED.read_text())[host.GENERATION]["i2v"]

@@ -56,7 +56,7 @@ class BlockRunner:
             none.
         reserve: bytes that "auto" leaves free for work outside the denoiser.
         moment_bytes: of a number in AdamW's moments, for "auto"; None for those of the trained weights.
-        streamed: the blocks' frozen weights, if they wait in main memory; see `stream_weights`.
+        streamed: the blocks' frozen weights, if they are offloaded to CPU memory; see `stream_weights`.
         parallel: the processes that make a video together; None for this one alone.
     """
 
@@ -72,7 +72,7 @@ class BlockRunner:
     plans: dict[BlockShape, tuple[Kept, ...]] = field(default_factory=dict, repr=False)
 
     def stream_weights(self, blocks: Sequence[Any], device: torch.device) -> None:
-        """Let the blocks' frozen weights wait in main memory; the parameters become empty."""
+        """Offload the blocks' frozen weights to CPU memory; the parameters become empty."""
         self.streamed = StreamedWeights([block_weights(block).frozen for block in blocks], device)
 
     def prepare(
@@ -94,7 +94,7 @@ class BlockRunner:
             t_mod: the timestep's modulation [B, 6, D].
             grid: latent frames, rows and columns of tokens.
             recompute: gradient checkpointing, where `activation_memory` does not say more.
-            offload: let the blocks' inputs wait in main memory.
+            offload: offload the blocks' inputs to CPU memory.
 
         Raises:
             ValueError: gradients are wanted of several processes that share a sequence.

@@ -11,9 +11,9 @@ from .memory_plan import KEEPABLE, BlockShape, Kept, kept_bytes
 SPARE = 0.03
 """Part of the free memory that "auto" leaves alone: the allocator cannot use every byte."""
 IN_FLIGHT = 3
-"""Blocks' inputs on the device while they wait in main memory: the one in use and those on their way."""
+"""Blocks' inputs on the device while the others are offloaded to CPU memory: one in use, the rest being copied."""
 STREAMED_LAYERS = 2
-"""Layers whose weights are on the device while the others wait in main memory."""
+"""Layers whose weights are on the device while the others are offloaded to CPU memory."""
 
 
 def block_layers(config: OmniAvatarConfig) -> dict[str, tuple[int, int]]:
@@ -85,9 +85,9 @@ class Way:
     blocks: Literal["host", "eager", "compiled"] = "host"
     """DiffSynth's, or this package's as they are or compiled."""
     offload: bool = False
-    """The blocks' inputs wait in main memory: `--use_gradient_checkpointing_offload`."""
+    """The blocks' inputs are offloaded to CPU memory: `--use_gradient_checkpointing_offload`."""
     stream: bool = False
-    """The blocks' frozen weights wait in main memory: `--stream_weights`."""
+    """The blocks' frozen weights are offloaded to CPU memory: `--stream_weights`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def auto_budget(
         layers: how many blocks there are.
         moments: bytes of AdamW's two moments.
         free: bytes that the device has free before the step.
-        offload: whether the blocks' inputs wait in main memory.
+        offload: whether the blocks' inputs are offloaded to CPU memory.
         reserve: bytes for work outside the denoiser.
         first: whether the optimizer has no moments yet.
     """

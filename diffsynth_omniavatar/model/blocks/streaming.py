@@ -1,4 +1,4 @@
-"""Tensors that wait in main memory and come to the GPU beside its computation, one step before they are needed.
+"""Tensors that are offloaded to CPU memory, and copied to the GPU during its computation, one step before use.
 
 On a CUDA device the copies run on a stream of their own, from and to pinned memory. On a CPU there is nothing to gain;
 the classes work there for the sake of tests.
@@ -62,7 +62,7 @@ class _Copies:
 
 
 class Waiting:
-    """A tensor in main memory, or on its way back."""
+    """A tensor in CPU memory, or on its way back."""
 
     def __init__(self, host: Tensor) -> None:
         self.host: Tensor | None = host
