@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -73,8 +73,7 @@ class Picture(NamedTuple):
 
 def first_picture(path: str | Path) -> Picture:
     """The first picture of a video, at whose time the file's clock starts."""
-    # Decoding whole frames in parallel would decode a frame per thread before it gives the first.
-    pictures = _decode(path, threads="SLICE")
+    pictures = _decode(path)
     first = next(pictures, None)
     pictures.close()
     if first is None:
@@ -134,13 +133,12 @@ def _probe(path: str | Path) -> tuple[VideoInfo, Fraction]:
     return info, first.time
 
 
-def _decode(
-    path: str | Path, seek_to: Fraction | None = None, threads: Literal["AUTO", "SLICE"] = "AUTO"
-) -> Generator[Picture, None, None]:
+def _decode(path: str | Path, seek_to: Fraction | None = None) -> Generator[Picture, None, None]:
     """Decoded pictures, from the key frame before `seek_to` on."""
     with open_media(path) as container:
         stream = video_stream(container, path)
-        stream.thread_type = threads
+        # With several pictures at a time FFmpeg hides damage in the last ones, as many as there are threads.
+        stream.thread_type = "SLICE"
         if seek_to is not None and stream.time_base is not None:
             container.seek(math.floor(seek_to / stream.time_base), stream=stream)
         last: Fraction | None = None
