@@ -4,7 +4,7 @@
 
 It takes a V2V checkpoint (49 or 65 input channels) and a video of an aligned face that fills a square picture. The mask
 says what is kept (white) and what is generated (black); without one, the built-in mask of the lower face is taken. A
-video that is shorter than the speech runs forth and back.
+video that is shorter than the speech plays forward, then backward, in turn.
 """
 
 import argparse

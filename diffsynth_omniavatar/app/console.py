@@ -1,4 +1,4 @@
-"""How commands speak: exit codes, lines on stderr, the package's log, and what of the host's talk is shown."""
+"""How commands speak: exit codes, lines on stderr, the package's log, and which of the host's messages are shown."""
 
 from __future__ import annotations
 

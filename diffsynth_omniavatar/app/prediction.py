@@ -122,7 +122,7 @@ class Prediction:
 
 
 def predict(name: str, task: Task, gpu: float, table: Table) -> Prediction:
-    """What a way of `WAYS` takes on a GPU of so many GiB, with `--activation_memory auto` where it applies."""
+    """Memory and time of a way of `WAYS` on a GPU of `gpu` GiB, with `--activation_memory auto` where it applies."""
     way, shape = WAYS[name], task.shape
     weights = count_weights(task.config, task.lora)
     plan: tuple[Kept, ...] = (frozenset(),) * weights.layers
@@ -159,7 +159,7 @@ def _same(task: Task, way: Way, gpu: float, table: Table) -> Measurement | None:
 
 
 def fastest(predictions: Sequence[Prediction], gpu: float) -> Prediction | None:
-    """The fastest that fits a GPU of so many GiB; of equally fast ones a measured one, else the first; None if none."""
+    """The fastest that fits a GPU of `gpu` GiB; of equally fast ones a measured one, else the first; None if none."""
     fitting = [one for one in predictions if one.need <= gpu]
     best = min((one.seconds for one in fitting if one.seconds is not None), default=math.inf)
     good = [one for one in fitting if one.seconds is not None and one.seconds <= ALIKE * best]

@@ -1,4 +1,4 @@
-"""The index.json of caches: what of it is there, and whether it is whole."""
+"""The index.json of caches: which entries it has, and whether it is complete."""
 
 from __future__ import annotations
 

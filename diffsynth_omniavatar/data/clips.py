@@ -136,7 +136,7 @@ class ClipSettings:
 
     @property
     def parts(self) -> frozenset[str]:
-        """What of a clip a sample has."""
+        """The part of a clip that a sample takes."""
         return frozenset([LATENTS, AUDIO, TEXT] + [REFERENCE_SEQUENCE] * (self.in_dim == 65))
 
     def size_for(self, height: int, width: int) -> Size:

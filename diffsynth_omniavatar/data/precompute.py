@@ -166,7 +166,7 @@ def scan_usable(videos: Sequence[ClipSource], settings: ClipSettings, recipe: Re
 
 
 def video_clips(clips: Sequence[ClipSource]) -> list[ClipSource]:
-    """What of clips is encoded: of prepared directories their videos, and those that cannot be read as their faults.
+    """The clips to encode: of prepared directories their videos, and as faults those that cannot be read.
 
     Raises:
         ValueError: a clip comes from a cache.

@@ -130,7 +130,8 @@ def load_pipeline(
         dtype: "bfloat16", "float16", "float32" or a torch dtype; None for bfloat16 on a GPU, float32 on a CPU and for
             the small models.
         lora: "fused", or "adapters" to keep the checkpoint's LoRA as peft adapters.
-        in_dim: grow to so many input channels (33, 49, 65), the new ones zero.
+        in_dim: add input channels up to this number (33, 49 or 65); the new ones start at zero. None keeps the
+            checkpoint's.
         vram_limit: offload weights to CPU memory above this much GPU memory, in GiB; None keeps all on the device.
         download_source: see `pipeline_arguments`.
         compile: compute the denoiser's blocks in few compiled steps, in place of the host's own.

@@ -62,7 +62,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
 
         Besides the host's arguments:
             omniavatar_lora: "fused" adds the checkpoint's LoRA to the weights; "adapters" keeps it as peft adapters.
-            omniavatar_channels: grow the model to so many input channels (33, 49, 65), the new ones zero.
+            omniavatar_channels: add input channels up to this number (33, 49 or 65); the new ones start at zero.
             omniavatar_compile: compute the denoiser's blocks by `blocks`, compiled.
 
         With the host's `use_usp=True`, all processes that torchrun has started make a video together, each with a part
@@ -293,7 +293,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
 
 @dataclass
 class _OwnConfigs:
-    """What of the `model_configs` is OmniAvatar's."""
+    """OmniAvatar's part of the `model_configs`."""
 
     host_configs: list[Any]
     lora_checkpoint: Any = None

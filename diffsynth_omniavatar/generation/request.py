@@ -1,4 +1,4 @@
-"""What a video is to be made from and how: one checked object, made before any model is loaded.
+"""Inputs and settings of a video: one checked object, made before any model is loaded.
 
 The command line, a line of an input file and Python make it alike; `inputs.read_inputs` then reads its files.
 """
@@ -62,21 +62,21 @@ class TalkRequest:
     """
 
     prompt: str
-    """What is to be seen."""
+    """Description of the video."""
     audio: SoundSource
     """The speech: a file, `Sound`, ..."""
     out: str | Path
     """The .mp4, .mov or .mkv file to write."""
     image: ImageSource | None = None
-    """The portrait. V2V: the identity image, by default the video's first frame."""
+    """The portrait. V2V: the reference image, by default the video's first frame."""
     video: str | Path | None = None
-    """V2V: the video whose mouth is changed. One that is shorter than the sound plays forward and backward in turn."""
+    """V2V: the video to dub. One that is shorter than the sound plays forward, then backward, in turn."""
     negative_prompt: str | None = None
-    """What is not to be seen."""
+    """Description of what to avoid."""
     mouth_mask: MaskSource | None = None
     """V2V: see `masks.load_mouth_mask`."""
     paste_source: bool = True
-    """V2V: outside the mouth the source's own pixels, not what the VAE makes of them."""
+    """V2V: keep the source's own pixels outside the mouth."""
     reference_video: str | Path | None = None
     """65 channels: another clip of the person, by default another part of `video`."""
     height: int | None = None
@@ -86,22 +86,22 @@ class TalkRequest:
     max_tokens: int | None = None
     """Length of a chunk: frames * height * width / 1024; None for the trained length."""
     overlap: int = DEFAULT_OVERLAP
-    """Frames that each chunk takes over from the one before, 1 + 4n."""
+    """Frames that each chunk shares with the one before, 4n+1."""
     match_colours: bool | None = None
     """Give each chunk the colours of the portrait or the source video, against drift in long videos; see
     `colours.match_colours`."""
     silence: float | None = None
     """Seconds of silence in front; None for 0.3, and for V2V 0."""
     steps: int | None = None
-    """Denoising steps a chunk."""
+    """Denoising steps per chunk."""
     cfg_scale: float | None = None
-    """Guidance by the text; 1 for none."""
+    """Text and audio guidance scale; 1 turns guidance off."""
     audio_cfg_scale: float | None = None
-    """Guidance by the sound."""
+    """Separate audio guidance scale, with a third pass per step."""
     sigma_shift: float | None = None
     """Shift of the noise schedule."""
     seed: int = 42
-    """Chunk k starts from the noise of seed + k."""
+    """Random seed; chunk k starts from the noise of seed + k."""
     tiled: bool | None = None
     """Run the VAE in tiles; None for "above 512x512"."""
     tea_cache_l1_thresh: float | None = None
@@ -136,7 +136,7 @@ class TalkRequest:
 
     def _faults(self) -> Iterator[str | None]:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
-            yield f"@prompt is {self.prompt!r}, wanted a text that says what is to be seen"
+            yield f"@prompt is {self.prompt!r}, wanted a description of the video"
         if self.image is None and self.video is None:
             yield "give @image, or @video for a V2V checkpoint"
         if (self.height is None) != (self.width is None):

@@ -27,7 +27,7 @@ _PEAK = 1000.0
 """Brightest highlight that stays distinct, cd/m2; nominal peak of HLG."""
 
 _KNEE = 0.8
-"""Part of the reference white from which on highlights are compressed."""
+"""Highlights above this fraction of the reference white are compressed."""
 
 _UNSPECIFIED = 2
 _LIKE_BT709_LIGHT = {1, _UNSPECIFIED, 4, 6, 7, 11, 13, 14, 15}

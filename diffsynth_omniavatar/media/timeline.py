@@ -52,7 +52,8 @@ def clip_length(frames: int) -> int:
 
 
 def forth_and_back(place: int, count: int) -> int:
-    """Which of a source's `count` frames stands at a place, where a source that is too short runs forth and back."""
+    """Which of a source's `count` frames is shown at a place; a source that is too "
+    "short plays forward, then backward, in turn."""
     turn = place % max(1, 2 * count - 2)
     return min(turn, 2 * count - 2 - turn)
 

@@ -42,7 +42,7 @@ class VideoWriter:
     grows beside `talk.mp4`, and gets its name at the end. If an exception or an interrupt ends the block, what was
     written so far becomes a playable file under the final name, which a log line tells; if nothing was written, nothing
     is left. If the process is killed outright, `talk.part.mp4` stays and can be played up to the last three seconds or
-    so; the next writer of `talk.mp4` begins it anew.
+    so; the next writer of `talk.mp4` starts it again.
 
     Args:
         path: file to write; its folder must exist.

@@ -50,7 +50,7 @@ def size_fault(height: int, width: int) -> str | None:
 
 
 def has_masked_video(in_dim: int) -> bool:
-    """Whether a model with so many input channels is V2V."""
+    """Whether a model with this number of input channels is V2V."""
     return in_dim >= 49
 
 
@@ -141,22 +141,22 @@ NEGATIVE_PROMPT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a model's videos are sampled unless the caller says otherwise. The defaults are upstream's.
+    """A model's default settings for generating videos. Where it has none, they are upstream's.
 
     Raises:
         ValueError: a value is out of its range.
     """
 
     steps: int = 50
-    """Denoising steps a chunk."""
+    """Denoising steps per chunk."""
     cfg_scale: float = 4.5
-    """Guidance by the text; 1 makes a single pass a step without any guidance."""
+    """Text and audio guidance scale; 1 turns guidance off, with a single pass per step."""
     audio_cfg_scale: float | None = None
-    """Guidance by the sound, a third pass a step; None for that of the text."""
+    """Separate audio guidance scale, with a third pass per step; None for `cfg_scale`."""
     sigma_shift: float = 5.0
     """Shift of the noise schedule."""
     match_colours: bool = False
-    """Give each chunk the colours of the portrait or the source video."""
+    """Match the colours of each chunk to the portrait or the source video."""
     negative_prompt: str = NEGATIVE_PROMPT
 
     def __post_init__(self) -> None:
@@ -200,7 +200,7 @@ class Conventions:
     image_sizes: tuple[tuple[int, int], ...] = IMAGE_SIZES_720
     """Height and width of the pictures it knows; a portrait gets the one whose shape is nearest."""
     sampling: Sampling = field(default_factory=Sampling)
-    """The settings of a video for which none are given."""
+    """Default settings for generating videos."""
 
     def __post_init__(self) -> None:
         if isinstance(self.sampling, Mapping):

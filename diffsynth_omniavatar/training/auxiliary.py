@@ -45,7 +45,7 @@ class AuxiliaryLosses:
     lpips_weight: float = 0.1
     trepa_weight: float = 10.0
     num_frames: int | None = None
-    """Only so many successive frames are decoded and looked at, drawn anew in each step; None for all."""
+    """Decode only this many frames in a row, at a random place in each step; None for all."""
     memory: str = "segments"
     """What `losses.decode.choose_memory` gave."""
 

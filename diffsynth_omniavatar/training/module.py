@@ -1,4 +1,4 @@
-"""OmniAvatar's training module: what of the pipeline trains, and the loss of a sample."""
+"""OmniAvatar's training module: which weights train, and the loss of a sample."""
 
 from __future__ import annotations
 

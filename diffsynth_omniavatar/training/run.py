@@ -333,7 +333,7 @@ def resume_folder(args: argparse.Namespace) -> Path | None:
     if latest is None and args.resume == "latest":
         raise FlagError(
             f"--resume latest: {args.output_path} holds no checkpoint step-N to go on from; "
-            "--resume auto starts anew where there is none"
+            "--resume auto starts from the beginning if there is none"
         )
     return latest
 
@@ -357,7 +357,7 @@ def tell_start(args: argparse.Namespace, settings: LoopSettings, step: int) -> N
     if settings.resume is not None:
         logger.info("goes on from %s: step %d of %d is done", settings.resume, step, settings.max_steps)
     elif args.resume is not None:
-        logger.info("starts anew: %s holds no checkpoint", args.output_path)
+        logger.info("starts from the beginning: %s has no checkpoint", args.output_path)
 
 
 def _given(args: argparse.Namespace, settings: type) -> dict[str, Any]:

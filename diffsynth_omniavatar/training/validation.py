@@ -69,7 +69,7 @@ def read_validation_samples(path: str | Path, *, is_v2v: bool) -> list[Validatio
 
 
 def _faults(sample: Sample, is_v2v: bool) -> Iterator[str]:
-    """What of a sample cannot be read."""
+    """The parts of a sample that cannot be read."""
     for read, path in ((_read_video if is_v2v else load_image, sample.source), (load_sound, sample.audio)):
         try:
             read(path)

@@ -113,7 +113,7 @@ def test_a_table_of_an_earlier_version_is_told_first(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("resume", "message"),
     [
-        ("auto", "starts anew: .* holds no checkpoint"),
+        ("auto", "starts from the beginning: .* has no checkpoint"),
         (None, None),
         ("latest", "goes on from .*step-3: step 3 of 9"),
     ],

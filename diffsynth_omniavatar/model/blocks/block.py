@@ -44,7 +44,7 @@ class BlockCall:
     Args:
         weights: called whenever the block computes.
         text, modulation, rotary: inputs beside the tokens.
-        keep: what of `memory_plan.KEEPABLE` is kept for the backward pass.
+        keep: which of `memory_plan.KEEPABLE` are kept for the backward pass.
         pieces: `EAGER` or `compiled()`.
         inputs: where the block's input waits for the backward pass; None for the device.
         attend: the self-attention of a pass without gradients.
@@ -69,7 +69,7 @@ class BlockCall:
         return pieces.post_attention(between, attended, m, w)[-1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Saved]:
-        """The block's result and what of it is kept; without autograd.
+        """The block's result and what is kept; without autograd.
 
         Attention's results are detached as those of `Attention` are: to the compiler, a view of another tensor is
         another kind of input.

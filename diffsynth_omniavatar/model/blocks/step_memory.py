@@ -116,7 +116,8 @@ class StepMemory:
 
 
 def step_memory(weights: Weights, shape: BlockShape, way: Way, plan: tuple[Kept, ...] = ()) -> StepMemory:
-    """Memory of a step with cached inputs: the blocks keep their inputs and those of `plan`; all else is made anew."""
+    """Memory of a step with cached inputs: the blocks keep their inputs and those "
+    "of `plan`; all else is computed again."""
     streamed = STREAMED_LAYERS * weights.blocks // weights.layers
     return StepMemory(
         weights=(streamed if way.stream else weights.blocks) + weights.others + weights.trained,
