@@ -29,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
             table.add_row(escape(fault.clip), escape(fault.reason))
         console.print(table)
     bad = len({fault.index for fault in faults})
-    console.print(f"{counted(len(clips), 'clip')}, {bad} with faults")
+    console.print(f"{counted(len(clips), 'clip')}, {bad} of them with faults")
     return 1 if faults else 0

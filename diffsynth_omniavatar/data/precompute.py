@@ -13,6 +13,7 @@ those of its longest sample.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def precompute(
         ValueError: no clip is usable, the pipeline is for other settings, or another run writes to the folder.
         OSError: the cache cannot be written; what is done is kept.
     """
-    state = PartialState(timeout=SLOWEST_PROCESS)
+    state = processes(None)
     with reserved_cache(Path(folder), state):
         begun = begin(pipe, clips, folder, settings, recipe, options or CacheOptions(), state, scan)
         with Progress(*PROGRESS_COLUMNS, disable=not (show_progress and state.is_main_process)) as bar:
@@ -242,6 +243,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def processes(device: str | None) -> PartialState:
+    """The processes that were launched together, with this one's place among them.
+
+    Processes that share a GPU cannot meet through NCCL: with a device named they meet on the CPU, as without any.
+
+    Raises:
+        ValueError: accelerate joins fewer than were launched, each of which would write the whole cache.
+    """
+    has_gpu = getattr(torch, "accelerator", torch.cuda).is_available()
+    state = PartialState(cpu=device is not None or not has_gpu, timeout=SLOWEST_PROCESS)
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if state.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched (WORLD_SIZE), accelerate joins {state.num_processes}: name --device"
+        )
+    return state
+
+
 def device_of(wanted: str | None, state: PartialState) -> str:
     """The device of this process: as Accelerate has it, or as wanted; "cuda" is shared out among the processes."""
     if wanted is not None:
@@ -282,8 +301,7 @@ def run(args: argparse.Namespace) -> int:
     clips, settings, recipe = data_of(args)
     videos = video_clips(clips)
     options = CacheOptions(references=args.references, audio_dtype=DTYPES[args.audio_dtype], tiled=args.tiled)
-    # Processes that share a GPU cannot meet through NCCL: with a device named they meet on the CPU.
-    state = PartialState(cpu=args.device is not None, timeout=SLOWEST_PROCESS)
+    state = processes(args.device)
     device, dtype = device_of(args.device, state), DTYPES[args.dtype]
     refuse_other_cache(Path(args.cache), plain_settings(settings, recipe, options, dtype))
     parts = {part: getattr(args, part) for part in PARTS}

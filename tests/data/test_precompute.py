@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 from data_clips import draw
 from PIL import Image
 from processes import run_in_processes
@@ -398,7 +397,8 @@ def test_the_command_writes_a_cache(family_folder: Path, tmp_path: Path, capsys:
 
 def write_together(family_folder: Path, table: Path, cache: Path) -> None:
     """Write a cache in each of several processes, and beside it what this one saw."""
-    state = PartialState(cpu=True)
+    del os.environ["ACCELERATE_USE_CPU"]  # torchrun does not say that there is no GPU
+    state = precompute_module.processes("cpu" if torch.cuda.is_available() else None)
     report = write(encoders(family_folder), table, cache)
     left_out = [fault.clip for fault in scan_clips(read_clips(table), SETTINGS, RECIPE).faults]
     seen = {"left out": left_out, "faults": report.faults, "encoded": report.encoded, "processes": state.num_processes}
