@@ -164,7 +164,7 @@ def test_a_check_lists_all_faults_of_all_clips(tmp_path: Path, capsys: pytest.Ca
     assert "12 clips, 11 of them with faults" in capsys.readouterr().out
     write_table(tmp_path / "good.csv", [{"video": "good.mp4", "prompt": "x"}])
     assert check.run(parser.parse_args([str(tmp_path / "good.csv"), *flags])) == 0
-    assert "1 clips, 0 of them with faults" in capsys.readouterr().out
+    assert "1 clip, 0 of them with faults" in capsys.readouterr().out
 
 
 def test_faults_that_only_loading_shows_do_not_stop_training(tmp_path: Path) -> None:

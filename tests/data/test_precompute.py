@@ -390,9 +390,35 @@ def test_the_command_writes_a_cache(family_folder: Path, tmp_path: Path, capsys:
     args = parser.parse_args([str(good), str(tmp_path / "cache"), *flags, "--omniavatar_mode", "v2v"])
     assert precompute_module.run(args) == 0
     assert "0 clips encoded, 1 kept, 0 faults" in capsys.readouterr().out
-    missing = parser.parse_args([str(good), str(tmp_path / "cache"), *flags, "--vae", str(tmp_path / "none.pth")])
-    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
-        precompute_module.run(missing)
+
+
+def test_cheap_mistakes_are_told_before_anything_is_loaded(family_folder: Path, cache: Path, tmp_path: Path) -> None:
+    write_texture(tmp_path / "short.mp4", 4)
+    table = write_table(tmp_path / "t.csv", [{"video": "short.mp4", "prompt": "x"}])
+    (tmp_path / "file").touch()
+    (tmp_path / "mask.png").write_bytes(b"no picture")
+    parser = argparse.ArgumentParser()
+    precompute_module.add_arguments(parser)
+    flags = ["--models_folder", str(family_folder), "--height", "32", "--width", "32"]
+    new = str(tmp_path / "new")
+    for data, folder, more, words in (
+        (table, new, ["--vae", str(tmp_path / "none.pth")], r"none\.pth"),
+        (table, new, [], "none of 1 clip.*: short.mp4: too short"),
+        (table, new, ["--device", "cuda:99"], "--device cuda:99: this machine has"),
+        (table, new, ["--device", "none"], "--device none"),
+        (table, new, ["--references", "0"], "references is 0"),
+        (table, new, ["--prefix_frames", "1,x"], "--prefix_frames 1,x: wanted whole numbers"),
+        (table, new, ["--height", "40"], "40x32, wanted multiples of 16"),
+        (table, new, ["--mouth_mask", str(tmp_path / "mask.png")], r"mask\.png: cannot be read"),
+        (table, str(tmp_path / "file"), [], "file is no folder"),
+        (table, str(cache), [], "in_dim is 49, this run has 33"),
+        (cache, new, [], "0.mp4 comes from a cache"),
+    ):
+        arguments = [str(data), folder, "--device", "cpu", *flags, *more]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises((ValueError, OSError), match=words):
+            patch.setattr(precompute_module, "encoder_pipeline", lambda *_, **__: pytest.fail("it loads"))
+            precompute_module.run(parser.parse_args(arguments))
+        assert not Path(new).exists()
 
 
 def write_together(family_folder: Path, table: Path, cache: Path) -> None:
