@@ -412,7 +412,7 @@ def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None
     if accelerator.is_main_process:
         for name, reason in report.faults:
             logger.warning("left out: %s: %s", name, reason)
-        print(f"{args.output_path}: {report.encoded} clips encoded, {len(report.faults)} faults")
+        print(f"{args.output_path}: {counted(report.encoded, 'clip')} encoded, {counted(len(report.faults), 'fault')}")
 
 
 def train(args: argparse.Namespace) -> None:

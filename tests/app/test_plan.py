@@ -198,6 +198,14 @@ def test_where_nothing_fits_the_advice_does():
     assert prediction.help_for(TASK, 2, TABLE) == ["a GPU with more memory: no length, size or rank fits this one"]
 
 
+@pytest.mark.parametrize("gpu", [24, 40, 48, 80, 141])
+def test_the_report_says_why_a_faster_way_is_not_chosen(gpu):
+    predictions = prediction.predict_all(TASK, gpu, TABLE)
+    best = prediction.fastest(predictions, gpu)
+    has_faster = any(one.need <= gpu and one.seconds < best.seconds for one in predictions)
+    assert ("count as equal" in plan.report(TASK, gpu, TABLE)) == has_faster
+
+
 @pytest.mark.parametrize("gpu", ["6", "24GiB", "141GiB"])
 def test_the_command_names_flags_of_the_launcher(capsys, gpu):
     code = cli.main(["plan", "--gpu", gpu])
