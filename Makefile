@@ -46,7 +46,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/python -m pytest -q -s tests/test_layers.py
 
 .venv-uv/bin/uv:
 	$(PYTHON) -m venv .venv-uv

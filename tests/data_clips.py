@@ -11,7 +11,7 @@ from diffsynth_omniavatar.data.cache_index import CACHE_FORMAT, text_key
 from diffsynth_omniavatar.data.clips import BadSampleError, ClipFacts, ClipSettings, ClipSource
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
 from diffsynth_omniavatar.data.recipe import Recipe
-from diffsynth_omniavatar.tensor_files import write_safetensors
+from diffsynth_omniavatar.system.tensor_files import write_safetensors
 from diffsynth_omniavatar.training.loader import seed_cpu_generators
 
 SETTINGS = ClipSettings(height=32, width=32)

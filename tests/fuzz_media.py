@@ -41,7 +41,7 @@ def write_files(folder: Path) -> list[str]:
     from PIL import Image
     from synthetic_clips import noise, write_levels, write_table
 
-    from diffsynth_omniavatar.tensor_files import write_safetensors
+    from diffsynth_omniavatar.system.tensor_files import write_safetensors
 
     write_levels(folder / "clip.mp4", 8)
     for name, codec, sound in (("clip.mkv", "libx264", "aac"), ("clip.avi", "mpeg4", "mp3")):
@@ -129,7 +129,7 @@ def _readers(path: Path, folder: Path) -> list[Callable[[], Any]]:
     from diffsynth_omniavatar.media.sound import load_sound
     from diffsynth_omniavatar.media.video import probe_video, read_frames
     from diffsynth_omniavatar.model.checkpoint import load_checkpoint, read_facts
-    from diffsynth_omniavatar.tensor_files import read_pickle, read_safetensors
+    from diffsynth_omniavatar.system.tensor_files import read_pickle, read_safetensors
 
     kind = path.suffix
     recipe = Recipe(prefix_frames=(1,), max_tokens=200)

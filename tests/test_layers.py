@@ -45,7 +45,7 @@ WITHOUT_HOST += (
     "nano.measure",
 )
 
-ROOMS = ("host", "media", "model", "generation", "metrics", "data", "losses", "training", "nano", "app")
+ROOMS = ("system", "host", "media", "model", "generation", "metrics", "data", "losses", "training", "nano", "app")
 LONGEST_FILE = 600
 
 BLOCK_HOST = """

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..host.versions import UnsupportedHostError
-from ..messages import unknown_flags
 from ..model.files import MODELS
-from ..signals import exit_code, interrupts
+from ..system.messages import unknown_flags
+from ..system.signals import exit_code, interrupts
 from .console import FAILED, WRONG_INPUT, say, show_log
 from .generate import config_flags
 

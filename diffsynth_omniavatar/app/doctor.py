@@ -18,8 +18,8 @@ from typing import Literal
 
 from .. import host
 from ..host.versions import UnsupportedHostError
-from ..messages import counted
 from ..model.files import HUB_FOLDER, NANO_MODELS, HubFiles, ModelFiles, model_files
+from ..system.messages import counted
 
 PACKAGES = (
     "torch",

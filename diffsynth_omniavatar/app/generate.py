@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..flag_files import read_flag_file
 from ..generation.samples import read_samples
-from ..messages import counted
 from ..model.config import has_masked_video
 from ..model.files import MODELS, SMALL_FAMILY, model_files
+from ..system.flag_files import read_flag_file
+from ..system.messages import counted
 from .console import FAILED, quiet_host, say
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..media.timeline import latent_frames
 from ..model.config import LATENT_CHANNELS
-from ..tensor_files import DamagedFileError, open_safetensors
+from ..system.tensor_files import DamagedFileError, open_safetensors
 from .cache_index import StaleCacheError, read_index, text_key
 from .clips import REFERENCE_SEQUENCE, ClipFacts, ClipSettings, ClipSource, Faults
 from .prepared import load_pt

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..text_files import parse_json, read_text
+from ..system.text_files import parse_json, read_text
 
 CACHE_FORMAT = 2
 CACHE_INDEX = "index.json"

@@ -19,11 +19,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from .. import __version__
-from ..atomic import clear_leftovers, write_text_atomically
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.timeline import SAMPLES_PER_FRAME
-from ..output_folder import reserved
-from ..tensor_files import DamagedFileError, open_safetensors, write_safetensors
+from ..system.atomic import clear_leftovers, write_text_atomically
+from ..system.output_folder import reserved
+from ..system.tensor_files import DamagedFileError, open_safetensors, write_safetensors
 from .cache import SILENCE_FILE, file_sha256, mask_key
 from .cache_index import CACHE_FORMAT, CACHE_INDEX, StaleCacheError, read_index, text_key
 from .clips import ClipFacts, ClipSettings, reason_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..messages import counted
+from ..system.messages import counted
 from .flags import add_data_arguments, data_of
 from .scan import check_dataset
 

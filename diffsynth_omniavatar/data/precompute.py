@@ -28,9 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import host
 from ..generation.pipeline import OmniAvatarPipeline
-from ..messages import counted
 from ..model.files import HubFiles, Source, model_files
-from ..output_folder import check_output_folder
+from ..system.messages import counted
+from ..system.output_folder import check_output_folder
 from .cache import CachedClip
 from .cache_writer import CacheWriter, plain_settings, refuse_other_cache, reserved_cache, write_index
 from .clips import ClipFacts, ClipSettings, ClipSource, UnreadableClip

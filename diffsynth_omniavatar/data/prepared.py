@@ -13,8 +13,8 @@ from torch import Tensor
 from ..media.images import Size
 from ..media.timeline import latent_frames, video_frames
 from ..model.config import LATENT_CHANNELS, size_fault
-from ..tensor_files import read_pickle
-from ..text_files import read_text
+from ..system.tensor_files import read_pickle
+from ..system.text_files import read_text
 from .clips import (
     AUDIO,
     EMPTY_TEXT,

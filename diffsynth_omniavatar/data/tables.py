@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..text_files import parse_json, read_lines, read_text
+from ..system.text_files import parse_json, read_lines, read_text
 from .cache import Cache
 from .clips import ClipSource
 from .prepared import PreparedClip

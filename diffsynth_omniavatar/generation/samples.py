@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..text_files import read_lines
+from ..system.text_files import read_lines
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..tensor_files import DamagedFileError, read_pickle
+from ..system.tensor_files import DamagedFileError, read_pickle
 
 WRAPPERS = ("state_dict", "model", "module")
 """Keys under which training scripts put the weights of a network."""

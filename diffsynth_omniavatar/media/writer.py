@@ -15,7 +15,7 @@ import soxr
 import torch
 from av.video.reformatter import ColorRange, Colorspace
 
-from .. import atomic
+from ..system import atomic
 from .files import libav_name
 from .images import to_bytes
 from .sound import Sound, add_silence

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..atomic import write_text_atomically
-from ..tensor_files import (
+from ..system.atomic import write_text_atomically
+from ..system.tensor_files import (
     DamagedFileError,
     open_safetensors,
     read_pickle,

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from ..media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
-from ..tensor_files import DamagedFileError, read_pickle, read_safetensors
+from ..system.tensor_files import DamagedFileError, read_pickle, read_safetensors
 
 ONE_PASS_SECONDS = 300
 """Longest sound whose rows all attend to each other; longer sound is encoded in windows of this length."""

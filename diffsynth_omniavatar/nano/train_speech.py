@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2Model
 
-from ..atomic import write_atomically
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..model.small_family import NANO
 from ..model.speech_encoder import AudioEncoder, normalise
+from ..system.atomic import write_atomically
 from .command_line import trainer_parser, write_figures
 from .draw import draw_speech
 from .family import half

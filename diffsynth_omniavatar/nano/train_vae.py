@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import host
-from ..atomic import write_atomically
 from ..media.images import to_video
 from ..model.files import SMALL_FAMILY as FILES
 from ..model.small_family import NANO, SmallVAE
+from ..system.atomic import write_atomically
 from .command_line import trainer_parser, write_figures
 from .draw import draw_frames
 from .family import half

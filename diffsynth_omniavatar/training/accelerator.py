@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ..tensor_files import DamagedFileError, read_pickle
+from ..system.tensor_files import DamagedFileError, read_pickle
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
 from .settings import LoopSettings
 from .zero import EngineOptimizer, configure, frozen_networks, gathered_weights, hide_frozen_networks

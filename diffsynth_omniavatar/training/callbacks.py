@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..atomic import flush
 from ..host import DiffusionTrainingModule, ModelLogger
 from ..media.video import filmstrip
-from ..tensor_files import write_pickle
+from ..system.atomic import flush
+from ..system.tensor_files import write_pickle
 from .accelerator import STATE_FILE, OmniAccelerator
 from .loader import rng_state, set_rng_state
 from .log_table import StepTable

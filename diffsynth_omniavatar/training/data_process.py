@@ -25,7 +25,7 @@ from ..data.precompute import BegunCache, PrecomputeReport, begin
 from ..data.recipe import Recipe
 from ..data.video_clip import VideoClip
 from ..generation.pipeline import OmniAvatarPipeline
-from ..tensor_files import read_pickle
+from ..system.tensor_files import read_pickle
 from .loader import only_sample
 
 Processed = dict[str, Any]

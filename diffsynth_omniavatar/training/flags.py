@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 import torch
 
 from .. import host
-from ..flag_files import read_flag_file
 from ..losses.decode import AUX_MEMORY
-from ..messages import unknown_flags
 from ..model.config import IMAGE_SIZES, LORA_TARGETS
+from ..system.flag_files import read_flag_file
+from ..system.messages import unknown_flags
 from .auxiliary import AuxiliaryLosses
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..atomic import write_text_atomically
+from ..system.atomic import write_text_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from accelerate import PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from .. import host
-from ..atomic import write_text_atomically
 from ..data.clips import ClipSettings, ClipSource
 from ..data.dataset import OmniAvatarDataset
 from ..data.encode import encoder_pipeline
@@ -30,7 +29,6 @@ from ..losses.sync import SyncLoss
 from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
 from ..media.timeline import latent_frames
-from ..messages import counted
 from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
 from ..model.checkpoint import read_config, read_lora, weight_files
@@ -38,8 +36,10 @@ from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfi
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import initialise_on_wan
-from ..output_folder import reserved
-from ..signals import exit_code, interrupts
+from ..system.atomic import write_text_atomically
+from ..system.messages import counted
+from ..system.output_folder import reserved
+from ..system.signals import exit_code, interrupts
 from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
 from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints

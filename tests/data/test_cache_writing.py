@@ -12,9 +12,9 @@ import pytest
 import torch
 from data_clips import write_cache
 
-from diffsynth_omniavatar.atomic import clear_leftovers
 from diffsynth_omniavatar.data.cache_index import text_key
 from diffsynth_omniavatar.data.cache_writer import CacheWriter, reserved_cache, write_index
+from diffsynth_omniavatar.system.atomic import clear_leftovers
 
 MAIN: Any = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
 

@@ -12,7 +12,6 @@ from golden_models import Goldens, relative_deviation
 from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.atomic import write_atomically
 from diffsynth_omniavatar.model.architecture import full_config
 from diffsynth_omniavatar.model.checkpoint import (
     EXTRA_MODULES,
@@ -30,6 +29,7 @@ from diffsynth_omniavatar.model.host_entries import MERGED_HASHES
 from diffsynth_omniavatar.model.small_family import TINY, build_wan, family_configs
 from diffsynth_omniavatar.model.upgrade import _wanted_lora_shapes, apply_checkpoint, grow_model, initialise_on_wan
 from diffsynth_omniavatar.nano.family import LORA, write_random_family
+from diffsynth_omniavatar.system.atomic import write_atomically
 
 OUTPUT_TOLERANCE = 1e-5  # of the goldens' README
 GRADIENT_TOLERANCE = 5e-5

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from diffsynth_omniavatar.signals import Terminated, interrupts
+from diffsynth_omniavatar.system.signals import Terminated, interrupts
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.accelerator import DivergedError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsynth_omniavatar.text_files import parse_json, read_lines, read_text
+from diffsynth_omniavatar.system.text_files import parse_json, read_lines, read_text
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsynth_omniavatar.output_folder import check_output_folder, reserved
+from diffsynth_omniavatar.system.output_folder import check_output_folder, reserved
 
 
 def forked(work: Callable[[], object]) -> int:

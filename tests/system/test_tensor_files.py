@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from diffsynth_omniavatar.atomic import write_text_atomically
 from diffsynth_omniavatar.model.checkpoint import CheckpointError, load_checkpoint
-from diffsynth_omniavatar.tensor_files import (
+from diffsynth_omniavatar.system.atomic import write_text_atomically
+from diffsynth_omniavatar.system.tensor_files import (
     DamagedFileError,
     read_pickle,
     read_safetensors,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diffsynth_omniavatar.flag_files import read_flag_file
+from diffsynth_omniavatar.system.flag_files import read_flag_file
 
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{name}: &{name} [*{before}, *{before}]\n" for before, name in zip("abcdef", "bcdefg", strict=True)

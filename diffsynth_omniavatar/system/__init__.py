@@ -1,0 +1,1 @@
+"""What every command does with files, folders, signals and messages."""
