@@ -126,7 +126,7 @@ def test_bad_config_is_refused(tmp_path, capsys, content, message):
 
 def test_mistakes_take_one_line(tmp_path, inputs, capsys):
     for arguments, message in [
-        (["generate"], "--prompt, --audio, --out is missing"),
+        (["generate"], "--prompt, --audio, --out missing"),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--image", "no.png"], "no.png is not there"),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--models_folder", tmp_path], "doctor"),
         (
@@ -140,7 +140,7 @@ def test_mistakes_take_one_line(tmp_path, inputs, capsys):
             "--compile needs the weights on the GPU, --vram_limit 8",
         ),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--use_usp"], "start with `torchrun"),
-        (["generate", "--input_file", "x.txt", "--prompt", "a"], "--input_file stands in place of --prompt"),
+        (["generate", "--input_file", "x.txt", "--prompt", "a"], "--input_file replaces --prompt"),
         (["generate", "--input_file", tmp_path / "x.txt"], "No such file"),
         (["convert", inputs / "face.png", tmp_path / "x", "--to", "omniavatar"], "no file of tensors"),
     ]:

@@ -35,12 +35,9 @@ class FakePipe:
 
     def __init__(self, conventions=None):
         self.conventions = conventions or Conventions()
-        self.dit = SimpleNamespace(config=SimpleNamespace(has_masked_video=False, has_reference_sequence=False))
+        self.dit = SimpleNamespace(config=SimpleNamespace(in_dim=33))
         self.calls, self.prompts = [], []
         self.is_first_process = True
-
-    def check_resize_height_width(self, height, width):
-        return height, width
 
     def encode_prompt(self, prompt):
         self.prompts.append(prompt)
@@ -150,7 +147,7 @@ def test_each_chunk_takes_the_colours_of_the_portrait(tmp_path):
     """The first chunk too, and the next one starts from frames that have them."""
     pipe = FakePipe(Conventions(max_tokens=100, prefix_frames=(1, 5, 9, 13)))
     image = Image.new("RGB", (64, 64), (120, 130, 140))
-    common = {"prompt": "", "image": image, "audio": noise(64000), "out": tmp_path / "v.mp4"}
+    common = {"prompt": "p", "image": image, "audio": noise(64000), "out": tmp_path / "v.mp4"}
     generate(pipe, **common, height=64, width=64, match_colours=True, overlap=5, **FAST)
     prefixes = [call["prefix_video"] for call in pipe.calls]
     assert len(prefixes) > 3 and prefixes[0] is None
@@ -166,7 +163,7 @@ def test_sound_is_delayed_by_the_frames_before_it(tmp_path):
     for leading in (0, 1):
         pipe = FakePipe(Conventions(leading_audio_rows=leading, max_tokens=100))
         out = tmp_path / f"{leading}.mp4"
-        result = generate(pipe, prompt="", image=Image.new("RGB", (64, 64)), audio=noise(16000), out=out,
+        result = generate(pipe, prompt="p", image=Image.new("RGB", (64, 64)), audio=noise(16000), out=out,
                           height=64, width=64, **FAST)  # fmt: skip
         silence = round(0.3 * 25)
         assert pipe.samples == 16000 + 4800 and result.frames == probe_video(out).frames == 25 + silence + 1 - (
@@ -176,13 +173,13 @@ def test_sound_is_delayed_by_the_frames_before_it(tmp_path):
 
 def test_wrong_sources_are_named(tmp_path):
     pipe = FakePipe()
-    common = {"prompt": "", "audio": noise(16000), "out": tmp_path / "v.mp4", **FAST}
-    with pytest.raises(ValueError, match="There is no portrait: give image="):
+    common = {"prompt": "p", "audio": noise(16000), "out": tmp_path / "v.mp4", **FAST}
+    with pytest.raises(ValueError, match="give image, or video for a V2V checkpoint"):
         generate(pipe, **common)
-    with pytest.raises(ValueError, match="video= needs a V2V checkpoint"):
+    with pytest.raises(ValueError, match="video needs a V2V checkpoint"):
         generate(pipe, video="a.mp4", **common)
-    pipe.dit.config.has_masked_video = True
-    with pytest.raises(ValueError, match=r"V2V checkpoint.*not image= alone"):
+    pipe.dit.config.in_dim = 49
+    with pytest.raises(ValueError, match="V2V checkpoint, which changes the mouth of a video: give video"):
         generate(pipe, image=Image.new("RGB", (8, 8)), **common)
 
 

@@ -105,9 +105,9 @@ def test_fine_tuning_lowers_the_loss_on_somebody_new(tmp_path, monkeypatch):
     small = {"FRAMES": 17, "TRAIN_CLIPS": 6, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1}
     for name, value in {**small, "REFERENCES": 2, "BATCH": 2, "LEARNING_RATE": 2e-4}.items():
         monkeypatch.setattr(demo, name, value)
-    tuning = demo.Demo(out=tmp_path, family=NANO_FOLDER, sampling=SAMPLING, train_steps=24)
+    tuning = demo.Demo(out=tmp_path, family=NANO_FOLDER, steps=None, train_steps=24)
     tuning.work.mkdir()
-    _, _, held_out = demo._draw(tuning)
+    _, held_out = demo._draw(tuning)
     before = validation_loss(load_family(NANO_FOLDER, "i2v", "cpu"), held_out, draws=4)
     precompute, train = tuning.commands()
     assert cli.main(precompute[1:]) == 0

@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_name(folder, tmp_path,
         (["--use_lpips_loss", "--trepa_stride", "4"], "--trepa_stride: the loss is not on"),
         (["--use_lpips_loss", "--aux_num_frames", "0"], "less than the 1 that a window has"),
         (["--use_lpips_loss", "--aux_lpips_weight", "-1"], "--aux_lpips_weight -1.0 is negative"),
-        (["--use_trepa_loss", "--videomae_path", "v", "--prefix_frames", "1"], "--min_frames 17"),
+        (["--use_trepa_loss", "--videomae_path", __file__, "--prefix_frames", "1"], "--min_frames 17"),
         (["--use_lpips_loss", "--aux_memory", "offload"], "is for a CUDA device"),
     ],
 )
