@@ -20,6 +20,8 @@ from diffsynth_omniavatar.nano.speaker.identity import draw_identity
 from diffsynth_omniavatar.nano.speaker.splits import belongs
 from diffsynth_omniavatar.training import run
 
+pytestmark = pytest.mark.one_host("the page of the small model; its commands are tested on both hosts elsewhere")
+
 SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
 
 

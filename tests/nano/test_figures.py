@@ -17,6 +17,8 @@ from diffsynth_omniavatar.nano.speaker.drawing import FACE, MOUTH, render
 from diffsynth_omniavatar.nano.speaker.motion import still
 from diffsynth_omniavatar.nano.validation import validation_loss
 
+pytestmark = pytest.mark.one_host("figures of videos; that both hosts make the same videos is tested elsewhere")
+
 
 def test_the_speakers_own_frames_are_perfect_and_anothers_are_not(clips):
     clip = clips[0]
