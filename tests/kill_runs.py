@@ -2,8 +2,8 @@
 
     python tests/kill_runs.py --count 100 --seed 0
 
-Each run is a forked process. After a kill the same command is given again, and must end as if nothing had happened: the
-same weights, the same cache, the same video, byte for byte, and no other files than the uninterrupted run leaves.
+After a kill the same command is given again, and must end as if nothing had happened: the
+same weights, the same cache, the same video, bit for bit, and no other files than the uninterrupted run leaves.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import hashlib
 import os
 import random
 import shutil
-import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,57 +22,63 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from training_runs import flags, write_inputs
 
-from diffsynth_omniavatar.app import cli
-from diffsynth_omniavatar.data import precompute  # noqa: F401  imported once, before the forks
-from diffsynth_omniavatar.generation import generate, loading  # noqa: F401
-from diffsynth_omniavatar.media.video import probe_video
-from diffsynth_omniavatar.training import run as training
+from diffsynth_omniavatar.media.video import probe_video, read_frames
 
-Command = Callable[[Path], int]
-"""A run that writes into a folder; gives its exit code."""
+IMPORTS = 0.6
+"""Share of a run that is over before it writes anything."""
+Command = Callable[[Path], list[str]]
+"""The command line of a run that writes into a folder."""
 
 
-def forked(command: Command, out: Path, seconds: float | None = None) -> float:
-    """Run a command in a forked process, killed after so many seconds; gives the seconds that it ran.
+def run(command: Command, out: Path, seconds: float | None = None) -> float:
+    """Run a command, killed after so many seconds; gives the seconds that it ran.
 
     Raises:
         RuntimeError: it ended by itself, with another exit code than 0.
     """
     start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        log = os.open(out.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        code = 1
+    with (out.parent / "log.txt").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", *command(out)], stdout=log, stderr=log)
         try:
-            code = command(out)
-        finally:
-            os._exit(code)
-    while seconds is None or time.monotonic() - start < seconds:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            if status:
-                raise RuntimeError(f"status {status}: {(out.parent / 'log.txt').read_text()[-2000:]}")
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
             return time.monotonic() - start
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return seconds
+    if code:
+        raise RuntimeError(f"exit code {code}: {(out.parent / 'log.txt').read_text()[-2000:]}")
+    return time.monotonic() - start
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Name -> hash of each file below a folder; logs of times, which differ from run to run, by their steps alone."""
+    """Name -> hash of each file below a folder: of its tensors, of the steps of a log, of the pictures of a video.
+
+    Of files that name their folder or have times in them it counts that they are there.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            content = path.read_bytes()
-            if path.name == "loss.csv":
-                content = b",".join(line.split(b",")[0] for line in content.splitlines())
-            files[path.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+            files[path.relative_to(folder).as_posix()] = hashlib.sha256(content_of(path)).hexdigest()
     return files
+
+
+def content_of(path: Path) -> bytes:
+    """What of a file is the same in each run."""
+    if path.name in ("loop.pt", "config.yaml", "training_args.json"):
+        return b""
+    if path.name == "loss.csv":
+        return b",".join(line.split(b",")[0] for line in path.read_bytes().splitlines())
+    if path.suffix == ".safetensors":
+        return b"".join(
+            name.encode() + tensor.view(torch.uint8).numpy().tobytes()
+            for name, tensor in sorted(load_file(path).items())
+        )
+    if path.suffix == ".mp4":
+        return read_frames(path).numpy().tobytes()
+    return path.read_bytes()
 
 
 def commands(inputs: Path) -> dict[str, Command]:
@@ -82,17 +88,19 @@ def commands(inputs: Path) -> dict[str, Command]:
     soundfile.write(inputs / "speech.wav", 0.1 * np.random.default_rng(0).standard_normal(12800), 16000)
     Image.new("RGB", (64, 64), "grey").save(inputs / "face.png")
 
-    def train(out: Path) -> int:
-        return training.main(flags(inputs, out, "--max_steps", "6", "--save_steps", "2", "--resume", "auto"))
+    def train(out: Path) -> list[str]:
+        words = flags(inputs, out, "--max_steps", "6", "--save_steps", "2", "--resume", "auto")
+        return ["diffsynth_omniavatar.train", *words]
 
-    def encode(out: Path) -> int:
-        return cli.main(["precompute", str(inputs / "clips.csv"), str(out), *family, *shape, "--references", "2"])
+    def encode(out: Path) -> list[str]:
+        table = str(inputs / "clips.csv")
+        return ["diffsynth_omniavatar", "precompute", table, str(out), *family, *shape, "--references", "2"]
 
-    def talk(out: Path) -> int:
-        words = ["generate", *family, "--prompt", "a", "--image", str(inputs / "face.png"), "--steps", "2"]
+    def talk(out: Path) -> list[str]:
+        words = ["diffsynth_omniavatar", "generate", *family, "--prompt", "a", "--image", str(inputs / "face.png")]
         words += ["--audio", str(inputs / "speech.wav"), "--out", str(out / "talk.mp4"), "--silence", "0"]
         words += ["--height", "32", "--width", "32", "--max_tokens", "9", "--overlap", "5", "--cfg_scale", "1"]
-        return cli.main(words)
+        return [*words, "--steps", "2"]
 
     return {"train": train, "precompute": encode, "generate": talk}
 
@@ -109,9 +117,9 @@ def kill_and_go_on(kind: str, command: Command, wanted: dict[str, str], lasts: f
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out")
         for _ in range(chance.choice((1, 1, 2))):
-            forked(command, out, chance.uniform(0, lasts))
+            run(command, out, chance.uniform(IMPORTS * lasts, lasts))
             check_what_is_there(kind, out)
-        forked(command, out)
+        run(command, out)
         assert digest(out) == wanted, f"{kind}: {sorted(set(digest(out).items()) ^ set(wanted.items()))}"
 
 
@@ -122,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--only", nargs="+", help="train, precompute, generate (default: all in turn)")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     broken, chance = 0, random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder:
         inputs = write_inputs(Path(folder))
@@ -131,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name, command in kinds.items():
             out = inputs / f"whole_{name}" / "out"
             out.parent.mkdir()
-            lasts = forked(command, out)
+            lasts = run(command, out)
             whole[name] = digest(out), lasts
             shutil.rmtree(out.parent)
             print(f"{name}: {lasts:.1f} s uninterrupted, {len(whole[name][0])} files", flush=True)
