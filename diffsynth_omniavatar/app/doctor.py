@@ -18,6 +18,7 @@ from typing import Literal
 
 from .. import host
 from ..host.versions import UnsupportedHostError
+from ..model.blocks.memory_plan import GIB
 from ..model.files import HUB_FOLDER, NANO_MODELS, HubFiles, ModelFiles, model_files
 from ..system.messages import counted
 
@@ -42,7 +43,6 @@ ATTENTION = {
 ENCODERS = ("libx264", "aac")
 GPU_GIB = {"14B": 43, "1.3B": 16}
 """Peak of GPU memory when everything stays on it, measured at 400x720 with 105 frames a chunk."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)

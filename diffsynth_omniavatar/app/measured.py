@@ -10,11 +10,10 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from ..media.timeline import latent_frames
-from ..model.blocks.memory_plan import BlockShape
+from ..model.blocks.memory_plan import GIB, BlockShape
 from ..model.blocks.step_memory import Way
 from ..model.config import PRESETS, LoRAConfig, OmniAvatarConfig
 
-GIB = 2**30
 IN_DIM = {"i2v": 33, "v2v": 49}
 FRAME_STEP, SIDE_STEP = 4, 16
 

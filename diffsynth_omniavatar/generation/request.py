@@ -18,6 +18,7 @@ from ..media.sound import SoundSource
 from ..media.timeline import DEFAULT_OVERLAP, clip_length
 from ..media.writer import SUFFIXES
 from ..model.config import Sampling, size_fault
+from ..system.output_folder import nearest_existing
 from .masks import MaskSource
 
 LARGEST_CRF = 51
@@ -168,7 +169,7 @@ def out_fault(out: Path) -> str | None:
         return f"@out {out} has another ending than {', '.join(SUFFIXES)}"
     if out.is_dir():
         return f"@out {out} is a folder, wanted a file"
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    folder = nearest_existing(out.parent)
     if not folder.is_dir():
         return f"@out {out}: {folder} is a file, wanted a folder"
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -22,12 +22,17 @@ def check_output_folder(folder: str | Path) -> None:
     Raises:
         ValueError: it cannot.
     """
-    path = Path(folder).absolute()
-    existing = next(there for there in (path, *path.parents) if os.path.lexists(there))
+    existing = nearest_existing(folder)
     if not existing.is_dir():
         raise ValueError(f"{folder}: {existing} is no folder; give another one to write to")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"{folder}: {existing} cannot be written; give another folder")
+
+
+def nearest_existing(path: str | Path) -> Path:
+    """The path itself, or the first of the folders around it that is there."""
+    path = Path(path).absolute()
+    return next(there for there in (path, *path.parents) if os.path.lexists(there))
 
 
 @contextlib.contextmanager
