@@ -22,6 +22,7 @@ WITHOUT_HOST = (
     "media.video",
     "media.sound",
     "media.writer",
+    "media.faces.face",
     "model.config",
     "model.speech_encoder",
     "model.files",

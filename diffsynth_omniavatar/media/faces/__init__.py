@@ -1,0 +1,1 @@
+"""Faces in pictures and videos: found, followed, cut out and put back."""
