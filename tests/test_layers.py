@@ -46,7 +46,7 @@ WITHOUT_HOST += (
     "nano.measure",
 )
 
-ROOMS = ("system", "host", "media", "model", "generation", "metrics", "data", "losses", "training", "nano", "app")
+ROOMS = ("system", "host", "media", "model", "generation", "losses", "metrics", "data", "training", "nano", "app")
 LONGEST_FILE = 600
 
 BLOCK_HOST = """
