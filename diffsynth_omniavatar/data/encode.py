@@ -22,9 +22,9 @@ from ..media.video import iter_frames
 from ..model.config import PRESETS
 from ..model.speech_encoder import AudioEncoder
 from .clips import ClipFacts, ClipSettings
+from .flags import DTYPES
 from .video_clip import VideoClip, reference_start
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 REFERENCES = 8
 UNUSED_WEIGHT = "masked_spec_embed"
 """A weight of wav2vec2 that only its own training uses; files lack it, and then it is random."""

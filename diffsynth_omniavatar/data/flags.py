@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from ..media.images import load_image
 from ..media.timeline import MAX_TOKENS
 from ..model.config import IMAGE_SIZES, Conventions
 from .clips import ClipSettings, ClipSource
 from .recipe import Recipe
 from .tables import read_clips
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Number formats that one can train and encode in, by their names."""
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,8 +34,8 @@ from ..system.output_folder import check_output_folder
 from .cache import CachedClip
 from .cache_writer import CacheWriter, plain_settings, refuse_other_cache, reserved_cache, write_index
 from .clips import ClipFacts, ClipSettings, ClipSource, UnreadableClip
-from .encode import DTYPES, REFERENCES, CacheOptions, encoder_pipeline
-from .flags import add_data_arguments, data_of
+from .encode import REFERENCES, CacheOptions, encoder_pipeline
+from .flags import DTYPES, add_data_arguments, data_of
 from .prepared import PreparedClip
 from .recipe import Recipe
 from .scan import Scan, scan_clips

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..media.images import Size, load_image, match_size, to_video
 from ..media.sound import Sound, add_silence, load_sound, speech_waveform
-from ..media.timeline import ChunkPlan, chunk_length, forth_and_back, plan_chunks
+from ..media.timeline import ChunkPlan, chunk_length, ping_pong, plan_chunks
 from ..media.video import iter_frames, probe_video
 from ..model.config import Conventions, has_masked_video, has_reference_sequence
 from .masks import MaskSource, load_mouth_mask
@@ -93,7 +93,8 @@ def read_inputs(request: TalkRequest, in_dim: int, conventions: Conventions) -> 
         )
     source = None
     if request.video is not None:
-        source = SourceVideo(request.video, size)
+        with faults_of("video"):
+            source = SourceVideo(request.video, size)
     with faults_of("mouth_mask"):
         mask = load_mouth_mask(request.mouth_mask, *size) if source is not None else None
     return GenerationInputs(
@@ -168,7 +169,7 @@ class SourceVideo:
 
     def frames(self, places: range) -> Tensor:
         """uint8 [F, H, W, 3]."""
-        wanted = [forth_and_back(place, self.count) for place in places]
+        wanted = [ping_pong(place, self.count) for place in places]
         first, last = min(wanted), max(wanted)
         window = torch.stack(list(iter_frames(self.path, first, last - first + 1, self.size)))
         return window[torch.tensor(wanted) - first]

@@ -51,9 +51,11 @@ def clip_length(frames: int) -> int:
     return (frames + 2) // 4 * 4 + 1
 
 
-def forth_and_back(place: int, count: int) -> int:
-    """Which of a source's `count` frames is shown at a place; a source that is too "
-    "short plays forward, then backward, in turn."""
+def ping_pong(place: int, count: int) -> int:
+    """Which of a source's `count` frames is shown at a place: a short source plays forward, then backward, in turn.
+
+    With four frames, places 0, 1, 2, ... show frames 0, 1, 2, 3, 2, 1, 0, 1, ...
+    """
     turn = place % max(1, 2 * count - 2)
     return min(turn, 2 * count - 2 - turn)
 

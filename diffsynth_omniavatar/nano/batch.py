@@ -20,7 +20,7 @@ from ..generation.masks import load_mouth_mask, paste_outside_mouth
 from ..generation.pipeline import OmniAvatarPipeline
 from ..generation.units import ConditionUnit, MaskedVideoUnit, PrefixUnit
 from ..media.images import to_bytes, to_video
-from ..media.timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, forth_and_back, plan_chunks
+from ..media.timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, ping_pong, plan_chunks
 from ..model import config
 from ..model.small_family import NANO
 
@@ -152,7 +152,7 @@ def _shown(take: Take, places: range) -> np.ndarray:
     """What a chunk shows: the source's frames, or the portrait [1, H, W, 3]."""
     if take.video is None:
         return take.portrait[None]
-    return take.video[[forth_and_back(place, len(take.video)) for place in places]]
+    return take.video[[ping_pong(place, len(take.video)) for place in places]]
 
 
 def _denoise(

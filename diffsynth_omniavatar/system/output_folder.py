@@ -69,7 +69,7 @@ def _locked(folder: Path) -> int:
                 holder = os.read(handle, 200).decode(errors="replace").strip()
                 os.close(handle)
                 raise ValueError(
-                    f"--output_path {folder} is in use by another run ({holder}); end it, or choose another folder"
+                    f"{folder} is in use by another run ({holder}); end it, or choose another folder"
                 ) from error
             logger.warning("%s cannot be locked (%s): see to it that no other run writes there", folder, error)
             return handle

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from .. import host
+from ..data.flags import DTYPES
 from ..losses.decode import AUX_MEMORY
 from ..model.config import IMAGE_SIZES, LORA_TARGETS
 from ..system.flag_files import read_flag_file
@@ -23,7 +24,6 @@ from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 DENOISER_FILES = "diffusion_pytorch_model"
 """How the files of Wan's transformer begin."""
 TASKS = ("sft", "sft:data_process", "sft:train")
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 UNUSED_HOST_FLAGS = {
     "lora_base_model": "the LoRA always goes on the denoiser",

@@ -20,6 +20,7 @@ from .. import host
 from ..data.clips import ClipSettings, ClipSource
 from ..data.dataset import OmniAvatarDataset
 from ..data.encode import encoder_pipeline
+from ..data.flags import DTYPES
 from ..data.recipe import Recipe
 from ..data.tables import read_clips
 from ..generation.pipeline import OmniAvatarPipeline
@@ -46,7 +47,7 @@ from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints
 from .data_process import DataProcessAccelerator, process_data
 from .ending import error_code
 from .first_checks import check_files, check_processes, check_same_clips
-from .flags import DTYPES, FlagError, parse_arguments
+from .flags import FlagError, parse_arguments
 from .log_table import read_table
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters

@@ -20,7 +20,7 @@ from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_ma
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.pixels import image_tensor
 from diffsynth_omniavatar.media.sound import Sound
-from diffsynth_omniavatar.media.timeline import forth_and_back, latent_frames
+from diffsynth_omniavatar.media.timeline import ping_pong, latent_frames
 from diffsynth_omniavatar.media.video import probe_video, read_frames
 from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.model.config import Conventions
@@ -181,6 +181,8 @@ def test_wrong_sources_are_named(tmp_path):
     pipe.dit.config.in_dim = 49
     with pytest.raises(ValueError, match="V2V checkpoint, which changes the mouth of a video: give video"):
         generate(pipe, image=Image.new("RGB", (8, 8)), **common)
+    with pytest.raises(ValueError, match=r"^video: .*absent.mp4"):
+        generate(pipe, video=tmp_path / "absent.mp4", height=64, width=64, **common)
 
 
 def write_video(path, frames, size=64):
@@ -193,9 +195,9 @@ def write_video(path, frames, size=64):
     return path
 
 
-def test_short_sources_run_forth_and_back(tmp_path):
+def test_short_sources_ping_pong(tmp_path):
     source = SourceVideo(write_video(tmp_path / "source.mp4", 5), (64, 64))
-    assert [forth_and_back(place, source.count) for place in range(12)] == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3]
+    assert [ping_pong(place, source.count) for place in range(12)] == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3]
     frames = source.frames(range(3, 8))
     stored = read_frames(tmp_path / "source.mp4")
     assert torch.equal(frames, stored[[3, 4, 3, 2, 1]])
