@@ -1,0 +1,74 @@
+"""What the faces of a clip have to be like to train with: rules that `check`, `precompute` and `prepare` share."""
+
+from __future__ import annotations
+
+from .figure_rules import Mode, Rule
+
+MIN_FACE_SIZE = {"i2v": 80.0, "v2v": 160.0}
+"""Pixels of the source. A V2V crop of 512 pixels is 2.3 faces wide: a face of 160 is enlarged 1.4 times."""
+
+MIN_FACE_SHARE = 0.9
+"""Of the frames of a clip those in which its face is found."""
+
+MAX_NOSE_OFFSET = {"i2v": 0.6, "v2v": 0.45}
+"""Distances between the eyes by which the nose may be beside their middle; more is a profile."""
+
+MAX_OTHER_FACE_SHARE = 0.1
+"""Of the frames of a clip those in which the crop shows a second face of some size."""
+
+OTHER_FACE_SIZE = 0.4
+"""A second face counts from this part of the size of the first on."""
+
+MIN_INSIDE_SHARE = {"i2v": 0.95, "v2v": 0.75}
+"""Of the aligned crop, or of the head, the part that lies in the picture."""
+
+
+def face_rules(mode: Mode) -> tuple[Rule, ...]:
+    """The rules for the faces of clips for "i2v" or "v2v"."""
+    head = "the aligned crop" if mode == "v2v" else "the head"
+    return (
+        Rule(
+            figure="face_share",
+            title="frames with the face",
+            meaning="part of the frames in which the face is found",
+            complaint="the face is not seen all the time",
+            least=MIN_FACE_SHARE,
+        ),
+        Rule(
+            figure="face_size",
+            title="face size",
+            unit="pixels",
+            meaning="longer side of the face's box in the source, median over the clip",
+            complaint="the face is too small",
+            least=MIN_FACE_SIZE[mode],
+        ),
+        Rule(
+            figure="nose_offset",
+            title="nose beside the middle",
+            unit="eye distances",
+            meaning="how far the nose is beside the middle of the eyes, exceeded in 5 % of the frames",
+            complaint="the face is in profile",
+            most=MAX_NOSE_OFFSET[mode],
+        ),
+        Rule(
+            figure="other_face_share",
+            title="frames with a second face",
+            meaning="part of the frames whose crop shows a second face",
+            complaint="there are two faces",
+            most=MAX_OTHER_FACE_SHARE,
+        ),
+        Rule(
+            figure="inside_share",
+            title="part inside the picture",
+            meaning=f"part of {head} inside the picture, less in 5 % of the frames",
+            complaint="the face is cut off",
+            least=MIN_INSIDE_SHARE[mode],
+        ),
+        Rule(
+            figure="cuts",
+            title="cuts",
+            meaning="number of cuts between scenes within the clip",
+            complaint="there is a cut in the middle",
+            most=0,
+        ),
+    )

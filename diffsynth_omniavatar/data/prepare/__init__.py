@@ -1,0 +1,1 @@
+"""`omniavatar prepare`: raw footage to a training set, and a report."""
