@@ -27,7 +27,7 @@ class Face:
     """The detector's box: left, top, right, bottom, in pixels."""
 
     score: float
-    """How sure the detector is, 0 to 1; in a track, of the last detection."""
+    """How sure the detector is that there is a face, 0 to 1."""
 
     flag: float
     """How sure the mesh is that it lies on a face, 0 to 1."""
