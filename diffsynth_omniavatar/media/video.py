@@ -73,7 +73,7 @@ class Picture(NamedTuple):
 
 def first_picture(path: str | Path) -> Picture:
     """The first picture of a video, at whose time the file's clock starts."""
-    pictures = _decode(path)
+    pictures = decode_pictures(path)
     first = next(pictures, None)
     pictures.close()
     if first is None:
@@ -81,7 +81,7 @@ def first_picture(path: str | Path) -> Picture:
     return first
 
 
-def _picture_end(path: str | Path) -> Fraction:
+def picture_end(path: str | Path) -> Fraction:
     """Time at which the last picture of a video ends, from all its packets.
 
     The durations that headers state are absent from some containers and include the sound in others. A last picture
@@ -118,7 +118,7 @@ def probe_video(path: str | Path) -> VideoInfo:
 def _probe(path: str | Path) -> tuple[VideoInfo, Fraction]:
     """What `probe_video` gives, and the time of the first picture on the file's own clock."""
     first = first_picture(path)
-    duration = _picture_end(path) - first.time
+    duration = picture_end(path) - first.time
     with named_faults(path):
         height, width = first.rgb(path).shape[:2]
     with open_media(path) as container:
@@ -133,8 +133,8 @@ def _probe(path: str | Path) -> tuple[VideoInfo, Fraction]:
     return info, first.time
 
 
-def _decode(path: str | Path, seek_to: Fraction | None = None) -> Generator[Picture, None, None]:
-    """Decoded pictures, from the key frame before `seek_to` on."""
+def decode_pictures(path: str | Path, seek_to: Fraction | None = None) -> Generator[Picture, None, None]:
+    """Decoded pictures, from the key frame before `seek_to`, seconds on the file's own clock, on."""
     with open_media(path) as container:
         stream = video_stream(container, path)
         # With several pictures at a time FFmpeg hides damage in the last ones, as many as there are threads.
@@ -155,9 +155,9 @@ def _decode(path: str | Path, seek_to: Fraction | None = None) -> Generator[Pict
             yield Picture(time, frame, stream.sample_aspect_ratio)
 
 
-def _decode_from(path: str | Path, time: Fraction) -> Iterator[Picture]:
-    """What `_decode` gives, beginning at or before `time`."""
-    pictures = _decode(path, time)
+def decode_from(path: str | Path, time: Fraction) -> Iterator[Picture]:
+    """What `decode_pictures` gives, beginning at or before `time`."""
+    pictures = decode_pictures(path, time)
     first = next(pictures, None)
     if first is not None and first.time <= time:
         yield first
@@ -165,7 +165,7 @@ def _decode_from(path: str | Path, time: Fraction) -> Iterator[Picture]:
         return
     # In files without an index the search may end too far on: those are decoded from the beginning.
     pictures.close()
-    yield from _decode(path)
+    yield from decode_pictures(path)
 
 
 def _fit_frame(frame: torch.Tensor, size: Size | None) -> torch.Tensor:
@@ -200,9 +200,9 @@ def _wanted_frames(path: str | Path, start: int, count: int | None) -> tuple[Fra
 
 def _sample_frames(path: str | Path, start_time: Fraction, wanted: range, size: Size | None) -> Iterator[torch.Tensor]:
     if wanted.start == 0:
-        pictures: Iterator[Picture] = _decode(path)
+        pictures: Iterator[Picture] = decode_pictures(path)
     else:
-        pictures = _decode_from(path, start_time + Fraction(wanted.start, FRAME_RATE))
+        pictures = decode_from(path, start_time + Fraction(wanted.start, FRAME_RATE))
     shown, following = next(pictures), next(pictures, None)
     shape, image = None, None
     for index in wanted:

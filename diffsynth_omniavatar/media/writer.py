@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -47,10 +48,12 @@ class VideoWriter:
     Args:
         path: file to write; its folder must exist.
         height, width: pixels, even numbers.
-        frame_rate: frames per second.
+        frame_rate: frames per second; with `tick`, their mean.
         sound: sound to put beside the picture, cut to its length; more than two channels become one.
         sound_delay: seconds by which the sound starts after the picture.
         crf: quality of x264, 0 (lossless) to 51; 13 to 18 look like the original.
+        tick: for frames at times of their own, the unit of these times in seconds: see `write`. mkv rounds times to
+            milliseconds.
 
     Raises:
         ValueError: odd size, other file type, a place where no file can be written, or (at the end) no frame written.
@@ -65,6 +68,7 @@ class VideoWriter:
         sound: Sound | None = None,
         sound_delay: float = 0.0,
         crf: int = 15,
+        tick: Fraction | None = None,
     ) -> None:
         self.path = Path(path)
         if self.path.suffix.lower() not in SUFFIXES:
@@ -75,8 +79,13 @@ class VideoWriter:
             raise ValueError(f"{path}: frames of {height}x{width}; H.264 needs an even height and width")
         self.height, self.width = height, width
         self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
+        self.tick = 1 / self.frame_rate if tick is None else tick
         self.crf = crf
         self.frames_written = 0
+        self._stop = 0
+        """Ticks at which the last written frame leaves the screen."""
+        self._durations: dict[int, int] = {}
+        """Ticks that each frame that is still in the encoder is on screen, by its start."""
         self._sound = None if sound is None else add_silence(_encodable(sound), sound_delay)
         self._samples_written = 0
         self._part = self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
@@ -107,6 +116,7 @@ class VideoWriter:
         self._video.height, self._video.width, self._video.pix_fmt = self.height, self.width, "yuv420p"
         # Untagged files are shown in one of two matrices, as the player thinks fit.
         context = self._video.codec_context
+        context.time_base = self.tick
         context.colorspace = context.color_primaries = context.color_trc = Colorspace.ITU709
         context.color_range = ColorRange.MPEG
         if self._sound is not None:
@@ -116,8 +126,19 @@ class VideoWriter:
             self._audio.bit_rate = min(96_000, 6 * rate) * channels
         return self
 
-    def write(self, frames: torch.Tensor) -> None:
-        """Append frames [count, height, width, 3], RGB: uint8, or floats in [-1, 1]; and the sound beside them."""
+    @property
+    def seconds_written(self) -> float:
+        """From the start of the first written frame to the end of the last."""
+        return float(self._stop * self.tick)
+
+    def write(self, frames: torch.Tensor, times: Sequence[tuple[int, int]] | None = None) -> None:
+        """Append frames and the sound beside them.
+
+        Args:
+            frames: [count, height, width, 3], RGB: uint8, or floats in [-1, 1].
+            times: ticks at which each frame comes on screen and leaves it. The first comes at 0, each other one when
+                the one before leaves. None for one tick each.
+        """
         if frames.ndim != 4 or tuple(frames.shape[1:]) != (self.height, self.width, 3):
             raise ValueError(
                 f"{self.path}: got frames {list(frames.shape)}, wanted [count, {self.height}, {self.width}, 3]"
@@ -127,24 +148,39 @@ class VideoWriter:
                 raise ValueError(f"{self.path}: frames have values that are not finite (NaN or infinity)")
         elif frames.dtype != torch.uint8:
             raise ValueError(f"{self.path}: got frames of {frames.dtype}; give uint8, or floats in [-1, 1]")
-        for frame in frames:
+        if times is None:
+            times = [(start, start + 1) for start in range(self._stop, self._stop + len(frames))]
+        for frame, (start, stop) in zip(frames, times, strict=True):
+            if start != self._stop or stop <= start:
+                raise ValueError(
+                    f"{self.path}: a frame from tick {start} to {stop}, wanted it to start at {self._stop}"
+                )
             pixels = to_bytes(frame) if frame.is_floating_point() else frame
-            self._write_frame(pixels.detach().cpu().contiguous().numpy())
+            self._write_frame(pixels.detach().cpu().contiguous().numpy(), stop)
 
-    def _write_frame(self, pixels: np.ndarray) -> None:
+    def _write_frame(self, pixels: np.ndarray, stop: int) -> None:
         picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
-        picture.pts, picture.time_base = self.frames_written, 1 / self.frame_rate
-        self._container.mux(self._video.encode(picture))
+        picture.pts, picture.time_base = self._stop, self.tick
+        self._durations[self._stop] = stop - self._stop
+        self._stop = stop
+        self._mux(self._video.encode(picture))
         self.frames_written += 1
         self._write_sound()
+
+    def _mux(self, packets: Iterable[av.Packet]) -> None:
+        """Pass encoded frames on, each with how long it stays; the last one's could not be known otherwise."""
+        for packet in packets:
+            assert packet.pts is not None  # they are the frames' own
+            packet.duration = self._durations.pop(packet.pts)
+            self._container.mux(packet)
 
     def _write_sound(self) -> None:
         """Append the sound up to the end of the last frame."""
         if self._sound is None:
             return
-        end = round(self.frames_written / self.frame_rate * self._sound.rate)
+        end = round(self._stop * self.tick * self._sound.rate)
         block = self._sound.samples[:, self._samples_written : end]
         if block.shape[1] == 0:
             return
@@ -157,7 +193,7 @@ class VideoWriter:
 
     def _finish(self) -> None:
         self._write_sound()
-        self._container.mux(self._video.encode(None))
+        self._mux(self._video.encode(None))
         if self._sound is not None:
             self._container.mux(self._audio.encode(None))
         self._container.close()
@@ -179,13 +215,12 @@ class VideoWriter:
             logger.error("%s: stopped by %r, and the part written so far is lost: %s", self.path, error, second)
         else:
             if error is not None and self.frames_written:
-                seconds = float(self.frames_written / self.frame_rate)
                 logger.warning(
                     "%s: stopped by %r; the file has the %d frames (%.2f s) written so far",
                     self.path,
                     error,
                     self.frames_written,
-                    seconds,
+                    self.seconds_written,
                 )
         finally:
             self._container.close()
