@@ -93,6 +93,19 @@ def _write_clip(path: Path, codec: str, sound: str) -> None:
             container.mux(stream.encode(None))
 
 
+def damaged_packet(content: bytes, number: int, seed: int) -> bytes:
+    """A video file whose packet of this number, all but its first 8 bytes, is noise."""
+    import io
+
+    import av
+    import numpy as np
+
+    with av.open(io.BytesIO(content)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+        start, end = packet.pos + 8, packet.pos + packet.size
+    return content[:start] + np.random.default_rng(seed).bytes(end - start) + content[end:]
+
+
 def damaged(content: bytes, others: Sequence[bytes], draw: random.Random) -> bytes:
     """The content with one to three kinds of damage."""
     data = bytearray(content)

@@ -40,6 +40,15 @@ def write_greys(
         container.mux(stream.encode(None))
 
 
+def set_matrix(path: Path, *matrix: float) -> None:
+    """Write the display matrix a, b, c, d of an mp4 file's only track, as phones do (ISO 14496-12, track header)."""
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (round(value * 65536) for value in matrix)
+    matrix_at = data.index(b"tkhd") + 4 + 40
+    data[matrix_at : matrix_at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
 def write_planes(path: Path, colours: Sequence[Sequence[int]], pixels: str, height: int = 16, **tags: int) -> None:
     """A lossless clip of flat pictures, each of the given Y, Cb and Cr, with these tags (ITU-T H.273)."""
     with av.open(str(path), "w") as container:

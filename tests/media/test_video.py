@@ -1,7 +1,6 @@
 """Video comes in by its timestamps, upright, beside its sound; bad files are refused by name."""
 
 import os
-import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -12,12 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fuzz_media import damaged_packet
 from media_files import (
     QUADRANTS,
     flash_and_beep,
     grey_frame,
     named_error,
     on_screen,
+    set_matrix,
     shown,
     tone,
     write_flash_and_beep,
@@ -75,15 +76,6 @@ def test_frames_of_a_size_are_fitted_as_images_are(tmp_path: Path) -> None:
     assert frames_of_size.shape == (3, 20, 20, 3)
     # One level where the two ranges round differently.
     assert difference.abs().max() <= 1
-
-
-def set_matrix(path: Path, *matrix: float) -> None:
-    """Write the display matrix a, b, c, d of an mp4 file's only track, as phones do (ISO 14496-12, track header)."""
-    data = bytearray(path.read_bytes())
-    a, b, c, d = (round(value * 65536) for value in matrix)
-    matrix_at = data.index(b"tkhd") + 4 + 40
-    data[matrix_at : matrix_at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
 
 
 def write_quadrants(path: Path, **settings: Any) -> np.ndarray:
@@ -183,12 +175,7 @@ def test_damage_is_told_with_its_time(tmp_path: Path, codec: str) -> None:
         for picture in noise:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    with av.open(str(path)) as container:
-        packet = [packet for packet in container.demux() if packet.size][20]
-        at, size = packet.pos, packet.size
-    data = bytearray(path.read_bytes())
-    data[at + 8 : at + size] = np.random.default_rng(1).bytes(size - 8)
-    path.write_bytes(data)
+    path.write_bytes(damaged_packet(path.read_bytes(), 20, seed=1))
     assert probe_video(path).frames == 25
     with named_error(path, r"damaged after 0\.[678]\d\d s", "encode it again"):
         read_frames(path)
