@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interrupts():
             return args.run(args)
     except KeyboardInterrupt as interrupt:
-        say(f"interrupted; {interrupt or 'no video was being written.'}")
+        say(f"interrupted; {interrupt}" if str(interrupt) else "interrupted")
         return exit_code(interrupt)
     except (ValueError, OSError, UnsupportedHostError) as error:
         if debug:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..generation.samples import read_samples
+from ..host.output import quiet_host
 from ..model.config import has_masked_video
 from ..model.files import MODELS, SMALL_FAMILY, model_files
 from ..system.flag_files import read_flag_file
 from ..system.messages import counted
-from .console import FAILED, quiet_host, say
+from .console import FAILED, say
 
 if TYPE_CHECKING:
     from ..generation.pipeline import OmniAvatarPipeline

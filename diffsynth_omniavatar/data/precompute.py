@@ -24,13 +24,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .. import host
+from ..generation.loading import MODELS_FOLDER_FLAG, host_config, named_downloads
 from ..generation.pipeline import OmniAvatarPipeline
-from ..model.files import HubFiles, Source, model_files
+from ..host.output import quiet_host
+from ..model.files import model_files
 from ..system.messages import counted
 from ..system.output_folder import check_output_folder
+from ..system.progress import progress_bar
 from .cache import CachedClip
 from .cache_writer import CacheWriter, plain_settings, refuse_other_cache, reserved_cache, write_index
 from .clips import ClipFacts, ClipSettings, ClipSource, UnreadableClip
@@ -41,14 +42,6 @@ from .recipe import Recipe
 from .scan import Scan, scan_clips
 from .video_clip import VideoClip
 
-PROGRESS_COLUMNS = (
-    TextColumn("{task.description} of this process"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TextColumn("left"),
-    TimeRemainingColumn(),
-)
 SLOWEST_PROCESS = timedelta(days=7)
 """How long processes wait for the last one."""
 PARTS = ("text_encoder", "vae", "tokenizer", "wav2vec2")
@@ -99,7 +92,8 @@ def precompute(
     state = processes(None)
     with reserved_cache(Path(folder), state):
         begun = begin(pipe, clips, folder, settings, recipe, options or CacheOptions(), state, scan)
-        with Progress(*PROGRESS_COLUMNS, disable=not (show_progress and state.is_main_process)) as bar:
+        unit = "done" if state.num_processes == 1 else "of this process done"
+        with progress_bar(unit, show_progress and state.is_main_process) as bar:
             texts = begun.writer.write_texts((clip.prompt for _, clip, _ in begun.usable), bar)
             entries, faults = begun.writer.write_clips(begun.usable, bar)
         return begun.finish(texts, entries, faults)
@@ -315,18 +309,25 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise FileNotFoundError(f"files of the model are missing: {', '.join(missing)}")
     scan = scan_usable(videos, settings, recipe)
-    wav2vec2 = _config(sources["wav2vec2"])
-    with main_process_first(state):  # so that one process downloads
-        wav2vec2.download_if_necessary()
+    configs = {part: host_config(part, sources[part]) for part in PARTS}
+    with (
+        main_process_first(state),  # so that one process downloads
+        quiet_host(args.debug),
+        named_downloads(sources.values(), MODELS_FOLDER_FLAG),
+    ):
+        configs["wav2vec2"].download_if_necessary()
         pipe = encoder_pipeline(
             settings,
-            model_configs=[_config(sources[part]) for part in ("text_encoder", "vae")],
-            tokenizer_config=_config(sources["tokenizer"]),
-            wav2vec2=_folder(wav2vec2.path),
+            model_configs=[configs["text_encoder"], configs["vae"]],
+            tokenizer_config=configs["tokenizer"],
+            wav2vec2=_folder(configs["wav2vec2"].path),
             device=device,
             dtype=dtype,
         )
-    report = precompute(pipe, videos, args.cache, settings=settings, recipe=recipe, options=options, scan=scan)
+    try:
+        report = precompute(pipe, videos, args.cache, settings=settings, recipe=recipe, options=options, scan=scan)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"{args.cache} keeps what was done, and the same command goes on.") from interrupt
     if state.is_main_process:
         for name, reason in report.faults:
             print(f"{name}: {reason}")
@@ -335,14 +336,6 @@ def run(args: argparse.Namespace) -> int:
             f"kept, {counted(len(report.faults), 'fault')}"
         )
     return 1 if report.faults else 0
-
-
-def _config(source: Source) -> Any:
-    """The host's ModelConfig of a part."""
-    if isinstance(source, HubFiles):
-        return host.hub_config(source.repository, source.pattern, None)
-    paths = [str(path) for path in source]
-    return host.ModelConfig(path=paths[0] if len(paths) == 1 else paths)
 
 
 def _folder(path: str | Sequence[str]) -> Path:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ..media.timeline import FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
+from ..system.progress import progress_bar
 from . import colours
 from .inputs import read_inputs
 from .masks import paste_outside_mouth
@@ -136,23 +135,13 @@ def _progress(
     chunks: int, steps: int, show: bool
 ) -> Iterator[Callable[[int], Callable[[Iterable[Any]], Iterator[Any]]]]:
     """Gives, for each chunk, what the host takes as `progress_bar_cmd`: a bar on a terminal, else a line a chunk."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as bar:
+    with progress_bar("steps", show) as bar:
         task = bar.add_task("chunk 1", total=chunks * steps)
 
         def for_chunk(index: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
             def steps_of(timesteps: Iterable[Any]) -> Iterator[Any]:
                 bar.update(task, description=f"chunk {index + 1}/{chunks}")
-                if show and not console.is_terminal:
+                if show and bar.disable:
                     logger.info("Chunk %d of %d.", index + 1, chunks)
                 for timestep in timesteps:
                     yield timestep

@@ -8,7 +8,7 @@ It puts together the arguments of the host's `from_pretrained`, which one can al
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from ..model.small_family import register_family
 from .pipeline import OmniAvatarPipeline
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+MODELS_FOLDER_FLAG = "a folder that has the files (--models_folder)"
 OWN_PARTS = ("omniavatar", "wav2vec2")
 """What this package adds to Wan's files."""
 
@@ -68,12 +69,13 @@ def pipeline_arguments(files: ModelFiles, download_source: str | None = None) ->
     sources = needed_sources(files)
     if files.is_small_family:
         register_family()
-    tokenizer = _config("tokenizer", sources.pop("tokenizer"), download_source)
-    configs = [_config(part, source, download_source) for part, source in sources.items()]
+    tokenizer = host_config("tokenizer", sources.pop("tokenizer"), download_source)
+    configs = [host_config(part, source, download_source) for part, source in sources.items()]
     return {"model_configs": configs, "tokenizer_config": tokenizer}
 
 
-def _config(part: str, source: Source, download_source: str | None) -> Any:
+def host_config(part: str, source: Source, download_source: str | None = None) -> Any:
+    """The host's ModelConfig of a part of the model."""
     if not isinstance(source, HubFiles):
         paths = [str(path) for path in source]
         return host.ModelConfig(path=paths[0] if len(paths) == 1 else paths)
@@ -84,18 +86,17 @@ def _config(part: str, source: Source, download_source: str | None) -> Any:
 
 
 @contextmanager
-def _named_downloads(files: ModelFiles) -> Iterator[None]:
-    """An OSError inside the block names the files that are still to be downloaded."""
+def named_downloads(sources: Iterable[Source], instead: str) -> Iterator[None]:
+    """An OSError inside the block names the files that are still to be downloaded, and what to give `instead`."""
     try:
         yield
     except OSError as error:
-        hub = [source for source in files.sources.values() if isinstance(source, HubFiles) and not source.downloaded()]
+        hub = [source for source in sources if isinstance(source, HubFiles) and not source.downloaded()]
         if not hub:
             raise
         names = ", ".join(f"{source.repository}/{source.pattern}" for source in hub)
         raise OSError(
-            f"cannot download {names} to {HUB_FOLDER}/; without a network, name a folder that has the files "
-            f"(--models_folder): {error}"
+            f"cannot download {names} to {HUB_FOLDER}/; without a network, name {instead}: {error}"
         ) from error
 
 
@@ -172,7 +173,7 @@ def load_pipeline(
     }
     if vram_limit is not None and device == "cpu":
         raise ValueError(f"vram_limit {vram_limit:g}: there is no GPU memory to limit on the CPU; leave it out.")
-    with _named_downloads(files):
+    with named_downloads(files.sources.values(), MODELS_FOLDER_FLAG):
         if vram_limit is None:
             pipe = OmniAvatarPipeline.from_pretrained(**arguments)
         else:

@@ -45,8 +45,8 @@ class HubFiles:
     repository: str
     pattern: str
     """Glob inside the repository."""
-    gigabytes: float
-    """About how large they are."""
+    gigabytes: float = 0.0
+    """About how large they are; 0 if that is not known."""
     copy: str | None = None
     """Where DiffSynth 2.x takes them from instead: repository/file."""
 
@@ -58,6 +58,8 @@ class HubFiles:
 
 
 Source = tuple[Path, ...] | HubFiles
+
+TOKENIZER = HubFiles("Wan-AI/Wan2.1-T2V-1.3B", "google/umt5-xxl/", 0.03)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def hub_files(model: str) -> dict[str, Source]:
             shared, "models_t5_umt5-xxl-enc-bf16.pth", 11, f"{converted}/models_t5_umt5-xxl-enc-bf16.safetensors"
         ),
         "vae": HubFiles(shared, "Wan2.1_VAE.pth", 0.5, f"{converted}/Wan2.1_VAE.safetensors"),
-        "tokenizer": HubFiles(shared, "google/umt5-xxl/", 0.03),
+        "tokenizer": TOKENIZER,
         "omniavatar": HubFiles(f"OmniAvatar/OmniAvatar-{model}", "*", 2.5 if model == "14B" else 0.7),
         "wav2vec2": HubFiles("facebook/wav2vec2-base-960h", "*", 1.2),
     }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from PIL import Image
 from ..generation.generate import GeneratedVideo, generate
 from ..generation.loading import load_pipeline
 from ..generation.pipeline import OmniAvatarPipeline
+from ..host.output import quiet_host
 from ..media.sound import Sound
 from ..media.timeline import FRAME_RATE, SAMPLE_RATE
 from ..media.writer import VideoWriter
@@ -115,5 +114,5 @@ def load_family(folder: Path, mode: str, device: str | None, tuned: Path | None 
         FileNotFoundError: it is not there.
     """
     model = "nano-v2v" if mode == "v2v" else "nano"
-    with redirect_stdout(io.StringIO()):  # the host prints each model that it knows
+    with quiet_host():
         return load_pipeline(model, folder, device=device, dtype="float32", omniavatar=tuned)

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..host import DiffusionTrainingModule, ModelLogger
 from ..media.video import filmstrip
 from ..system.atomic import flush
+from ..system.progress import progress_bar
 from ..system.tensor_files import write_pickle
 from .accelerator import STATE_FILE, OmniAccelerator
 from .loader import rng_state, set_rng_state
@@ -180,7 +180,7 @@ class TrainingLogger(ModelLogger):
         self.loss_parts = loss_parts
         self.writes_tables = enable_csv_log
         self.tables: dict[str, StepTable] = {}
-        self.bar = tqdm(disable=True)  # until the run begins, if it has a step to do
+        self.bar = progress_bar("steps", show=accelerator.is_main_process, by_itself=False)  # the loader forks
         self.save_due = False
         self.saved_step = 0
         accelerator.on_begin = self.on_training_begin
@@ -202,14 +202,10 @@ class TrainingLogger(ModelLogger):
             for path in Path(self.output_path).glob(".step-*"):
                 if _UNFINISHED.fullmatch(path.name):
                     shutil.rmtree(path)
-        self.bar = tqdm(
-            total=self.accelerator.settings.max_steps,
-            initial=self.num_steps,
-            unit="step",
-            disable=not self.accelerator.is_main_process,
-        )
         if self.num_steps == 0:
             self.run_validation()
+        total = self.accelerator.settings.max_steps
+        self.task = self.bar.add_task("training", total=total, completed=self.num_steps)
         self.clock = time.perf_counter()
 
     def table(self, name: str, *columns: str) -> StepTable:
@@ -223,8 +219,9 @@ class TrainingLogger(ModelLogger):
         if not accelerator.sync_gradients:
             return
         self.num_steps = accelerator.steps_done
-        self.bar.update()
+        self.bar.advance(self.task)
         self.log_step()
+        self.bar.refresh()
         if self.save_due or (save_steps is not None and self.num_steps % save_steps == 0):
             self.save()
         if self.validation_steps is not None and self.num_steps % self.validation_steps == 0:
@@ -242,7 +239,6 @@ class TrainingLogger(ModelLogger):
     ) -> None:
         """Save the last step, if it is not saved yet, and close the logs."""
         self.save()
-        self.bar.close()
         for log in (*self.loggers, *self.tables.values()):
             log.close()
 

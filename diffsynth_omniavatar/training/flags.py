@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from .. import host
 from ..data.flags import DTYPES
 from ..losses.decode import AUX_MEMORY

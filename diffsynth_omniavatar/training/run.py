@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from ..data.encode import encoder_pipeline
 from ..data.flags import DTYPES
 from ..data.recipe import Recipe
 from ..data.tables import read_clips
+from ..generation.loading import named_downloads
 from ..generation.pipeline import OmniAvatarPipeline
+from ..host.output import quiet_host
 from ..losses.decode import choose_memory
 from ..losses.lpips import LpipsLoss, load_lpips
 from ..losses.sync import SyncLoss
@@ -34,12 +36,14 @@ from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
 from ..model.checkpoint import read_config, read_lora, weight_files
 from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfig
+from ..model.files import TOKENIZER, HubFiles
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import initialise_on_wan
 from ..system.atomic import write_text_atomically
 from ..system.messages import counted
 from ..system.output_folder import reserved
+from ..system.progress import StderrLines
 from ..system.signals import exit_code, interrupts
 from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
@@ -122,6 +126,17 @@ def _base_configs(args: argparse.Namespace, device: torch.device) -> list[Any]:
         extra["device"] = str(device)
     module = host.DiffusionTrainingModule()
     return module.parse_model_configs(args.model_paths, args.model_id_with_origin_paths, **extra)
+
+
+@contextmanager
+def _loading(args: argparse.Namespace) -> Iterator[None]:
+    """Inside it the host loads what the flags name; it says nothing, and a failed download is named."""
+    named = (args.model_id_with_origin_paths or "").split(",")
+    sources = [HubFiles(*name.split(":", 1)) for name in named if ":" in name]
+    if args.tokenizer_path is None and _names_text_encoder(args):
+        sources.append(TOKENIZER)
+    with quiet_host(args.debug), named_downloads(sources, "files that you have (--model_paths, --tokenizer_path)"):
+        yield
 
 
 def _names_text_encoder(args: argparse.Namespace) -> bool:
@@ -394,14 +409,15 @@ def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None
     """`--task sft:data_process`: write a cache to the output path."""
     accelerator = DataProcessAccelerator()
     settings = clip_settings(args, conventions)
-    pipe = encoder_pipeline(
-        settings,
-        model_configs=_base_configs(args, accelerator.device),
-        tokenizer_config=None if args.tokenizer_path is None else host.ModelConfig(path=args.tokenizer_path),
-        wav2vec2=args.wav2vec2_path,
-        device=str(accelerator.device),
-        dtype=DTYPES[args.dtype],
-    )
+    with _loading(args):
+        pipe = encoder_pipeline(
+            settings,
+            model_configs=_base_configs(args, accelerator.device),
+            tokenizer_config=None if args.tokenizer_path is None else host.ModelConfig(path=args.tokenizer_path),
+            wav2vec2=args.wav2vec2_path,
+            device=str(accelerator.device),
+            dtype=DTYPES[args.dtype],
+        )
     report = process_data(
         pipe,
         named_clips(args),
@@ -465,7 +481,8 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         **_logger_options(args),
     )
     args.num_epochs = accelerator.epochs_to_run(len(dataset))
-    host.launch_training_task(accelerator, dataset, module, training_logger, args=args)
+    with training_logger.bar:
+        host.launch_training_task(accelerator, dataset, module, training_logger, args=args)
 
 
 def validation_samples(args: argparse.Namespace) -> list[ValidationSample]:
@@ -480,7 +497,8 @@ def build_module(
 ) -> OmniAvatarTrainingModule:
     """Load the networks, and make of them what the host's loop trains."""
     place = torch.device("cpu") if args.stream_weights and not args.reference else accelerator.device
-    pipe, config = load_training_pipeline(args, conventions, place)
+    with _loading(args):
+        pipe, config = load_training_pipeline(args, conventions, place)
     pipe.device = accelerator.device
     auxiliary = load_auxiliary(args, accelerator.device)
     check_lengths(dataset, auxiliary)
@@ -500,7 +518,7 @@ def _check_parameters(resume: Path | None, module: OmniAvatarTrainingModule) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit code is 2 for wrong input, 1 for a failure, 128 + n for the signal n."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[StderrLines()])
     expandable_segments()
     try:
         with interrupts():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import io
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from synthetic_clips import noise, shown, write_levels
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.generation import generate as generate_module
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.request import TalkRequest
 from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
+from diffsynth_omniavatar.system.progress import progress_bar
 
 SIZE = 32
 LENGTH, OVERLAP = 9, 5
@@ -90,11 +88,9 @@ def run(monkeypatch, tmp_path, videos):
 
     def run_generate(channels, conventions=None, **arguments):
         writers, bars = [], []
-        progress = generate_module.Progress
         spies = {
             "VideoWriter": lambda *args, **options: writers.append(SpyWriter(*args, **options)) or writers[-1],
-            "Console": lambda **_: Console(force_terminal=True, file=io.StringIO()),
-            "Progress": lambda *columns, **options: bars.append(options) or progress(*columns, disable=True),
+            "progress_bar": lambda unit, show: bars.append(show) or progress_bar(unit, show=False),
         }
         for name, spy in spies.items():
             monkeypatch.setitem(generate.__globals__, name, spy)
@@ -222,7 +218,7 @@ ARRIVALS = [
     straight("tea_cache_l1_thresh", 0.14),
     straight("tea_cache_model_id", "Wan2.1-T2V-1.3B"),
     Arrival("crf", 30, lambda run: run.writer.options["crf"], 30),
-    Arrival("show_progress", False, lambda run: [bar["disable"] for bar in run.bars], [True]),
+    Arrival("show_progress", False, lambda run: run.bars, [False]),
 ]
 
 

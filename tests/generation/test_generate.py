@@ -20,7 +20,7 @@ from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_ma
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.pixels import image_tensor
 from diffsynth_omniavatar.media.sound import Sound
-from diffsynth_omniavatar.media.timeline import ping_pong, latent_frames
+from diffsynth_omniavatar.media.timeline import latent_frames, ping_pong
 from diffsynth_omniavatar.media.video import probe_video, read_frames
 from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.model.config import Conventions
