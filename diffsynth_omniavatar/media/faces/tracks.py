@@ -43,8 +43,8 @@ class Tracker:
         self._followed: list[_Followed] = []
         self._ended: list[Track] = []
 
-    def add(self, picture: Tensor) -> None:
-        """The next picture of the video, uint8 [H, W, 3]; raises as `FaceFinder.follow`."""
+    def add(self, picture: Tensor) -> list[Face]:
+        """The next picture of the video, uint8 [H, W, 3]; gives its faces and raises as `FaceFinder.follow`."""
         seen = [followed.last for followed in self._followed if followed.is_seen]
         found = self._finder.follow(picture, seen)
         looks = [_appearance(picture, face) for face in found]
@@ -61,6 +61,7 @@ class Tracker:
                 self._followed.append(_Followed(self._frame, face, looks[index], self._keep_points))
         self._end([followed for followed in self._followed if followed.frames_unsure > LONGEST_GAP])
         self._frame += 1
+        return found
 
     def cut(self) -> None:
         """The next picture begins another scene: all tracks end."""
