@@ -1,4 +1,4 @@
-"""Decoded pictures of a video as a screen shows them: RGB of BT.709, square pixels, upright.
+"""Decoded pictures of a video as a screen shows them: RGB of BT.709, square pixels, upright, over white.
 
 High dynamic range (the transfer functions PQ and HLG of ITU-R BT.2100) is brought there with the reference white of
 ITU-R BT.2408, 203 cd/m2: what is darker keeps its colour, highlights up to 1000 cd/m2 are compressed.
@@ -58,11 +58,27 @@ def upright_rgb(frame: av.VideoFrame, pixel_aspect: Fraction | None, path: str |
     """RGB bytes [height, width, 3] of a decoded frame with square pixels, turned as the file says.
 
     `pixel_aspect` is the width of a pixel by its height, None or 0 if it is unknown. Raises ValueError, naming the
-    path, for colours, pixels or orientations that cannot be converted.
+    path, for colours, pixels or orientations that cannot be converted, and for interlaced pictures.
     """
+    if frame.interlaced_frame:
+        raise MediaError(
+            f"{path}: is interlaced, each picture shows two instants; encode it again with one instant a picture "
+            "(FFmpeg's filter bwdif)"
+        )
     height, width = _square_size(frame.height, frame.width, pixel_aspect, path)
     orient = _orientation(frame, path)
-    return np.ascontiguousarray(orient(_to_bt709_bytes(frame, height, width, path)))
+    opacity = _opacity(frame, height, width)
+    rgb = _to_bt709_bytes(frame, height, width, path)
+    if opacity is not None:
+        rgb = (255 - opacity * (1 - rgb / np.float32(255))).round().astype(np.uint8)
+    return np.ascontiguousarray(orient(rgb))
+
+
+def _opacity(frame: av.VideoFrame, height: int, width: int) -> np.ndarray | None:
+    """float32 [height, width, 1], 0 to 255; None for a frame that is opaque by its format."""
+    if not any(component.is_alpha for component in frame.format.components):
+        return None
+    return frame.to_ndarray(format="rgba", width=width, height=height)[..., 3:].astype(np.float32)
 
 
 def _square_size(height: int, width: int, aspect: Fraction | None, path: str | Path) -> tuple[int, int]:
@@ -97,6 +113,10 @@ def _orientation(frame: av.VideoFrame, path: str | Path) -> Callable[[np.ndarray
 
 def _to_bt709_bytes(frame: av.VideoFrame, height: int, width: int, path: str | Path) -> np.ndarray:
     matrix, primaries, transfer = int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)
+    if (matrix, transfer) == (_UNSPECIFIED, _UNSPECIFIED) and "DOVI_METADATA" in frame.side_data:
+        raise MediaError(
+            f"{path}: has Dolby Vision's own colours, which cannot be converted; encode it again in BT.709"
+        )
     high_range = transfer in (_PQ, _HLG)
     if high_range and primaries == _UNSPECIFIED:
         primaries = 9

@@ -65,9 +65,10 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
 
 
 def picture_stream(container: InputContainer) -> av.VideoStream | None:
-    """The first video stream that is not the cover picture of a sound file."""
-    streams = container.streams.video
-    return next((s for s in streams if not s.disposition & av.stream.Disposition.attached_pic), None)
+    """The default video stream, or else the first, but never the cover picture of a sound file."""
+    kinds = av.stream.Disposition
+    streams = [stream for stream in container.streams.video if not stream.disposition & kinds.attached_pic]
+    return next((stream for stream in streams if stream.disposition & kinds.default), streams[0] if streams else None)
 
 
 def video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
@@ -85,6 +86,10 @@ def video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
             f"{path}: pictures of {context.height}x{context.width} are too large, or its header is damaged; "
             f"at most {MAX_PIXELS} pixels can be read: scale it down"
         )
+    if stream.metadata.get("alpha_mode") == "1":
+        raise MediaError(
+            f"{path}: is see-through, and FFmpeg's decoder leaves that out; encode it again over a background"
+        )
     # Decoders hide damage, by grey patches or by the picture before, unless they are told to explode.
     context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
     return stream
@@ -98,7 +103,10 @@ def sound_stream(container: InputContainer, path: str | Path) -> av.AudioStream:
     usable = [track for track in tracks if track.codec_context is not None]
     if not usable:
         raise MediaError(f"{path}: FFmpeg has no decoder for its sound; encode the sound again, as AAC or WAV")
-    return next((track for track in usable if track.disposition & av.stream.Disposition.default), usable[0])
+    taken = next((track for track in usable if track.disposition & av.stream.Disposition.default), usable[0])
+    if taken.codec_context.name == "flac":
+        taken.codec_context.options = {"err_detect": "crccheck+explode"}
+    return taken
 
 
 def decoded(frames: Iterator[_Frame], path: str | Path) -> Generator[_Frame, None, None]:

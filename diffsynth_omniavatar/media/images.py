@@ -10,13 +10,15 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from .image_colour import colour_fault, to_srgb_gamma
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -42,17 +44,21 @@ class ImageError(ValueError):
 def load_image(source: str | Path | Image.Image) -> Image.Image:
     """Read an image as upright 8-bit sRGB.
 
-    The EXIF rotation is applied, an embedded colour profile is converted to sRGB, transparent parts are laid over
-    white, 16-bit grey is scaled to 8 bits, and CMYK without a profile is converted by the plain formula. Raises
-    ValueError, naming the file, if it cannot be read, is none of `FORMATS`, has more pixels than
-    `PIL.Image.MAX_IMAGE_PIXELS`, is of a kind without a defined range (32-bit floats), has a profile that is damaged or
-    not for its kind of pixels, or has a side of less than two pixels.
+    The EXIF rotation is applied, an embedded colour profile or the gamma of a PNG file is converted to sRGB,
+    transparent parts are laid over white, 16-bit grey is scaled to 8 bits, and CMYK without a profile is converted by
+    the plain formula. Raises ValueError, naming the file, if it cannot be read, is none of `FORMATS`, has more pixels
+    than `PIL.Image.MAX_IMAGE_PIXELS`, is of a kind without a defined range (32-bit floats), has a profile that is
+    damaged or not for its kind of pixels, names other colours than sRGB's without a profile, or has a side of less than
+    two pixels.
     """
     name = "the given image" if isinstance(source, Image.Image) else str(source)
     try:
         image = source if isinstance(source, Image.Image) else _open(source)
         if "icc_profile" not in image.info and _interoperability(image) == "R03":
             raise ImageError(f"{name}: is in Adobe RGB, but without its profile; save it in sRGB")
+        fault = None if isinstance(source, Image.Image) or "icc_profile" in image.info else colour_fault(image, source)
+        if fault is not None:
+            raise ImageError(f"{name}: {fault}; save it in sRGB")
         upright = ImageOps.exif_transpose(image)
         upright.load()
         if min(upright.size) < 2:
@@ -103,20 +109,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if grey.min() < 0 or grey.max() > 65535:
             raise ImageError(f"{name}: has grey levels {grey.min()} to {grey.max()}; 16 bits give 0 to 65535")
         levels = Image.fromarray((grey / 257).round().astype(np.uint8))
-        return _to_srgb(levels, image.info.get("icc_profile"), name)
-    profile = image.info.get("icc_profile")
+        return _to_srgb(levels, image.info, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         opaque = image.convert("RGBA")
-        rgba = _to_srgb(opaque.convert("RGB"), profile, name).convert("RGBA")
+        rgba = _to_srgb(opaque.convert("RGB"), image.info, name).convert("RGBA")
         rgba.putalpha(opaque.getchannel("A"))
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return _to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile, name)
+    return _to_srgb(image if image.mode in ("L", "CMYK") else image.convert("RGB"), image.info, name)
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """An image of mode L, RGB or CMYK as sRGB, by its colour profile if it has one."""
+def _to_srgb(image: Image.Image, info: Mapping[Any, Any], name: str) -> Image.Image:
+    """An image of mode L, RGB or CMYK as sRGB, by the colour profile or the gamma that `info` of its file names."""
+    profile = info.get("icc_profile")
     if not profile:
-        return image.convert("RGB")
+        return to_srgb_gamma(image.convert("RGB"), info)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         model = source.profile.xcolor_space

@@ -19,6 +19,7 @@ import soxr
 import torch
 
 from .files import MediaError, decoded, named_faults, open_media, picture_stream, sound_stream
+from .sound_file import is_all, sound_blocks
 from .timeline import FRAME_RATE, SAMPLE_RATE
 from .video import first_picture
 
@@ -45,6 +46,9 @@ _LONGEST_HOLE = 60
 
 _LONGEST_OVERLAP = 1
 """Seconds by which a block may begin before the end of the block before; more is a damaged timestamp."""
+
+LOUDEST = 100
+"""Peak of a sound, full scale being 1, from which on its samples are taken to have another unit."""
 
 _CANCELLED = 0.25
 """Channels cancel out if their mean is less than this part of what the loudest of them alone would give."""
@@ -92,7 +96,8 @@ def load_sound(
 
     Raises:
         ValueError: the source has no sound, cannot be read, is shorter than one video frame (40 ms) or longer than 4
-            hours, silent, has values that are not finite, or channels that cancel out in their mean.
+            hours, silent or far above full scale, has values that are not finite, or channels that cancel out in their
+            mean; or the file is damaged, cut off, or joined of several.
     """
     if isinstance(source, (str, Path)):
         if rate is not None:
@@ -132,17 +137,13 @@ def _read_sound(path: str | Path) -> Sound:
             # OmniAvatar reads sound through this library too; it knows wav, flac, ogg and mp3 but no video. It is given
             # no name because it believes endings: a video called .mp3 would be noise.
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                blocks = [np.zeros((sound.channels, 0), np.float32), *_limited(_soundfile_blocks(sound), path)]
-                return Sound(np.concatenate(blocks, axis=1), sound.samplerate)
+                blocks = [np.zeros((sound.channels, 0), np.float32), *_limited(sound_blocks(sound), path)]
+                samples = np.concatenate(blocks, axis=1)
+                if is_all(sound, samples.shape[1], path):
+                    return Sound(samples, sound.samplerate)
         except soundfile.LibsndfileError:
-            pass  # FFmpeg knows more formats
+            pass  # FFmpeg knows more formats, and tells where a file is damaged
     return _decode_sound(path)
-
-
-def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    # Not all at once: memory is for what is there, not for what the header claims.
-    while len(block := sound.read(2**20 // sound.channels + 1, dtype="float32", always_2d=True)):
-        yield block.T
 
 
 def _limited(blocks: Iterable[np.ndarray], path: str | Path) -> Iterator[np.ndarray]:
@@ -167,7 +168,8 @@ def _decode_sound(path: str | Path) -> Sound:
         if start is None and first.pts is not None:
             start = first.pts * (first.time_base or Fraction(0))
         rate = first.sample_rate
-        blocks = list(_limited(_placed(chain([first], frames), start or Fraction(0), path), path))
+        is_gapless = container.format.name == "flac"
+        blocks = list(_limited(_placed(chain([first], frames), start or Fraction(0), path, is_gapless), path))
         samples = np.concatenate(blocks, axis=1)
         # An encoder fills up its last block; the header, where there is one, tells where the sound ended.
         if stream.start_time is not None and stream.duration is not None and stream.time_base is not None:
@@ -177,8 +179,13 @@ def _decode_sound(path: str | Path) -> Sound:
         return Sound(samples, rate)
 
 
-def _placed(frames: Iterable[av.AudioFrame], start: Fraction, path: str | Path) -> Iterator[np.ndarray]:
-    """Samples [channels, n] of decoded frames from `start` on, each at its timestamp: holes filled, overlaps cut."""
+def _placed(
+    frames: Iterable[av.AudioFrame], start: Fraction, path: str | Path, is_gapless: bool
+) -> Iterator[np.ndarray]:
+    """Samples [channels, n] of decoded frames from `start` on, each at its timestamp: holes filled, overlaps cut.
+
+    A hole in a file that is gapless by its format is damage that FFmpeg passed over.
+    """
     resampler = av.AudioResampler(format="fltp")
     kind: tuple[int, int] | None = None
     filled = missing = own = 0
@@ -195,6 +202,8 @@ def _placed(frames: Iterable[av.AudioFrame], start: Fraction, path: str | Path) 
         ahead = 0
         if frame.pts is not None and frame.time_base is not None:
             ahead = round((frame.pts * frame.time_base - start) * rate) - filled
+        if ahead > 0 and filled and is_gapless:
+            raise MediaError(f"{path}: is damaged after {filled / rate:.3f} s; encode it again")
         if ahead > 0 and (ahead > _DRIFT * rate or not filled):
             missing += ahead
             if missing > _LONGEST_HOLE * rate + own:
@@ -227,6 +236,11 @@ def _check_sound(sound: Sound, name: str, allow_silent: bool) -> None:
     if sound.duration > LONGEST_SOUND:
         raise ValueError(f"{name}: the sound lasts {sound.duration / 3600:.1f} h; cut it into parts of at most 4 h")
     peak = float(np.abs(sound.samples).max())
+    if peak > LOUDEST:
+        raise ValueError(
+            f"{name}: the samples reach {peak:.6g} times full scale; floats go from -1 to 1: divide samples of 16 bits "
+            "by 32768"
+        )
     if peak < SILENCE and not allow_silent:
         raise ValueError(
             f"{name}: the sound is silent (peak {peak:.1e} of full scale); check the microphone or the track, or, if "

@@ -1,12 +1,17 @@
 """Colours come in as a screen shows them, whatever a video stores; what cannot be converted is refused by name."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from media_files import named_error, write_planes
 
+from diffsynth_omniavatar.media import colour
 from diffsynth_omniavatar.media.video import read_frames
 
 COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (128, 128, 128), (220, 170, 140), (16, 16, 16)])
@@ -112,3 +117,68 @@ def test_other_colours_are_refused_by_name(tmp_path: Path, tags: dict[str, int])
     write_planes(path, [[100, 128, 128]], "yuv420p", **tags)
     with named_error(path, "colours", "BT.709"):
         read_frames(path)
+
+
+@pytest.mark.parametrize(("codec", "pixels", "name"), [("png", "rgba", "clip.mov"), ("ffv1", "yuva420p", "clip.mkv")])
+def test_see_through_pictures_are_laid_over_white(tmp_path: Path, codec: str, pixels: str, name: str) -> None:
+    opacities = [0, 51, 255]
+    write_see_through(tmp_path / name, codec, pixels, [(255, 0, 0, opacity) for opacity in opacities])
+    wanted = [[255, 255 - opacity, 255 - opacity] for opacity in opacities]
+    assert np.abs(read_frames(tmp_path / name)[:, 8, 8].numpy().astype(int) - wanted).max() <= 3
+
+
+def test_a_see_through_webm_is_refused_by_name(tmp_path: Path) -> None:
+    write_see_through(tmp_path / "clip.webm", "libvpx-vp9", "yuva420p", [(255, 0, 0, 0)])
+    with named_error(tmp_path / "clip.webm", "see-through", "over a background"):
+        read_frames(tmp_path / "clip.webm")
+
+
+def write_see_through(path: Path, codec: str, pixels: str, colours: list[tuple[int, ...]]) -> None:
+    """A clip of flat pictures in red, green, blue and opacity."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height = stream.width = 16
+        stream.pix_fmt = pixels
+        for index, colour in enumerate(colours):
+            picture = np.full((16, 16, 4), colour, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format=pixels)
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_an_interlaced_video_is_refused_by_name(tmp_path: Path) -> None:
+    interlaced = 0x20000000 | 0x40000  # FFmpeg's flags ilme and ildct
+    with av.open(str(tmp_path / "clip.mpg"), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.height = stream.width = 32
+        stream.codec_context.flags = interlaced
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with named_error(tmp_path / "clip.mpg", "interlaced", "bwdif"):
+        read_frames(tmp_path / "clip.mpg")
+
+
+def test_dolby_visions_own_colours_are_refused_by_name() -> None:
+    untagged = {"colorspace": 2, "color_primaries": 2, "color_trc": 2}
+    frame: Any = SimpleNamespace(**untagged, side_data={"DOVI_METADATA": b""}, interlaced_frame=False)
+    with pytest.raises(ValueError, match=r"clip\.mp4: has Dolby Vision's own colours"):
+        colour._to_bt709_bytes(frame, 16, 16, "clip.mp4")
+
+
+def test_the_default_picture_track_is_taken(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        streams = [container.add_stream("ffv1", rate=25) for _ in range(2)]
+        for stream, is_default in zip(streams, (False, True), strict=True):
+            stream.height = stream.width = 16
+            stream.pix_fmt = "yuv420p"
+            stream.disposition = av.stream.Disposition.default if is_default else av.stream.Disposition(0)
+        for stream, level in zip(streams, (50, 200), strict=True):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), level, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = 0, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    assert read_frames(tmp_path / "clip.mkv")[0, 8, 8].tolist() == [200, 200, 200]

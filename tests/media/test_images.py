@@ -4,6 +4,7 @@ import contextlib
 import json
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,53 @@ def test_profiles_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     colours.save(tmp_path / "adobe.jpg", exif=adobe)
     with named_error(tmp_path / "adobe.jpg", "Adobe RGB", "sRGB"):
         load_image(tmp_path / "adobe.jpg")
+
+
+def with_chunk(path: Path, name: bytes, data: bytes) -> None:
+    """Put a chunk into a PNG file, behind its header."""
+    whole = path.read_bytes()
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(whole[:33] + chunk + whole[33:])
+
+
+@pytest.mark.parametrize(("gamma", "wanted"), [(45455, 128), (100_000, 188), (55_556, 146), (0, 128)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_the_gamma_of_a_png_file_becomes_srgbs(tmp_path: Path, gamma: int, wanted: int, mode: str) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (4, 4), (128, 128, 128)).convert(mode).save(path)
+    with_chunk(path, b"gAMA", struct.pack(">I", gamma))
+    with Image.open(path) as opened:
+        for source in (path, opened, load_image(path)):
+            assert load_image(source).getpixel((0, 0)) == (wanted,) * 3
+    with_chunk(path, b"sRGB", b"\0")  # takes the place of the gamma
+    assert load_image(path).getpixel((0, 0)) == (128, 128, 128)
+
+
+SRGB_PLACES = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+
+
+def test_other_colours_without_a_profile_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    for name, data, words in (
+        (b"cHRM", struct.pack(">8I", *SRGB_PLACES[:4], 21000, 71000, 15000, 6000), "other primaries"),
+        (b"cICP", bytes([9, 16, 0, 1]), "primaries 9, transfer 16"),
+        (b"cICP", bytes([12, 13, 0, 1]), "primaries 12, transfer 13"),
+        (b"cICP", bytes([1, 13, 0, 1]), ""),
+        (b"cHRM", struct.pack(">8I", *SRGB_PLACES), ""),
+    ):
+        Image.new("RGB", (4, 4), (9, 99, 199)).save(path)
+        with_chunk(path, name, data)
+        if words:
+            with named_error(path, words, "save it in sRGB"):
+                load_image(path)
+        else:
+            assert load_image(path).getpixel((0, 0)) == (9, 99, 199)
+    path = tmp_path / "photo.avif"
+    Image.new("RGB", (16, 16), (9, 99, 199)).save(path)
+    load_image(path)
+    path.write_bytes(path.read_bytes().replace(b"colrnclx\0\1\0\x0d", b"colrnclx\0\x09\0\x10"))
+    with named_error(path, "primaries 9, transfer 16", "save it in sRGB"):
+        load_image(path)
 
 
 def test_only_named_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
