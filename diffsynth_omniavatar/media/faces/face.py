@@ -24,7 +24,7 @@ class Face:
     """One face in one picture. Left and right are those of the picture."""
 
     box: tuple[float, float, float, float]
-    """The detector's box: left, top, right, bottom, in pixels."""
+    """The square around its landmarks, from forehead to chin: left, top, right, bottom, in pixels."""
 
     score: float
     """How sure the detector is that there is a face, 0 to 1."""

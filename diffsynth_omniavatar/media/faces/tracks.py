@@ -11,11 +11,13 @@ from torch import Tensor
 from .face import Face, Track
 from .find import FaceFinder
 
-LONGEST_GAP = 12
-"""Frames for which a face may be lost, or be unsure, and still goes on in its track."""
+LONGEST_GAP = 25
+"""Frames for which a face may be lost, or be unsure, and still goes on in its track: the time of somebody who passes
+before it."""
 
-_FARTHEST = 1.0
-"""Distance of a face from where its track expects it, in its size, from which on it is another one."""
+_FARTHEST, _PER_LOST_FRAME = 1.0, 0.05
+"""Distance of a face from where its track expects it, in its size, from which on it is another one; and how much this
+grows with each frame for which it is lost."""
 
 _MOST_GROWTH = math.log(1.6)
 _LEAST_ALIKE = 0.3
@@ -125,6 +127,7 @@ class _Followed:
         self._faces: list[Face | None] = []
         self._middle, self._velocity = _middle(face), np.zeros(2)
         self._look = look
+        self._lost = 0
         self.frames_unsure = 0
         self.last = face
         self.add(face, look, keep_points)
@@ -132,15 +135,13 @@ class _Followed:
     @property
     def is_seen(self) -> bool:
         """Whether it has a face in the last picture."""
-        return self._faces[-1] is not None
+        return self._lost == 0
 
     def add(self, face: Face, look: np.ndarray | None, keep_points: bool) -> None:
         """Its next face; `look` is None where others may hide it."""
-        gap = 1
-        while gap <= len(self._faces) and self._faces[-gap] is None:
-            gap += 1
-        step = (_middle(face) - _middle(self.last)) / gap
-        self._velocity += 0.5 * (step - self._velocity)
+        step = (_middle(face) - _middle(self.last)) / (self._lost + 1)
+        self._velocity = self._velocity + 0.5 * (step - self._velocity)
+        self._lost = 0
         self._middle = _middle(face)
         if look is not None:
             self._look = self._look + 0.1 * (look - self._look)
@@ -152,6 +153,7 @@ class _Followed:
         """It has no face in this picture, but is taken to move on."""
         self._middle = self._middle + self._velocity
         self._faces.append(None)
+        self._lost += 1
         self.frames_unsure += 1
 
     def difference(self, face: Face, look: np.ndarray) -> float | None:
@@ -159,9 +161,10 @@ class _Followed:
         distance = float(np.linalg.norm(_middle(face) - self._middle - self._velocity)) / self.last.size
         growth = abs(math.log(face.size / self.last.size))
         unlike = float(np.abs(look - self._look).mean())
-        if distance > _FARTHEST or growth > _MOST_GROWTH or unlike > _LEAST_ALIKE:
+        farthest = _FARTHEST + _PER_LOST_FRAME * self._lost
+        if distance > farthest or growth > _MOST_GROWTH or unlike > _LEAST_ALIKE:
             return None
-        return distance / _FARTHEST + growth / _MOST_GROWTH + 3 * unlike / _LEAST_ALIKE
+        return distance / farthest + growth / _MOST_GROWTH + 3 * unlike / _LEAST_ALIKE
 
     def is_near(self, other: _Followed) -> bool:
         """Whether one of both may hide the other."""
