@@ -17,24 +17,17 @@ from ..metrics.plots import line_plot
 from ..nano.regions import mouth_box
 from ..nano.speaker.clips import SpeakerClip
 from ..nano.speaker.drawing import SIZE
+from ..system import pages
 from ..training.log_table import read_table
 
 STYLE = """
-body { max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.result { font-size: 1.1rem; font-weight: 600; }
 .videos { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem; }
-figure { margin: 0; } figcaption { font-size: .9rem; text-align: center; }
+figcaption { font-size: .9rem; text-align: center; }
 video, canvas { display: block; width: 100%; aspect-ratio: 1; background: #ddd; }
 canvas { margin-top: .5rem; }
 .control { display: flex; flex-wrap: wrap; gap: .75rem; align-items: center; margin: .75rem 0; }
 .control button { min-width: 5rem; padding: .35rem .75rem; font: inherit; }
 .control input[type=range] { flex: 1; min-width: 8rem; }
-svg { width: 100%; height: auto; display: block; margin: .75rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; }
-th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-pre { background: #f4f4f4; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; }
 """
 
 SCRIPT = """
@@ -169,10 +162,7 @@ def page(
     lines = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body]
     headings = "".join(f"<th>{cell}</th>" for cell in head)
     lines_of_commands = "\n\n".join(shlex.join(command) for command in commands)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>OmniAvatar: demo</title><style>{STYLE}</style></head><body>
-<h1>A small OmniAvatar learns a new face</h1>
+    content = f"""<h1>A small OmniAvatar learns a new face</h1>
 <p class="result">{conclusion(shown[0], shown[1], len(training))}</p>
 {_videos(shown, clip)}
 <p>The model animates a portrait to speech, at 128x128. People are drawn and their speech is synthesised, so that the
@@ -190,9 +180,8 @@ noise before and after.</p>
 <p>Each step's loss is at a noise level of its own, which makes most of its ups and downs.</p>
 <h2>Commands</h2><p>These do the same again, in the folder of this page. The training here writes to
 finetune/again, beside the checkpoint that the last command takes.</p>
-<pre>{html.escape(lines_of_commands)}</pre>
-<script>{SCRIPT}</script></body></html>
-"""
+<pre>{html.escape(lines_of_commands)}</pre>"""
+    return pages.page("OmniAvatar: demo", content, style=STYLE, script=SCRIPT)
 
 
 def _videos(shown: Sequence[Shown], clip: SpeakerClip) -> str:
