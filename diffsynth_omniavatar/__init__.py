@@ -16,10 +16,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .generation.generate import GeneratedVideo, generate
+    from .generation.generate import generate
     from .generation.loading import load_pipeline, nano_pipeline
     from .generation.pipeline import OmniAvatarPipeline, register, unregister
     from .generation.request import RequestError, TalkRequest
+    from .generation.result import GeneratedVideo
     from .host.versions import UnsupportedHostError
     from .media.sound import Sound
     from .model.checkpoint import CheckpointError, load_checkpoint
@@ -60,7 +61,7 @@ _MODULES = {
     "AudioEncoder": "model.speech_encoder",
     "CheckpointError": "model.checkpoint",
     "Conventions": "model.config",
-    "GeneratedVideo": "generation.generate",
+    "GeneratedVideo": "generation.result",
     "LoRAConfig": "model.config",
     "OmniAvatarConfig": "model.config",
     "OmniAvatarDiT": "model.dit",

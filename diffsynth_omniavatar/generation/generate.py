@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,15 @@ from torch import Tensor
 
 from ..media.timeline import FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
-from ..system.progress import progress_bar
-from . import colours
+from .chunks import ChunkMaker
 from .inputs import read_inputs
 from .masks import paste_outside_mouth
 from .pipeline import OmniAvatarPipeline
+from .progress import progress
 from .request import TalkRequest
+from .result import GeneratedVideo
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GeneratedVideo:
-    """What `generate` made."""
-
-    path: Path
-    frames: int
-    height: int
-    width: int
-    chunks: int
-    steps: int
-    seconds: float
-    """Time it took."""
 
 
 def generate(
@@ -63,17 +48,16 @@ def generate(
         raise TypeError(f"generate() got a request and {', '.join(arguments)}: give the request alone")
     inputs = read_inputs(request, pipe.dit.config.in_dim, pipe.conventions)
     size, plan = inputs.size, inputs.plan
-    sampling = request.sampling(pipe.conventions.sampling)
     features = pipe.encode_speech(inputs.waveform, plan.padded_rows)
-    prompt_embeds = pipe.encode_prompt(request.prompt)
-    negative_prompt_embeds = pipe.encode_prompt(sampling.negative_prompt) if sampling.cfg_scale != 1.0 else None
+    maker = ChunkMaker(pipe, request, size)
+    steps = maker.sampling.steps
     logger.info(
         "%d frames of %dx%d: %d chunks of %d frames, %d steps each.",
         plan.frames,
         *size,
         len(plan.chunks),
         plan.length,
-        sampling.steps,
+        steps,
     )
 
     out = Path(request.out)
@@ -81,72 +65,35 @@ def generate(
     delay = plan.leading_rows / FRAME_RATE
     carried: Tensor | None = None
     with (
-        _progress(len(plan.chunks), sampling.steps, show_progress and pipe.is_first_process) as progress,
+        progress(len(plan.chunks), steps, show_progress and pipe.is_first_process) as shown,
         VideoWriter(out, *size, sound=inputs.sound, sound_delay=delay, crf=request.crf)
         if pipe.is_first_process
         else contextlib.nullcontext() as writer,
     ):
         for chunk in plan.chunks:
             pictures = inputs.pictures(chunk.frames)
-            frames = pipe(
-                input_image=inputs.portrait(),
-                audio_features=chunk_features(features, chunk),
-                input_video=pictures,
-                mouth_mask=inputs.mouth_mask,
-                reference_video=inputs.reference_sequence,
-                prefix_video=carried,
-                height=size[0],
-                width=size[1],
-                num_frames=plan.length,
-                num_inference_steps=sampling.steps,
-                cfg_scale=sampling.cfg_scale,
-                audio_cfg_scale=sampling.audio_cfg_scale,
-                sigma_shift=sampling.sigma_shift,
-                seed=request.seed + chunk.index,
-                tiled=request.tiled,
-                tea_cache_l1_thresh=request.tea_cache_l1_thresh,
-                tea_cache_model_id=request.tea_cache_model_id,
-                output_type="floatpoint",
-                progress_bar_cmd=progress(chunk.index),
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-            ).float()
-            if sampling.match_colours or inputs.pasted is not None:
-                original = inputs.original(pictures)
-            if sampling.match_colours:
-                frames = colours.match_colours(frames, original)
-            carried = frames[:, plan.length - plan.overlap :].clamp(-1, 1) if pipe.conventions.prefix_frames else None
+            original = inputs.original(pictures)
+            frames = maker.make(
+                chunk.index,
+                chunk_features(features, chunk),
+                image=inputs.portrait(),
+                video=pictures,
+                original=original,
+                reference_sequence=inputs.reference_sequence,
+                carried=carried,
+                progress_bar_cmd=shown.chunk(),
+            )
+            carried = maker.carry(frames, plan.overlap)
             if writer is not None:
                 if inputs.pasted is not None:
                     frames = paste_outside_mouth(frames, original, inputs.pasted)
                 writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
+                shown.wrote(len(chunk.kept))
     seconds = time.monotonic() - started
-    return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), sampling.steps * len(plan.chunks), seconds)
+    return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
 
 
 def chunk_features(features: Tensor, chunk: Chunk) -> Tensor:
     """The rows [L, C] of a chunk out of the features [P, C] of the whole sound."""
     rows = features[chunk.feature_rows.start : chunk.feature_rows.stop]
     return torch.cat([rows.new_zeros(chunk.zero_rows, rows.shape[1]), rows])
-
-
-@contextlib.contextmanager
-def _progress(
-    chunks: int, steps: int, show: bool
-) -> Iterator[Callable[[int], Callable[[Iterable[Any]], Iterator[Any]]]]:
-    """Gives, for each chunk, what the host takes as `progress_bar_cmd`: a bar on a terminal, else a line a chunk."""
-    with progress_bar("steps", show) as bar:
-        task = bar.add_task("chunk 1", total=chunks * steps)
-
-        def for_chunk(index: int) -> Callable[[Iterable[Any]], Iterator[Any]]:
-            def steps_of(timesteps: Iterable[Any]) -> Iterator[Any]:
-                bar.update(task, description=f"chunk {index + 1}/{chunks}")
-                if show and bar.disable:
-                    logger.info("Chunk %d of %d.", index + 1, chunks)
-                for timestep in timesteps:
-                    yield timestep
-                    bar.advance(task)
-
-            return steps_of
-
-        yield for_chunk

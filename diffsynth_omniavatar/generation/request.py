@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ def faults_of(name: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TalkRequest:
-    """A talking video: the arguments of `generate`.
+class Settings:
+    """What videos of all kinds have in common: where they go, and how the model makes them.
 
     None for negative_prompt, match_colours, steps, cfg_scale, audio_cfg_scale and sigma_shift takes what the
     checkpoint's config.json says (`Conventions.sampling`), or else upstream's values.
@@ -64,24 +64,16 @@ class TalkRequest:
 
     prompt: str
     """Description of the video."""
-    audio: SoundSource
-    """The speech: a file, `Sound`, ..."""
     out: str | Path
     """The .mp4, .mov or .mkv file to write."""
-    image: ImageSource | None = None
-    """The portrait. V2V: the reference image, by default the video's first frame."""
-    video: str | Path | None = None
-    """V2V: the video to dub. One that is shorter than the sound plays forward, then backward, in turn."""
     negative_prompt: str | None = None
     """Description of what to avoid."""
     mouth_mask: MaskSource | None = None
     """V2V: see `masks.load_mouth_mask`."""
-    paste_source: bool = True
-    """V2V: keep the source's own pixels outside the mouth."""
     reference_video: str | Path | None = None
-    """65 channels: another clip of the person, by default another part of `video`."""
+    """65 channels: another clip of the person, by default another part of the video."""
     height: int | None = None
-    """Pixels, a multiple of 16, with `width`; None for the trained size nearest in shape."""
+    """Pixels of what the model makes, a multiple of 16, with `width`; None for the trained size nearest in shape."""
     width: int | None = None
     """Pixels, a multiple of 16, with `height`."""
     max_tokens: int | None = None
@@ -92,7 +84,7 @@ class TalkRequest:
     """Give each chunk the colours of the portrait or the source video, against drift in long videos; see
     `colours.match_colours`."""
     silence: float | None = None
-    """Seconds of silence in front; None for 0.3, and for V2V 0."""
+    """Seconds of silence in front of the speech; None for 0.3, and for V2V 0."""
     steps: int | None = None
     """Denoising steps per chunk."""
     cfg_scale: float | None = None
@@ -135,45 +127,75 @@ class TalkRequest:
         except ValueError as error:  # it begins with the field's name
             raise RequestError(f"@{error}") from error
 
+    def settings(self) -> dict[str, Any]:
+        """The fields that all kinds share, as arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(Settings)}
+
     def _faults(self) -> Iterator[str | None]:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             yield f"@prompt is {self.prompt!r}, wanted a description of the video"
-        if self.image is None and self.video is None:
-            yield "give @image, or @video for a V2V checkpoint"
         if (self.height is None) != (self.width is None):
             yield "give both @height and @width, or neither"
         elif self.height is not None and self.width is not None:
             fault = size_fault(self.height, self.width)
             yield fault and f"@height and @width are {fault}"
-        yield _out_of_range("max_tokens", self.max_tokens, lambda n: n > 0, "more than 0")
-        yield _out_of_range("overlap", self.overlap, lambda n: n >= 1 and clip_length(n) == n, "1, 5, 9, 13, ...")
-        yield _out_of_range("silence", self.silence, lambda seconds: seconds >= 0, "0 seconds or more")
-        yield _out_of_range("crf", self.crf, lambda n: 0 <= n <= LARGEST_CRF, f"0 to {LARGEST_CRF}")
-        yield _out_of_range("tea_cache_l1_thresh", self.tea_cache_l1_thresh, lambda x: x >= 0, "0 or more")
+        yield out_of_range("max_tokens", self.max_tokens, lambda n: n > 0, "more than 0")
+        yield out_of_range("overlap", self.overlap, lambda n: n >= 1 and clip_length(n) == n, "1, 5, 9, 13, ...")
+        yield out_of_range("silence", self.silence, lambda seconds: seconds >= 0, "0 seconds or more")
+        yield out_of_range("crf", self.crf, lambda n: 0 <= n <= LARGEST_CRF, f"0 to {LARGEST_CRF}")
+        yield out_of_range("tea_cache_l1_thresh", self.tea_cache_l1_thresh, lambda x: x >= 0, "0 or more")
         try:
             self.sampling(Sampling())
         except RequestError as error:
             yield error.text.rstrip(".")
-        yield out_fault(Path(self.out))
+        yield file_fault("out", Path(self.out))
 
 
-def _out_of_range(name: str, value: Any, is_good: Callable[[Any], bool], wanted: str) -> str | None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TalkRequest(Settings):
+    """A talking video: the arguments of `generate`.
+
+    Raises:
+        RequestError: a value is out of its range, or the output cannot be written.
+    """
+
+    audio: SoundSource
+    """The speech: a file, `Sound`, ..."""
+    image: ImageSource | None = None
+    """The portrait. V2V: the reference image, by default the video's first frame."""
+    video: str | Path | None = None
+    """V2V: the video to dub; see `aligned`."""
+    aligned: bool | None = None
+    """V2V: the model takes the video whole, as its picture: a face at the places that it was trained on. A video that
+    is shorter than the sound then plays forward, then backward, in turn. Else it is dubbed as `DubRequest` says. None
+    for what the checkpoint's config.json says."""
+    paste_source: bool = True
+    """V2V, aligned: keep the source's own pixels outside the mouth."""
+
+    def _faults(self) -> Iterator[str | None]:
+        if self.image is None and self.video is None:
+            yield "give @image, or @video for a V2V checkpoint"
+        yield from super()._faults()
+
+
+def out_of_range(name: str, value: Any, is_good: Callable[[Any], bool], wanted: str) -> str | None:
+    """What is wrong with an argument that is no number or not in its range; None where it is None or good."""
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and is_good(value)):
         return None
     return f"@{name} is {value!r}, wanted {wanted}"
 
 
-def out_fault(out: Path) -> str | None:
-    """Why a video cannot be written there, or None; folders that are missing are made later."""
-    if out.suffix.lower() not in SUFFIXES:
-        return f"@out {out} has another ending than {', '.join(SUFFIXES)}"
-    if out.is_dir():
-        return f"@out {out} is a folder, wanted a file"
-    folder = nearest_existing(out.parent)
+def file_fault(name: str, file: Path) -> str | None:
+    """Why a video cannot be written to the file of an argument, or None; folders that are missing are made later."""
+    if file.suffix.lower() not in SUFFIXES:
+        return f"@{name} {file} has another ending than {', '.join(SUFFIXES)}"
+    if file.is_dir():
+        return f"@{name} {file} is a folder, wanted a file"
+    folder = nearest_existing(file.parent)
     if not folder.is_dir():
-        return f"@out {out}: {folder} is a file, wanted a folder"
+        return f"@{name} {file}: {folder} is a file, wanted a folder"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"@out {out}: the folder {folder} cannot be written to"
-    if out.exists() and not os.access(out, os.W_OK):
-        return f"@out {out} is there and cannot be written to"
+        return f"@{name} {file}: the folder {folder} cannot be written to"
+    if file.exists() and not os.access(file, os.W_OK):
+        return f"@{name} {file} is there and cannot be written to"
     return None

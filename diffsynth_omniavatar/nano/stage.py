@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..generation.generate import GeneratedVideo, generate
+from ..generation.generate import generate
 from ..generation.loading import load_pipeline
 from ..generation.pipeline import OmniAvatarPipeline
+from ..generation.result import GeneratedVideo
 from ..host.output import quiet_host
 from ..media.sound import Sound
 from ..media.timeline import FRAME_RATE, SAMPLE_RATE

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from ..generation.generate import GeneratedVideo, generate
+from ..generation.generate import generate
+from ..generation.result import GeneratedVideo
 from ..generation.samples import Sample, read_samples
 from ..media.images import load_image
 from ..media.sound import load_sound

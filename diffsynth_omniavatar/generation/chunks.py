@@ -1,0 +1,85 @@
+"""One chunk after the other out of the pipeline, all with the same prompt, size and settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..media.images import Size
+from ..model.config import Sampling
+from . import colours
+from .pipeline import OmniAvatarPipeline
+from .request import Settings
+
+
+class ChunkMaker:
+    """Makes the chunks of a video; the texts are encoded once.
+
+    Args:
+        pipe: the pipeline.
+        request: what is wanted.
+        size: height and width of the chunks.
+    """
+
+    def __init__(self, pipe: OmniAvatarPipeline, request: Settings, size: Size) -> None:
+        self.pipe, self.request, self.size = pipe, request, size
+        self.sampling: Sampling = request.sampling(pipe.conventions.sampling)
+        self._prompt = pipe.encode_prompt(request.prompt)
+        guided = self.sampling.cfg_scale != 1.0
+        self._negative_prompt = pipe.encode_prompt(self.sampling.negative_prompt) if guided else None
+
+    def make(
+        self,
+        index: int,
+        features: Tensor,
+        *,
+        image: Image.Image | None,
+        video: Tensor | None,
+        original: Tensor,
+        reference_sequence: Tensor | None,
+        carried: Tensor | None,
+        progress_bar_cmd: Any,
+    ) -> Tensor:
+        """A chunk, [3, L, H, W] in [-1, 1].
+
+        Args:
+            index: number of the chunk, which is added to the seed.
+            features: [L, C], one row a frame.
+            image: the portrait; None for the first frame of `video`.
+            video: V2V: the source's frames, as the pipeline's `input_video`.
+            original: what the chunk shows, [3, 1 or L, H, W] in [-1, 1], whose colours it gets.
+            reference_sequence: 65 channels: the second clip.
+            carried: [3, P, H, W], frames with which it must begin.
+            progress_bar_cmd: as the host takes it.
+        """
+        sampling, request = self.sampling, self.request
+        frames = self.pipe(
+            input_image=image,
+            audio_features=features,
+            input_video=video,
+            mouth_mask=request.mouth_mask,
+            reference_video=reference_sequence,
+            prefix_video=carried,
+            height=self.size[0],
+            width=self.size[1],
+            num_frames=len(features),
+            num_inference_steps=sampling.steps,
+            cfg_scale=sampling.cfg_scale,
+            audio_cfg_scale=sampling.audio_cfg_scale,
+            sigma_shift=sampling.sigma_shift,
+            seed=request.seed + index,
+            tiled=request.tiled,
+            tea_cache_l1_thresh=request.tea_cache_l1_thresh,
+            tea_cache_model_id=request.tea_cache_model_id,
+            output_type="floatpoint",
+            progress_bar_cmd=progress_bar_cmd,
+            prompt_embeds=self._prompt,
+            negative_prompt_embeds=self._negative_prompt,
+        ).float()
+        return colours.match_colours(frames, original) if sampling.match_colours else frames
+
+    def carry(self, frames: Tensor, overlap: int) -> Tensor | None:
+        """The last frames of a chunk, with which the next one begins; None where the model knows no such start."""
+        return frames[:, frames.shape[1] - overlap :].clamp(-1, 1) if self.pipe.conventions.prefix_frames else None

@@ -1,0 +1,32 @@
+"""What `generate` and `dub` hand back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class GeneratedVideo:
+    """What `generate` made."""
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    chunks: int
+    steps: int
+    seconds: float
+    """Time it took."""
+
+
+@dataclass(frozen=True)
+class DubbedVideo(GeneratedVideo):
+    """What `dub` made. Frames are the source's pictures, height and width their size."""
+
+    dubbed: int = 0
+    """Frames that show a new mouth."""
+
+    untouched: Mapping[str, int] = field(default_factory=dict)
+    """How many of the other frames there are, by the reason."""
