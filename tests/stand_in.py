@@ -15,7 +15,9 @@ from diffsynth_omniavatar.model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from diffsynth_omniavatar.model.small_family import TINY
 from diffsynth_omniavatar.nano.family import write_random_checkpoint, write_random_family
 
-CONVENTIONS = Conventions(leading_audio_rows=0, prefix_frames=(1,), image_sizes=((128, 128),), max_tokens=144)
+CONVENTIONS = Conventions(
+    leading_audio_rows=0, prefix_frames=(1,), image_sizes=((128, 128),), max_tokens=144, aligned=True
+)
 """Chunks of 9 frames that overlap by one, to be quick."""
 
 

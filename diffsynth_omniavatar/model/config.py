@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..media.faces.template import LATENTSYNC, Template
 from ..media.timeline import MAX_TOKENS, clip_length
 
 LATENT_CHANNELS = 16
@@ -199,12 +200,20 @@ class Conventions:
     """Longest clip, in tokens of 16x16 pixels and 4 frames."""
     image_sizes: tuple[tuple[int, int], ...] = IMAGE_SIZES_720
     """Height and width of the pictures it knows; a portrait gets the one whose shape is nearest."""
+    aligned: bool = False
+    """V2V: whether it takes a source video whole. Else the face is cut out of it, to where `template` has it."""
+    template: Template = LATENTSYNC
+    """V2V: where the face lies in the pictures that it was trained on."""
     sampling: Sampling = field(default_factory=Sampling)
     """Default settings for generating videos."""
 
     def __post_init__(self) -> None:
         if isinstance(self.sampling, Mapping):
             object.__setattr__(self, "sampling", Sampling(**self.sampling))
+        if isinstance(self.template, Mapping):
+            object.__setattr__(self, "template", Template(**self.template))
+        if not isinstance(self.aligned, bool):
+            raise ValueError(f"aligned is {self.aligned!r}, wanted true or false.")
         object.__setattr__(self, "prefix_frames", tuple(self.prefix_frames))
         object.__setattr__(self, "image_sizes", tuple((height, width) for height, width in self.image_sizes))
         if self.leading_audio_rows not in (0, 1):

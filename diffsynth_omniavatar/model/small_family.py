@@ -70,7 +70,7 @@ TINY = FamilySizes(
         "shared_pos": False,
     },
     wav2vec2=_TINY_SPEECH,
-    conventions=Conventions(image_sizes=((128, 128),), max_tokens=528),
+    conventions=Conventions(image_sizes=((128, 128),), max_tokens=528, aligned=True),
 )
 """Random weights, 1.9 M parameters."""
 
@@ -100,6 +100,7 @@ NANO = FamilySizes(
         leading_audio_rows=0,
         image_sizes=((128, 128),),
         max_tokens=576,
+        aligned=True,
         # Without guidance the shipped weights open the mouth 0.9 times as far as they should, with 2 1.2 times. Where
         # training dropped the text, the prompt was empty. The small VAE turns a wall's colours by up to 5 of 255 in
         # 20 s unless they are matched.

@@ -167,6 +167,7 @@ class Validation:
             audio=sample.sound,
             image=None if is_v2v else sample.picture,
             video=sample.picture if is_v2v else None,
+            aligned=True,
             out=out,
             steps=self.steps,
             seed=self.seed,

@@ -289,7 +289,7 @@ def test_v2v_channels(family_folders, in_dim, first_frame):
 
 def test_dubbing_a_video(family_folders, tmp_path):
     source = write_video(tmp_path / "source.mp4", 24)
-    pipe = load(family_folders[65], Conventions(image_sizes=((64, 64),), max_tokens=40))
+    pipe = load(family_folders[65], Conventions(image_sizes=((64, 64),), max_tokens=40, aligned=True))
     result = generate(pipe, prompt="p", video=source, audio=noise(11200), out=tmp_path / "out.mp4", overlap=5,
                       **FAST, crf=0)  # fmt: skip
     info = probe_video(result.path)

@@ -11,15 +11,13 @@ from torch import Tensor
 
 from diffsynth_omniavatar.media.faces.align import (
     FILL,
-    HEAD,
-    LATENTSYNC,
     LONGEST_GAP,
-    Template,
     align,
     crop_transforms,
     inside_share,
 )
 from diffsynth_omniavatar.media.faces.face import Track
+from diffsynth_omniavatar.media.faces.template import HEAD, LATENTSYNC, Template
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 

@@ -7,8 +7,7 @@ its lower right one (1, 1), to pixels of the picture: (x, y) = transform @ (u, v
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..images import Size
 from ..timeline import FRAME_RATE
 from .face import Track
+from .template import LATENTSYNC, Template
 
 SCALE_SMOOTHING = 0.08
 """Standard deviation in seconds of the Gaussian over scale and rotation. Their noise is seen as a face that pumps and
@@ -29,51 +29,6 @@ apart."""
 
 FILL = 127
 """What a crop shows outside the picture, in R, G and B: LatentSync's grey."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Template:
-    """Where a face lies in its crop, in pixels of a canvas that is then stretched to the crop's size.
-
-    Raises:
-        ValueError: a side is not positive, a point is not a pair of numbers, or the three points lie in one place.
-    """
-
-    canvas: tuple[float, float]
-    """Width and height of the canvas."""
-
-    left_brow: tuple[float, float]
-    """Place of the centre of the left eyebrow, x and y; left in the picture."""
-
-    right_brow: tuple[float, float]
-    """Place of the centre of the right eyebrow, x and y."""
-
-    nose: tuple[float, float]
-    """Place of the centre of the nose, x and y."""
-
-    def __post_init__(self) -> None:
-        for name in ("canvas", "left_brow", "right_brow", "nose"):
-            pair: Sequence[float] = getattr(self, name)
-            if len(pair) != 2 or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in pair):
-                raise ValueError(f"A face template's {name} is {pair!r}, wanted two numbers.")
-            object.__setattr__(self, name, (float(pair[0]), float(pair[1])))
-        if min(self.canvas) <= 0:
-            raise ValueError(f"A face template's canvas is {self.canvas}, wanted two numbers above 0.")
-        if self.left_brow == self.right_brow == self.nose:
-            raise ValueError(f"A face template's points all lie at {self.nose}.")
-
-    @property
-    def anchors(self) -> np.ndarray:
-        """The three points as complex numbers x + iy: complex128 [3]."""
-        return _complex(np.array([self.left_brow, self.right_brow, self.nose]))
-
-
-LATENTSYNC = Template(canvas=(420, 560), left_brow=(95.2, 112), right_brow=(324.8, 112), nose=(210, 224))
-"""LatentSync's (https://github.com/bytedance/LatentSync): what V2V models are trained on. In a square crop faces are
-4:3 wider than they are."""
-
-HEAD = Template(canvas=(512, 512), left_brow=(192, 205), right_brow=(320, 205), nose=(256, 267))
-"""A square around the whole head, as it is."""
 
 
 def crop_transforms(
@@ -111,7 +66,8 @@ def _complex(points: np.ndarray) -> np.ndarray:
 
 def _steady(anchors: np.ndarray, template: Template, seen: np.ndarray, count: int, frame_rate: float) -> np.ndarray:
     """Transforms [count, 2, 3] from anchors [m, 3] as complex numbers that lie in the frames `seen` [m]."""
-    model = template.anchors - template.anchors.mean()
+    points = np.array(template.anchors)
+    model = points - points.mean()
     centres = anchors.mean(axis=1)
     own = anchors - centres[:, None]
     scales = np.linalg.norm(own, axis=1) / np.linalg.norm(model)
@@ -124,7 +80,7 @@ def _steady(anchors: np.ndarray, template: Template, seen: np.ndarray, count: in
         smooth.append(_gaussian(np.interp(known[-1], seen[part], turns[part]), SCALE_SMOOTHING * frame_rate))
     every = np.arange(count)
     turn = np.exp(np.interp(every, np.concatenate(known), np.concatenate(smooth)))
-    move = np.interp(every, seen, centres) - turn * template.anchors.mean()
+    move = np.interp(every, seen, centres) - turn * points.mean()
     width, height = template.canvas
     columns = np.stack([turn * width, turn * 1j * height, move], axis=-1)
     return np.stack([columns.real, columns.imag], axis=1)
