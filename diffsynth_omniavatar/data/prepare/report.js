@@ -81,15 +81,14 @@ function control(index, side, reach) {
   field.setAttribute("aria-label", `${rules[index].title}, at ${side}`);
   slider.oninput = () => {
     const value = Number(slider.value), outermost = side === "least" ? reach.low : reach.high;
-    const free = side === "least" ? Math.min(reach.least, reach.low) : Math.max(reach.most, reach.high);
+    const free = side === "least" ? Math.floor(100 * reach.least) / 100 : Math.ceil(100 * reach.most) / 100;
     bounds[index][side] = value === outermost ? free : Number(value.toPrecision(3));
     field.value = number(bounds[index][side]);
     show();
   };
   field.oninput = () => {
     if (!Number.isFinite(field.valueAsNumber)) return;
-    bounds[index][side] = slider.value = field.valueAsNumber;
-    bounds[index][side] = field.valueAsNumber;
+    slider.value = bounds[index][side] = field.valueAsNumber;
     show();
   };
   const reset = () => { slider.value = bounds[index][side]; field.value = number(bounds[index][side]); };
