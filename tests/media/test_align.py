@@ -70,9 +70,9 @@ def test_scale_and_rotation_are_smoothed_and_places_are_not():
     middle = FRONTAL.mean(dim=0)
     jumped[10] = middle + moved(FRONTAL - middle, 1.2, 10) + torch.tensor([9.0, 4.0])
     before, after = crop_transforms(still), crop_transforms(track_of(jumped))
-    peak = 1 / (2 * np.sqrt(2 * np.pi))  # of a Gaussian of 2 frames
-    assert float((scales(after) / scales(before)).log().max()) == pytest.approx(np.log(1.2) * peak, rel=0.01)
-    assert float((angles(after) - angles(before)).max()) == pytest.approx(10 * peak, rel=0.01)
+    peaks = [1 / np.exp(-0.5 * (np.arange(-8, 9) / sigma) ** 2).sum() for sigma in (2, 0.6)]
+    assert float((scales(after) / scales(before)).log().max()) == pytest.approx(np.log(1.2) * peaks[0], rel=0.01)
+    assert float((angles(after) - angles(before)).max()) == pytest.approx(10 * peaks[1], rel=0.01)
     assert torch.allclose(scales(after), scales(after).flip(0)) and torch.allclose(angles(after), angles(after).flip(0))
     assert scales(after).argmax() == 10
     moves = (face_place(after) - face_place(before)).round(decimals=2)

@@ -20,8 +20,10 @@ from .face import Track
 from .template import LATENTSYNC, Template
 
 SCALE_SMOOTHING = 0.08
-"""Standard deviation in seconds of the Gaussian over scale and rotation. Their noise is seen as a face that pumps and
-rocks; places are left as they are, as smoothing moves a crop that follows a quick head."""
+"""Standard deviation in seconds of the Gaussian over scale: its noise is seen as a face that pumps."""
+
+ANGLE_SMOOTHING = 0.024
+"""The same for rotation. More of it lags behind a head that nods; places, which move faster still, have none."""
 
 LONGEST_GAP = 0.5
 """Seconds without a sure face over which a crop moves on evenly. What lies on two sides of a longer gap is smoothed
@@ -38,7 +40,7 @@ def crop_transforms(
 
     Each is a similarity transform of the template's canvas: the three anchors' mean and mean distance from it are the
     template's, and the rotation is the one with the least squared distances. Over time, scale and rotation are
-    smoothed by a Gaussian that looks forward as far as back. Where the track has no sure face the crop moves evenly
+    smoothed by Gaussians that look forward as far as back. Where the track has no sure face the crop moves evenly
     from the last to the next one; if no face is sure, all count.
 
     Args:
@@ -77,7 +79,9 @@ def _steady(anchors: np.ndarray, template: Template, seen: np.ndarray, count: in
     smooth, known = [], []
     for part in np.split(np.arange(len(seen)), np.flatnonzero(np.diff(seen) > LONGEST_GAP * frame_rate) + 1):
         known.append(np.arange(seen[part[0]], seen[part[-1]] + 1))
-        smooth.append(_gaussian(np.interp(known[-1], seen[part], turns[part]), SCALE_SMOOTHING * frame_rate))
+        raw = np.interp(known[-1], seen[part], turns[part])
+        scale = _gaussian(raw.real, SCALE_SMOOTHING * frame_rate)
+        smooth.append(scale + 1j * _gaussian(raw.imag, ANGLE_SMOOTHING * frame_rate))
     every = np.arange(count)
     turn = np.exp(np.interp(every, np.concatenate(known), np.concatenate(smooth)))
     move = np.interp(every, seen, centres) - turn * points.mean()
@@ -155,12 +159,13 @@ def warp(picture: Tensor, transform: Tensor, size: Size, mode: str = "bicubic", 
     left, top, right, bottom = bounds(used, (picture.shape[0], picture.shape[1]), margin=2)
     if left == right or top == bottom:
         return torch.full((picture.shape[2], height, width), float(fill), device=picture.device)
-    region = picture[top:bottom, left:right].permute(2, 0, 1).float().sub(fill)
+    region = picture[top:bottom, left:right].permute(2, 0, 1).to(torch.float32, copy=True).sub_(fill)
     step = float(transform[:, :2].norm(dim=0).max())
     samples = math.ceil(step / 1.5) if step > 2 else 1
     finer = transform / transform.new_tensor([samples, samples, 1])
-    places = pixel_places(finer, (height * samples, width * samples)) - transform.new_tensor([left, top])
-    grid = places * (2 / transform.new_tensor([right - left, bottom - top])) - 1
+    to_grid = finer - transform.new_tensor([[0, 0, left], [0, 0, top]])  # and then from -1 to 1 over the region
+    to_grid = to_grid * transform.new_tensor([[2 / (right - left)], [2 / (bottom - top)]])
+    grid = pixel_places(to_grid, (height * samples, width * samples)).sub_(1)
     result = F.grid_sample(region[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0]
     return F.avg_pool2d(result, samples).add_(fill) if samples > 1 else result.add_(fill)
 

@@ -39,11 +39,15 @@ def paste(frames: Tensor, crops: Tensor, transforms: Tensor, mask: Tensor, stren
         raise ValueError(f"The mask is {list(mask.shape)}, the crops are {list(crops.shape[1:3])}; wanted one size.")
     pasted = frames.clone()
     soft = soft_mask(mask.to(frames.device))
+    shown = soft.nonzero().mT.add(0.5)
+    if shown.shape[1] == 0:
+        return pasted
+    used = bounds(shown.flip(0), (soft.shape[0], soft.shape[1]))
     for frame, crop, transform, share in zip(
         pasted, crops, transforms.to(frames.device), strengths.tolist(), strict=True
     ):
         if share > 0:
-            _paste_into(frame, crop, transform, soft * share)
+            _paste_into(frame, crop, transform, soft, used, share)
     return pasted
 
 
@@ -54,24 +58,27 @@ def soft_mask(mask: Tensor) -> Tensor:
         mask: [h, w] of 1 and 0. Outside the crop it counts as 0.
     """
     width = max(1, round(min(mask.shape) * FEATHER))
-    inside = mask > 0.5
+    edged = F.pad(mask > 0.5, (1, 1, 1, 1))
+    inside = edged[1:-1, 1:-1]
     depth = torch.zeros_like(inside, dtype=torch.uint8)
     for _ in range(width):
-        edged = F.pad(inside, (1, 1, 1, 1))
         rows = edged[:-2] & edged[1:-1] & edged[2:]
-        inside = rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]
+        inside.copy_(rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:])
         depth += inside
     share = depth / width
     return share * share * (3 - 2 * share)
 
 
-def _paste_into(frame: Tensor, crop: Tensor, transform: Tensor, shown: Tensor) -> None:
-    """Puts one crop [h, w, 3] into one frame [H, W, 3], as far as `shown` [h, w] says."""
-    height, width = shown.shape
-    pixels = shown.nonzero()
-    if len(pixels) == 0:
-        return
-    (top, left), (bottom, right) = pixels.amin(dim=0).tolist(), (pixels.amax(dim=0) + 1).tolist()
+def _paste_into(
+    frame: Tensor, crop: Tensor, transform: Tensor, soft: Tensor, used: tuple[int, int, int, int], share: float
+) -> None:
+    """Puts one crop [h, w, 3] into one frame [H, W, 3], as far as `soft` [h, w] says times `share`.
+
+    Args:
+        used: left, top, right and bottom of what `soft` shows of the crop.
+    """
+    height, width = soft.shape
+    left, top, right, bottom = used
     to_frame = transform.double() / transform.new_tensor([width, height, 1])
     corners = to_frame.new_tensor([[left, right, left, right], [top, top, bottom, bottom], [1, 1, 1, 1]])
     left, top, right, bottom = bounds(to_frame @ corners, (frame.shape[0], frame.shape[1]))
@@ -80,6 +87,7 @@ def _paste_into(frame: Tensor, crop: Tensor, transform: Tensor, shown: Tensor) -
     turn = to_frame[:, :2].inverse()
     start = turn @ (to_frame.new_tensor([left, top]) - to_frame[:, 2])
     to_crop, size = torch.cat([turn, start[:, None]], dim=1).float(), (bottom - top, right - left)
-    weight = warp(shown[..., None], to_crop, size, mode="bilinear", fill=0)
+    weight = warp(soft[..., None], to_crop, size, mode="bilinear", fill=0).mul_(share)
     region = frame[top:bottom, left:right].permute(2, 0, 1)
-    region.copy_(region.float().lerp(warp(crop, to_crop, size), weight).round_().clamp_(0, 255))
+    own = region.to(torch.float32, memory_format=torch.contiguous_format)
+    region.copy_(own.lerp_(warp(crop, to_crop, size), weight).round_().clamp_(0, 255))
