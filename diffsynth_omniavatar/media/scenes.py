@@ -44,14 +44,17 @@ _REPEATED = 0.2
 class CutFinder:
     """Finds cuts and duplicates in frames that come one by one, in constant memory but for the results.
 
-    `add` every frame, then `finish`. A cut stands in `cuts` when `LOOKAHEAD` further frames were added.
+    `add` every frame, then `finish`. What a frame is stands in `cuts` and `duplicates` when `LOOKAHEAD`
+    further frames were added.
     """
 
     def __init__(self) -> None:
         self.cuts: list[int] = []
         """First frames of scenes, but for frame 0."""
-        self.duplicates: list[int] = []
+        self.duplicates: set[int] = set()
         """Frames that show again what the frame before showed, or almost."""
+        self.decided = 0
+        """Frames from the first on of which is known whether they begin a scene or are duplicates."""
         self._count = 0
         self._thumbnails: deque[Tensor] = deque(maxlen=_BEHIND + 1 + LOOKAHEAD)
         self._changes: deque[float] = deque(maxlen=_BEFORE + 1 + LOOKAHEAD)
@@ -63,17 +66,20 @@ class CutFinder:
             self._changes.append(_difference(thumbnail, self._thumbnails[-1]))
         self._thumbnails.append(thumbnail)
         self._count += 1
-        if self._count - LOOKAHEAD > 1:
+        if self._count > LOOKAHEAD:
             self._judge(LOOKAHEAD)
 
     def finish(self) -> None:
         """Judges the last frames, behind which no others come."""
-        for ahead in reversed(range(min(LOOKAHEAD, self._count - 1))):
+        for ahead in reversed(range(self._count - self.decided)):
             self._judge(ahead)
 
     def _judge(self, ahead: int) -> None:
         """Is the frame with `ahead` frames behind it the first of a scene, or a duplicate?"""
         changes, frame = list(self._changes), self._count - 1 - ahead
+        self.decided = frame + 1
+        if frame == 0:
+            return
         place = len(changes) - 1 - ahead
         change, after = changes[place], changes[place + 1 :]
         own = min(_BEFORE, frame - 1 - (self.cuts[-1] if self.cuts else 0))  # changes of this scene alone
@@ -87,7 +93,7 @@ class CutFinder:
                 self.cuts.append(frame)
         motion = min(_ranked(side, 0.75) for side in (before or after, after or before))
         if change < max(_SMALLEST_CHANGE, _REPEATED * motion):
-            self.duplicates.append(frame)
+            self.duplicates.add(frame)
 
 
 def find_cuts(frames: Iterable[Tensor]) -> list[int]:

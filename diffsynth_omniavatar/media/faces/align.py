@@ -52,7 +52,8 @@ def crop_transforms(
     Returns:
         Float32 [n, 2, 3], one transform for each of the track's n frames.
     """
-    distinct = np.array([index == 0 or frame not in duplicates for index, frame in enumerate(track.frames)])
+    repeated = set(duplicates)
+    distinct = np.array([frame == track.start or frame not in repeated for frame in track.frames])
     faces = [face for face, new in zip(track.faces, distinct, strict=True) if new]
     seen = [index for index, face in enumerate(faces) if face is not None and face.is_sure]
     seen = seen or [index for index, face in enumerate(faces) if face is not None]
