@@ -16,18 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`omniavatar check`: list all faults; the exit code is 1 if there are any."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     clips, settings, recipe = data_of(args)
-    console = Console()
     faults = check_dataset(clips, settings, recipe)
-    if faults:
-        table = Table("clip", "fault")
-        for fault in faults:
-            table.add_row(escape(fault.clip), escape(fault.reason))
-        console.print(table)
+    for fault in faults:
+        print(f"{fault.clip}: {fault.reason.removeprefix(f'{fault.clip}: ')}")
     bad = len({fault.index for fault in faults})
-    console.print(f"{counted(len(clips), 'clip')}, {bad} of them with faults")
+    print(f"{counted(len(clips), 'clip')}, {bad} of them with faults")
     return 1 if faults else 0

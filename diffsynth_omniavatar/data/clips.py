@@ -122,7 +122,7 @@ class ClipSettings:
         if self.mouth_mask is not None and not self.mouth_mask.is_file():
             faults.append(f"mouth_mask {self.mouth_mask} is missing")
         if faults:
-            raise ValueError(f"ClipSettings: {'; '.join(faults)}.")
+            raise ValueError(f"{'; '.join(faults)}.")
 
     @property
     def size(self) -> Size | None:

@@ -28,7 +28,7 @@ from accelerate.utils import gather_object
 from ..generation.loading import MODELS_FOLDER_FLAG, host_config, named_downloads
 from ..generation.pipeline import OmniAvatarPipeline
 from ..host.output import quiet_host
-from ..model.files import model_files
+from ..model.files import MODELS, model_files
 from ..system.messages import counted
 from ..system.output_folder import check_output_folder
 from ..system.progress import progress_bar
@@ -210,7 +210,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar precompute`."""
     add_data_arguments(parser)
     parser.add_argument("cache", metavar="CACHE", help="folder of the cache; an unfinished cache is completed")
-    parser.add_argument("--model", choices=["14B", "1.3B"], default="14B", help="released model (default: 14B)")
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default="14B",
+        help="released model, or the small one of this package: nano or nano-v2v (default: 14B)",
+    )
     parser.add_argument("--models_folder", help="folder with the model's files, as for generate")
     parser.add_argument("--text_encoder", help="weights of the text encoder (default: from --models_folder)")
     parser.add_argument("--vae", help="weights of the VAE (default: from --models_folder)")

@@ -188,7 +188,7 @@ def out_of_range(name: str, value: Any, is_good: Callable[[Any], bool], wanted: 
 def file_fault(name: str, file: Path) -> str | None:
     """Why a video cannot be written to the file of an argument, or None; folders that are missing are made later."""
     if file.suffix.lower() not in SUFFIXES:
-        return f"@{name} {file} has another ending than {', '.join(SUFFIXES)}"
+        return f"@{name} {file} must end in {', '.join(SUFFIXES)}"
     if file.is_dir():
         return f"@{name} {file} is a folder, wanted a file"
     folder = nearest_existing(file.parent)

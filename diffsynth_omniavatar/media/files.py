@@ -74,7 +74,7 @@ def picture_stream(container: InputContainer) -> av.VideoStream | None:
 def video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
     """The video stream to decode; ValueError if there is none that can be."""
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
-        raise MediaError(f"{path}: is an image, not a video; use load_image()")
+        raise MediaError(f"{path}: is an image, wanted a video")
     stream = picture_stream(container)
     if stream is None:
         raise MediaError(f"{path}: has no video stream")

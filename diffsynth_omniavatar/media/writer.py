@@ -17,6 +17,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace
 
 from ..system import atomic
+from ..system.output_folder import locked
 from .files import libav_name
 from .images import to_bytes
 from .sound import Sound, add_silence
@@ -39,8 +40,8 @@ _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 6400
 class VideoWriter:
     """Context manager that writes frames and their sound to an mp4, mov or mkv file as the frames come.
 
-    H.264 (yuv420p, BT.709) and AAC, without any resizing, in bounded memory. From the first frame on, `talk.part.mp4`
-    grows beside `talk.mp4`, and gets its name at the end. If an exception or an interrupt ends the block, what was
+    H.264 (yuv420p, BT.709) and AAC, without any resizing, in bounded memory. From the start on, `talk.part.mp4` grows
+    beside `talk.mp4`, and gets its name at the end. If an exception or an interrupt ends the block, what was
     written so far becomes a playable file under the final name, which a log line tells; if nothing was written, nothing
     is left. If the process is killed outright, `talk.part.mp4` stays and can be played up to the last three seconds or
     so; the next writer of `talk.mp4` starts it again.
@@ -56,7 +57,8 @@ class VideoWriter:
             milliseconds.
 
     Raises:
-        ValueError: odd size, other file type, a place where no file can be written, or (at the end) no frame written.
+        ValueError: odd size, other file type, a place where no file can be written, a file that another process is
+            writing, or (at the end) no frame written.
     """
 
     def __init__(
@@ -105,6 +107,12 @@ class VideoWriter:
             raise ValueError(f"{self.path}: cannot be written: {error.strerror}; give another place") from error
 
     def __enter__(self) -> VideoWriter:
+        try:
+            self._lock = locked(self._part)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{self.path}: another run is writing it; wait until that has ended, or give another name"
+            ) from error
         self._container = av.open(
             libav_name(self._part), "w", container_options=_WHILE_GROWING[self.path.suffix.lower()]
         )
@@ -225,6 +233,7 @@ class VideoWriter:
         finally:
             self._container.close()
             self._part.unlink(missing_ok=True)
+            os.close(self._lock)
 
 
 def _encodable(sound: Sound) -> Sound:

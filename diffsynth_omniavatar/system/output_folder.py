@@ -1,4 +1,4 @@
-"""Folders that a run writes: can they be written, and does another run write to them."""
+"""Folders and files that a run writes: can they be written, and does another run write to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -47,35 +47,47 @@ def reserved(folder: Path) -> Iterator[None]:
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    handle = _locked(folder)
+    path = folder / LOCK_FILE
     try:
+        handle = locked(path, fcntl.lockf)  # unlike flock's, worker processes do not inherit it
+    except BlockingIOError as error:
+        holder = ""
+        with contextlib.suppress(FileNotFoundError):
+            holder = path.read_text(errors="replace").strip()
+        raise ValueError(f"{folder} is in use by another run ({holder}); end it, or choose another folder") from error
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
     finally:
-        (folder / LOCK_FILE).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         os.close(handle)
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
-def _locked(folder: Path) -> int:
-    path = folder / LOCK_FILE
+def locked(path: Path, lock: Callable[[int, int], None] = fcntl.flock) -> int:
+    """A handle to a file, made if it is not there, which no other process gets as long as it is open.
+
+    Args:
+        path: the file; its content stays.
+        lock: `fcntl.flock`, or `fcntl.lockf`, whose lock also ends when the process closes the file elsewhere.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, worker processes do not inherit it
+            lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                holder = os.read(handle, 200).decode(errors="replace").strip()
                 os.close(handle)
-                raise ValueError(
-                    f"{folder} is in use by another run ({holder}); end it, or choose another folder"
-                ) from error
-            logger.warning("%s cannot be locked (%s): see to it that no other run writes there", folder, error)
+                raise BlockingIOError(errno.EAGAIN, "another process has it", str(path)) from error
+            logger.warning("%s cannot be locked (%s): see to it that no other run writes there", path, error)
             return handle
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
-                os.truncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
                 return handle
-        os.close(handle)  # the run that had it has just ended, and removed it
+        os.close(handle)  # the process that had it has just ended, and removed or renamed it

@@ -133,7 +133,7 @@ def test_mistakes_take_one_line(tmp_path, inputs, capsys):
             ["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--video", inputs / "face.png"],
             "needs a V2V checkpoint",
         ),
-        (["generate", *generate_flags(inputs, tmp_path / "a.avi")], "has another ending than .mp4"),
+        (["generate", *generate_flags(inputs, tmp_path / "a.avi")], "must end in .mp4"),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8"], "no GPU memory to limit"),
         (
             ["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8", "--compile"],

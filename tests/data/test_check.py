@@ -161,7 +161,9 @@ def test_a_check_lists_all_faults_of_all_clips(tmp_path: Path, capsys: pytest.Ca
     check.add_arguments(parser)
     flags = ["--height", "32", "--width", "32"]
     assert check.run(parser.parse_args([str(tmp_path / "t.csv"), *flags])) == 1
-    assert "12 clips, 11 of them with faults" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said[:-1]] == [clip for clip, _ in wanted]
+    assert said[-1] == "12 clips, 11 of them with faults"
     write_table(tmp_path / "good.csv", [{"video": "good.mp4", "prompt": "x"}])
     assert check.run(parser.parse_args([str(tmp_path / "good.csv"), *flags])) == 0
     assert "1 clip, 0 of them with faults" in capsys.readouterr().out

@@ -174,7 +174,7 @@ def test_a_file_can_be_played_while_it_grows(tmp_path: Path, ending: str) -> Non
     path, part = tmp_path / f"out.{ending}", tmp_path / f"out.part.{ending}"
     noise = torch.randint(0, 256, (150, 32, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with VideoWriter(path, 32, 48, sound=Sound(tone(8, 16000)[None], 16000)) as writer:
-        assert not list(tmp_path.iterdir())
+        assert list(tmp_path.iterdir()) == [part] and part.stat().st_size == 0
         writer.write(noise)
         assert list(tmp_path.iterdir()) == [part]
         assert probe_video(part).frames >= 150 - 75
@@ -243,6 +243,23 @@ def test_what_a_killed_writer_left_stays_until_the_next_writes(tmp_path: Path) -
     with writer:
         writer.write(greys(3))
     assert list(tmp_path.iterdir()) == [tmp_path / "out.mp4"]
+
+
+def test_a_file_that_another_process_writes_is_refused(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "out.mp4", 32, 48) as writer:
+        writer.write(greys(3))
+        if (child := os.fork()) == 0:
+            refused = False
+            try:
+                VideoWriter(tmp_path / "out.mp4", 32, 48).__enter__()
+            except ValueError as error:
+                refused = "out.mp4: another run is writing it" in str(error)
+            finally:
+                os._exit(0 if refused else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        writer.write(greys(3))
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.mp4"]
+    assert shown(read_frames(tmp_path / "out.mp4")) == [0, 1, 2, 0, 1, 2]
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
