@@ -40,6 +40,8 @@ WITHOUT_HOST += (
     "metrics.sync",
     "metrics.picture",
     "metrics.plots",
+    "metrics.evaluate",
+    "metrics.compare",
     "losses.windows",
     "losses.frozen",
     "losses.mel",

@@ -92,7 +92,8 @@ def _directories(path: Path) -> list[str]:
     return [line for _, line in read_lines(path)]
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def read_csv(path: Path) -> Iterator[Row]:
+    """The rows of a table, by column, with their places; ValueError, naming the file and the line, for its faults."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     columns, faults, end = list[str](), list[str](), 0
     try:
@@ -140,7 +141,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 _TABLE_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _read_csv,
+    ".csv": read_csv,
     ".json": _read_json,
     ".jsonl": _read_jsonl,
 }

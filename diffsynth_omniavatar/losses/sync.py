@@ -77,7 +77,12 @@ class SyncLoss:
         return heard
 
     def window_loss(self, frames: Tensor, mel: Tensor) -> Tensor:
-        """The loss of one window, a scalar float32: the mean over B.
+        """The loss of one window, a scalar float32: the mean over B. Arguments and errors as for `window_cosine`."""
+        cosine = self.window_cosine(frames, mel)
+        return (F.softplus(-cosine) if self.form == "logits" else cosine_loss(cosine)).mean()
+
+    def window_cosine(self, frames: Tensor, mel: Tensor) -> Tensor:
+        """How well lips and sound fit, the cosine of both vectors: float32 [B], 0 to 1.
 
         Args:
             frames [B, 3, 16, H, W]: RGB in [-1, 1]. Resized to 256x256 (bicubic); the lower half is looked at.
@@ -91,8 +96,7 @@ class SyncLoss:
             raise ValueError(f"mel: got {list(mel.shape)}, wanted {[len(frames), MEL_ROWS, MEL_COLUMNS]}")
         mouths = lower_half(resize(frames.float(), PICTURE_SIZE))
         vision, audio = self.network(mouths.transpose(1, 2).flatten(1, 2), mel[:, None].to(frames.device))
-        cosine = (vision * audio).sum(dim=1)
-        return (F.softplus(-cosine) if self.form == "logits" else cosine_loss(cosine)).mean()
+        return (vision * audio).sum(dim=1)
 
     def __call__(self, frames: Tensor, mels: Sequence[Tensor], first_frames: Sequence[int]) -> Tensor:
         """The mean of `window_loss` over all windows of all clips, a scalar float32.
