@@ -42,10 +42,10 @@ class Face:
     """Width of the mouth between its corners, in distances between the eyes."""
 
     yaw: float
-    """Degrees by which the face turns to the right of the picture."""
+    """Degrees by which the face turns to the right of the picture, seen with the eyes level."""
 
     pitch: float
-    """Degrees by which the face looks down."""
+    """Degrees by which the face looks down, seen with the eyes level; a face that looks ahead has about 0."""
 
     roll: float
     """Degrees by which the head is rotated clockwise in the picture."""

@@ -30,6 +30,9 @@ _ACROSS = ((33, 263), (133, 362), (234, 454), (61, 291), (105, 334))
 _DOWN = (10, 152)
 """Top of the forehead and chin."""
 
+_SLOPE = 9.0
+"""Degrees by which the line between these two leans in people who look ahead: the mean of some real and drawn ones."""
+
 
 def face_of(points: np.ndarray, box: tuple[float, float, float, float], score: float, flag: float) -> Face:
     """The face that landmarks [468, 3] show, in pixels; see the fields of `Face`."""
@@ -63,15 +66,13 @@ def _nose_offset(nose: np.ndarray, left_eye: np.ndarray, right_eye: np.ndarray) 
 
 
 def _angles(points: np.ndarray) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in degrees, from the axes of the head: across, from left to right, and ahead."""
-    across = np.sum([_unit(points[right] - points[left]) for left, right in _ACROSS], axis=0)
-    across = _unit(across)
-    down = points[_DOWN[1]] - points[_DOWN[0]]
-    ahead = _unit(np.cross(down, across))
-    yaw = math.degrees(math.atan2(ahead[0], -ahead[2]))
-    pitch = math.degrees(math.asin(np.clip(ahead[1], -1, 1)))
-    roll = math.degrees(math.atan2(across[1], across[0]))
-    return yaw, pitch, roll
+    """Yaw, pitch and roll in degrees, from the directions of the head: across, from left to right, and ahead."""
+    across = _unit(np.sum([_unit(points[right] - points[left]) for left, right in _ACROSS], axis=0))
+    x, y, z = _unit(np.cross(points[_DOWN[1]] - points[_DOWN[0]], across))
+    roll = math.atan2(across[1], across[0])
+    x, y = math.cos(roll) * x + math.sin(roll) * y, math.cos(roll) * y - math.sin(roll) * x
+    pitch = math.degrees(math.asin(np.clip(y, -1, 1))) + _SLOPE
+    return math.degrees(math.atan2(x, -z)), pitch, math.degrees(roll)
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
