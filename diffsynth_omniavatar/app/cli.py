@@ -91,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--models_folder", help="folder with the model's files, as for generate")
     doctor.add_argument("--omniavatar", help="also check this checkpoint")
 
+    _add_command(
+        commands,
+        ".prepare",
+        "prepare",
+        "Make a training set of raw footage: find who speaks, cut, crop, filter.",
+    )
     _add_command(commands, "..data.check", "check", "Check training data and list everything that is wrong.")
     _add_command(commands, "..data.precompute", "precompute", "Encode training data once and store it in a cache.")
     _add_command(

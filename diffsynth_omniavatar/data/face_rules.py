@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..media.faces.face import Track
 from .figure_rules import Mode, Rule
 
 MIN_FACE_SIZE = {"i2v": 80.0, "v2v": 160.0}
-"""Pixels of the source. A V2V crop of 512 pixels is 2.3 faces wide: a face of 160 is enlarged 1.4 times."""
+"""Pixels of the source. An aligned crop is 1.33 faces high: at 512 pixels a face of 160 is enlarged 2.4 times."""
 
 MIN_FACE_SHARE = 0.9
 """Of the frames of a clip those in which its face is found."""
@@ -72,3 +78,44 @@ def face_rules(mode: Mode) -> tuple[Rule, ...]:
             most=0,
         ),
     )
+
+
+def face_figures(
+    track: Track, frames: range, others: Sequence[Track], bounds: Tensor, inside: Tensor
+) -> dict[str, float]:
+    """The figures of a face in a clip that `face_rules` has bounds for, but for the number of cuts.
+
+    Args:
+        track: whose face the clip shows.
+        frames: n frames of the video.
+        others: other tracks of the video.
+        bounds: [n, 4] left, top, right and bottom of what each frame of the clip shows, in pixels of the video.
+        inside: [n] part of the aligned crop inside the picture, or of the head inside the crop.
+    """
+    faces = [track.at(frame) for frame in frames]
+    sure = [face for face in faces if face is not None and face.is_sure]
+    if not sure:
+        return {"face_share": 0.0}
+    size = float(torch.tensor([face.size for face in sure]).median())
+    offsets = torch.tensor([abs(face.nose_offset) for face in sure])
+    return {
+        "face_share": len(sure) / len(frames),
+        "face_size": size,
+        "nose_offset": float(offsets.quantile(0.95)),
+        "other_face_share": _other_face_share(frames, others, bounds, size),
+        "inside_share": float(inside.quantile(0.05)),
+    }
+
+
+def _other_face_share(frames: range, others: Sequence[Track], bounds: Tensor, size: float) -> float:
+    """Part of the frames that show the middle of another face of some size."""
+    seen = 0
+    for frame, (left, top, right, bottom) in zip(frames, bounds.tolist(), strict=True):
+        faces = [face for face in (other.at(frame) for other in others) if face is not None and face.is_sure]
+        middles = [
+            ((face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2)
+            for face in faces
+            if face.size >= OTHER_FACE_SIZE * size
+        ]
+        seen += any(left <= x <= right and top <= y <= bottom for x, y in middles)
+    return seen / len(frames)

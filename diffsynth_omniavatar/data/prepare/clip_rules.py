@@ -18,7 +18,8 @@ def clip_rules(mode: Mode, given: Mapping[str, float] | None = None) -> tuple[Ru
     Raises:
         ValueError: a name of `given` is no bound.
     """
-    rules = (*_time_rules(), *face_rules(mode), *_picture_rules(mode), *_sound_rules())
+    faces = (rule for rule in face_rules(mode) if rule.figure != "cuts")  # clips are cut at the cuts
+    rules = (*_time_rules(), *faces, *_picture_rules(mode), *_sound_rules())
     given = given or {}
     unknown = sorted(set(given) - {name for rule in rules for name in rule.flags})
     if unknown:
@@ -86,13 +87,6 @@ def _picture_rules(mode: Mode) -> tuple[Rule, ...]:
             meaning="largest change of the picture's mean grey level from a frame to the next",
             complaint="the light jumps",
             most=12.0,
-        ),
-        Rule(
-            figure="text_share",
-            title="text",
-            meaning="part of the crop that looks like subtitles or other writing that stands still",
-            complaint="there is text in the picture",
-            most=0.02,
         ),
     )
 

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...media.timeline import FRAME_RATE
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecord:
     """A clip that was cut from a source, or why it was not."""
 
     name: str
-    """Unique in the output folder; begins the names of the clip's files."""
+    """Unique in the output folder; the clip's files are called so in their folders. The part up to "/" is its source's.
+    """
 
     source: str
     """Path of the file that it comes from."""
@@ -58,7 +61,7 @@ class ClipRecord:
 
     @property
     def seconds(self) -> float:
-        return self.frames / 25
+        return self.frames / FRAME_RATE
 
 
 @dataclass(frozen=True, kw_only=True)

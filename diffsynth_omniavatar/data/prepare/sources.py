@@ -1,0 +1,106 @@
+"""Raw files: from folders, globs, lists and single names to files in a fixed order."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...system.messages import counted
+from ...system.text_files import read_lines
+
+SUFFIXES = (
+    *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+    *(".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+"""Of the files in a folder those with these endings are taken; one that is named is taken whatever its ending."""
+
+LIST_SUFFIXES = (".txt", ".lst", ".list")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A raw file."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """Begins the names of all files that are made of it: letters of its own name, and a hash of its place."""
+        letters = re.sub(r"[^A-Za-z0-9]+", "-", self.path.stem).strip("-")[:32] or "video"
+        return f"{letters}-{hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:8]}"
+
+
+def find_sources(raw: Sequence[str | Path], out: Path) -> list[Source]:
+    """The raw files that are meant, each once, in the order of `raw` and by name within it.
+
+    Args:
+        raw: folders, which are searched through for files of `SUFFIXES`; globs; .txt, .lst and .list files with a path
+            a line, from their own folder on; video files.
+        out: the output folder, whose files are no sources.
+
+    Raises:
+        ValueError: one of `raw` names nothing.
+    """
+    out = out.resolve()
+    found = dict[Path, Source]()
+    for given in raw:
+        count = len(found)
+        paths = list(_paths(str(given)))
+        if not paths:
+            raise ValueError(f"{given}: there is no video; give folders, globs, lists of files or video files")
+        for path in paths:
+            resolved = path.resolve()
+            if not resolved.is_relative_to(out):
+                found.setdefault(resolved, Source(path=path))
+        if len(found) == count and all(path.resolve().is_relative_to(out) for path in paths):
+            raise ValueError(f"{given}: {counted(len(paths), 'video')}, all in the output folder {out}")
+    return list(found.values())
+
+
+def _paths(given: str) -> Iterator[Path]:
+    path = Path(given)
+    if path.is_dir():
+        yield from _videos_in(path)
+    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        for number, line in read_lines(path):
+            if not os.path.lexists(path.parent / line):
+                raise ValueError(f"{path}, line {number}: {line} is not there")
+            yield path.parent / line
+    elif os.path.lexists(path):
+        yield path
+    else:
+        yield from (Path(name) for name in sorted(glob.glob(given, recursive=True)) if os.path.isfile(name))
+
+
+def _videos_in(folder: Path) -> Iterator[Path]:
+    """Files with the ending of a video, also in the folders within; hidden ones are left out."""
+    for parent, folders, names in os.walk(folder):
+        # A folder that is called like a video is told to be none.
+        videos = [name for name in (*folders, *names) if Path(name).suffix.lower() in SUFFIXES]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in videos)
+        yield from (Path(parent) / name for name in sorted(videos) if not name.startswith("."))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One machine's part of the sources."""
+
+    number: int = 1
+    total: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """ "2/8" -> the second of eight parts; ValueError for what is none."""
+        numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+        if numbers is None or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ValueError(f"--shard {text}: wanted i/n, the i-th of n parts, such as 1/4")
+        return cls(int(numbers[1]), int(numbers[2]))
+
+    def of(self, sources: Sequence[Source]) -> list[Source]:
+        """Its part; all parts together are the sources, each once."""
+        return list(sources[self.number - 1 :: self.total])
