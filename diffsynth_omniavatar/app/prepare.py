@@ -242,5 +242,5 @@ def _summary(report: PrepareReport, out: Path, shard: Shard, rules: Sequence[Rul
     if shard.total > 1:
         print(f"When all {shard.total} parts are done, run once more without --shard: that writes the tables.")
         return
-    names = [name for name in (TRAIN, VALIDATION, REJECTED) if (out / name).is_file()]
+    names = [name for name in (TRAIN, VALIDATION, REJECTED, "report.html") if (out / name).is_file()]
     print(f"{out}: {', '.join(names)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...media.faces.face import Face, Track
 from ...media.faces.tracks import Tracker
-from ...media.scenes import LOOKAHEAD, CutFinder
+from ...media.scenes import CutFinder
 from ...media.sound import load_sound, speech_waveform
 from ...media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ...media.video import iter_frames, probe_video
@@ -151,11 +151,11 @@ class _Eyes:
         self._light.append(float(small.mean()))
         self._scenes.add(picture)
         self._waiting.append(picture)
-        self._track(LOOKAHEAD)
+        self._track()
 
-    def _track(self, ahead: int) -> None:
-        """Follow the faces through all pictures but the last `ahead`, which may begin a scene."""
-        while len(self._waiting) > ahead:
+    def _track(self) -> None:
+        """Follow the faces through all pictures of which it is known whether they begin a scene."""
+        while self._tracked < self._scenes.decided:
             picture = self._waiting.popleft()
             if self._tracked in self._scenes.cuts:
                 self._tracker.cut()
@@ -168,7 +168,7 @@ class _Eyes:
         self, height: int, width: int, frame_rate: float, waveform: Tensor, speech: tuple[tuple[float, float], ...]
     ) -> Look:
         self._scenes.finish()
-        self._track(0)
+        self._track()
         frames, tracks = self._tracked, tuple(self._tracker.tracks())
         owners = {
             (frame, face.box): number

@@ -31,6 +31,7 @@ from .captions import Captions
 from .duplicates import reject_duplicates
 from .process import SourceWork
 from .records import SourceRecord
+from .report import write_report
 from .settings import PrepareSettings
 from .source_state import STATE, SourceState, file_facts
 from .sources import Shard, Source
@@ -124,6 +125,7 @@ def prepare(
         ordered = _finished(ordered, out, settings, captions or Captions(), on_captions)
         ordered = _with_split(ordered, validation_share, person)
         write_tables(out, ordered, settings.rules)
+        write_report(out, ordered, settings.rules, settings.mode)
         return PrepareReport(sources=tuple(ordered))
 
 
