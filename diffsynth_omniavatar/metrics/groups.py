@@ -90,7 +90,7 @@ class LipsGroup(Group):
         if clip.waveform is not None:
             curves["loudness"] = lips.sound_envelope(clip.waveform, clip.frames)
             values["openness_heard_r"] = heard.heard_correlation(curves["openness"], clip.waveform)
-            values["openness_heard_lag"] = float(heard.heard_lag(curves["openness"], clip.waveform))
+            values["openness_heard_lag"] = heard.heard_lag(curves["openness"], clip.waveform)
         if clip.reference_faces is not None:
             truth = lips.mouth_curves(clip.reference_faces)
             for name, curve in truth.items():
@@ -318,7 +318,6 @@ class IdentityGroup(Group):
 GROUPS: dict[str, type[Group]] = {
     group.name: group
     for group in (
-        FileGroup,
         LipsGroup,
         MotionGroup,
         StabilityGroup,
@@ -327,6 +326,7 @@ GROUPS: dict[str, type[Group]] = {
         SyncGroup,
         StableSyncGroup,
         IdentityGroup,
+        FileGroup,
     )
 }
 """All groups by name."""
