@@ -125,6 +125,12 @@ def test_another_looks_are_another_track() -> None:
     assert len(find_tracks(pictures, finder=Scripted(faces))) == 2  # type: ignore[arg-type]
 
 
+def test_track_goes_on_when_the_light_changes() -> None:
+    faces = [[face_at(100)]] * 11
+    pictures = [picture_of(present, [(40 + 20 * frame,) * 3]) for frame, present in enumerate(faces)]
+    assert len(find_tracks(pictures, finder=Scripted(faces))) == 1  # type: ignore[arg-type]
+
+
 def test_cut_ends_all_tracks() -> None:
     tracks = tracks_of([[face_at(100), face_at(300)]] * 6, cuts={0, 2})
     assert [track.frames for track in tracks] == [range(2), range(2), range(2, 6), range(2, 6)]

@@ -6,8 +6,8 @@ Both take a picture of 192x192. Their files lie in weights/, with their origin a
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -89,11 +89,14 @@ def _anchors() -> np.ndarray:
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
+_STDERR = threading.Lock()
+"""Of two threads that redirect it at once, one would restore the other's file."""
+
+
 @contextmanager
 def _without_notice() -> Iterator[None]:
     """Keeps LiteRT's line about its delegate from stderr, which no setting does; the rest is passed on."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as caught:
+    with _STDERR, tempfile.TemporaryFile() as caught:
         stderr = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:

@@ -144,7 +144,7 @@ class _Followed:
         self._lost = 0
         self._middle = _middle(face)
         if look is not None:
-            self._look = self._look + 0.1 * (look - self._look)
+            self._look = self._look + 0.5 * (look - self._look)
         self.last = face
         self._faces.append(face if keep_points else face.without_points())
         self.frames_unsure = 0 if face.is_sure else self.frames_unsure + 1
