@@ -33,7 +33,7 @@ train() { # mode, steps, further flags
     local mode=$1 steps=$2
     shift 2
     # Repeated, as the loader's processes start anew with each epoch.
-    accelerate launch --config_file "$config" --mixed_precision bf16 -m diffsynth_omniavatar.train --omniavatar_mode "$mode" \
+    accelerate launch --quiet --config_file "$config" --mixed_precision bf16 -m diffsynth_omniavatar.train --omniavatar_mode "$mode" \
         --dataset_base_path "$output" --dataset_metadata_path "$output/cache" --dataset_num_workers "${WORKERS:-12}" \
         --dataset_repeat 500 "${shape[@]}" --wav2vec2_path "$model/wav2vec2" --dtype float32 \
         --batch_size "${BATCH_SIZE:-128}" --warmup_steps "${WARMUP_STEPS:-200}" --lr_schedule cosine --max_grad_norm 1.0 --log_steps 50 \

@@ -17,5 +17,5 @@ flags=(--omniavatar_mode "$mode")
 [ "$mode" = i2v ] || flags+=(--first_frame known --height 512 --width 512 --num_frames 81)
 
 omniavatar check "$data" "${flags[@]}" || echo "The clips with faults are left out."
-accelerate launch --config_file "$config" -m diffsynth_omniavatar precompute "$data" "$cache" \
+accelerate launch --quiet --config_file "$config" -m diffsynth_omniavatar precompute "$data" "$cache" \
     --model 14B --wav2vec2 "$wav2vec2" "${flags[@]}" "$@"

@@ -136,7 +136,7 @@ class Demo:
         # As one epoch: a checkpoint is written at the end of each.
         repeat = math.ceil(self.train_steps * BATCH / TRAIN_CLIPS)
         train = [
-            *("accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1"),
+            *("accelerate", "launch", "--quiet", "--cpu", "--num_processes", "1", "--num_machines", "1"),
             *("--mixed_precision", "no", "--dynamo_backend", "no"),
             *("--num_cpu_threads_per_process", str(os.cpu_count() or 1)),
             *("-m", "diffsynth_omniavatar.train", "--model_paths", "[]", "--omniavatar_checkpoint", str(self.base)),

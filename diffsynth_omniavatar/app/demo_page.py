@@ -45,7 +45,11 @@ function stop() {
 function draw() {
   const now = first.currentTime;
   if (!first.paused) {
-    for (const other of others) if (Math.abs(other.currentTime - now) > 0.06) other.currentTime = now;
+    for (const other of others) {
+      const late = now - other.currentTime;
+      if (Math.abs(late) > 0.2) other.currentTime = now;
+      other.playbackRate = 1 + 3 * Math.max(-0.2, Math.min(0.2, late));
+    }
     place.value = now / first.duration;
   }
   zooms.forEach((zoom, index) => {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..media.timeline import FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
+from ..system.messages import counted
 from .chunks import ChunkMaker
 from .inputs import read_inputs
 from .masks import paste_outside_mouth
@@ -52,12 +53,12 @@ def generate(
     maker = ChunkMaker(pipe, request, size)
     steps = maker.sampling.steps
     logger.info(
-        "%d frames of %dx%d: %d chunks of %d frames, %d steps each.",
+        "%d frames of %dx%d: %s of %d frames, %s each.",
         plan.frames,
         *size,
-        len(plan.chunks),
+        counted(len(plan.chunks), "chunk"),
         plan.length,
-        steps,
+        counted(steps, "step"),
     )
 
     out = Path(request.out)

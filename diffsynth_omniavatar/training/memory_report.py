@@ -88,7 +88,7 @@ def predicted_rows(
         peak = f"{size_text(memory.peak)}, computed, with cached inputs and without losses on frames"
         return [*lines, ("kept beside inputs", size_text(memory.kept)), ("peak", peak)]
     if runner is None:
-        return [*lines, ("kept beside inputs", "not known: add --use_gradient_checkpointing")]
+        return [*lines, ("kept beside inputs", "not known without --use_gradient_checkpointing: much more")]
     return [*lines, ("kept beside inputs", f"what is free beyond {size_text(memory.peak)}")]
 
 
