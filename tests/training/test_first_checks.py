@@ -161,3 +161,12 @@ def test_validation_data_is_read_before_anything_is_loaded(folder, tmp_path, cap
     error = capsys.readouterr().err
     assert all(line in error for line in ("line 1: ", "line 2: wanted prompt@@image@@audio", "line 4: gone.png"))
     assert json.dumps(error).count("line ") == 3
+
+
+def test_a_failed_download_names_files_and_flags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = "Wan-AI/A:vae.pth,Wan-AI/A:models_t5_umt5.pth"
+    args = SimpleNamespace(model_id_with_origin_paths=named, model_paths=None, tokenizer_path=None, debug=False)
+    words = r"Wan-AI/A/vae\.pth, .*umt5-xxl/ to models/; .*\(--model_paths, --tokenizer_path\): no network"
+    with pytest.raises(OSError, match=words), run._loading(args):
+        raise OSError("no network")
