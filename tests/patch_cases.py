@@ -1,7 +1,7 @@
 """What each patch in patches/ cures, as seen in a copy of the installed DiffSynth.
 
-Run as a script, this file looks at every defect, first in a copy as released, then in a copy with that patch alone:
-`python patch_cases.py FOLDER_OF_COPIES RESULTS_JSON`. Each function imports the copy of diffsynth that is on trial.
+`observe_all` looks at every defect, first in a copy as released, then in a copy with that patch alone. Each function
+imports the copy of diffsynth that is on trial; a process of its own can do that.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 from patch_files import installed_version
 
 RELEASED = "as released"
+IMPORTS_ANEW = "import-transformers-5"
+"""What is seen while diffsynth is imported; the other cases share one import of it as released."""
 CLASSIC = installed_version() == "1.1.9"
 
 
@@ -426,7 +428,7 @@ CASES: dict[str, tuple[Callable[[], Any], Judge, Judge]] = {
         lambda seen: seen == [1, 1],
     ),
     "head-batch": (head_batch, lambda seen: seen is False, lambda seen: seen is True),
-    "import-transformers-5": (
+    IMPORTS_ANEW: (
         import_transformers_5,
         lambda seen: seen.startswith("ImportError: cannot import name 'PretrainedConfig'"),
         lambda seen: seen == "imported",
@@ -460,13 +462,17 @@ CASES: dict[str, tuple[Callable[[], Any], Judge, Judge]] = {
 }
 
 
+def unload() -> None:
+    """Forget the diffsynth that was imported."""
+    for module in [module for module in sys.modules if module.split(".")[0] == "diffsynth"]:
+        del sys.modules[module]
+
+
 def observe(name: str, root: Path) -> Any:
     """What CASES[name] sees in the diffsynth below `root`."""
     import torch
     from accelerate.state import AcceleratorState
 
-    for module in [module for module in sys.modules if module.split(".")[0] == "diffsynth"]:
-        del sys.modules[module]
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(0)
     sys.path.insert(0, str(root))
@@ -484,13 +490,12 @@ def observe(name: str, root: Path) -> Any:
 
 def observe_all(folder: Path, results: Path) -> None:
     """Write what is seen as released and with each patch alone; `folder` holds one copy for each."""
-    seen = {
-        copy.name: [observe(copy.name, folder / RELEASED), observe(copy.name, copy)]
-        for copy in sorted(folder.iterdir())
-        if copy.name != RELEASED
-    }
-    results.write_text(json.dumps(seen, indent=1))
-
-
-if __name__ == "__main__":
-    observe_all(Path(sys.argv[1]), Path(sys.argv[2]))
+    names = [copy.name for copy in sorted(folder.iterdir()) if copy.name != RELEASED]
+    before, after = {}, {}
+    unload()
+    for name in sorted(names, key=lambda name: name != IMPORTS_ANEW):  # that one first
+        before[name] = observe(name, folder / RELEASED)
+    for name in names:
+        unload()
+        after[name] = observe(name, folder / name)
+    results.write_text(json.dumps({name: [before[name], after[name]] for name in names}, indent=1))

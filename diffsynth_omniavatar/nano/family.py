@@ -26,7 +26,7 @@ LORA = LoRAConfig(rank=4, alpha=2.0)
 
 
 def randomise(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Weights with which every part has an effect, norms near 1."""
+    """Weights with which every part has an effect, norms near 1; of the module, which can be on "meta", the shapes."""
     tensors = {}
     for key, tensor in module.state_dict().items():
         normal = torch.randn(tensor.shape, generator=generator)
@@ -55,7 +55,9 @@ def write_random_family(
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     for name, network in networks(TINY).items():
-        save_file(randomise(network.made(), generator), folder / FILES[name])
+        with torch.device("meta"):
+            shapes = network.made()
+        save_file(randomise(shapes, generator), folder / FILES[name])
     _write_wan_config(folder, TINY.dit)
     write_byte_tokenizer(folder / FILES["tokenizer"])
     wav2vec2 = Wav2Vec2Model(TINY.wav2vec2)
@@ -74,7 +76,8 @@ def write_random_checkpoint(
     folder: Path, config: OmniAvatarConfig, generator: torch.Generator, conventions: Conventions
 ) -> None:
     """Write an OmniAvatar checkpoint in LoRA form with random weights."""
-    dit = OmniAvatarDiT(config)
+    with torch.device("meta"):
+        dit = OmniAvatarDiT(config)
     tensors = {k: t for k, t in randomise(dit, generator).items() if k.startswith(EXTRA_MODULES)}
     for name, layer in adapted_layers(dit, LORA_TARGETS).items():
         sizes = {"A": (LORA.rank, layer.in_features), "B": (layer.out_features, LORA.rank)}

@@ -1,22 +1,19 @@
 """Each patch in patches/ cures the defect that it names.
 
-One subprocess (`patch_cases.py`) observes every defect of the installed DiffSynth, as released and with its patch.
+One process of its own observes every defect of the installed DiffSynth, as released and with its patch.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import patch_cases
 import pytest
-from patch_cases import CASES, RELEASED
+from patch_cases import CASES, RELEASED, observe_all
 from patch_files import PATCHES, apply_module, contents, installed_version
+from processes import run_in_processes
 
 
 def copy_package(root: Path) -> Path:
@@ -43,14 +40,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     for patch in own_patches():
         shutil.copytree(folder / RELEASED, folder / patch.name)
         assert apply_module().run(patch, folder / patch.name / "diffsynth") == "applied"
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(folder / RELEASED),
-    }
-    command = [sys.executable, "-W", "ignore", patch_cases.__file__, str(folder), str(results)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_in_processes(observe_all, folder, results, processes=1)
     loaded: dict[str, list[Any]] = json.loads(results.read_text())
     return loaded
 
