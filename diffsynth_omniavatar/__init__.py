@@ -16,11 +16,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .generation.dub import dub
+    from .generation.dub_request import DubRequest
     from .generation.generate import generate
     from .generation.loading import load_pipeline, nano_pipeline
     from .generation.pipeline import OmniAvatarPipeline, register, unregister
     from .generation.request import RequestError, TalkRequest
-    from .generation.result import GeneratedVideo
+    from .generation.result import DubbedVideo, GeneratedVideo
     from .host.versions import UnsupportedHostError
     from .media.sound import Sound
     from .model.checkpoint import CheckpointError, load_checkpoint
@@ -37,6 +39,8 @@ __all__ = [
     "AudioEncoder",
     "CheckpointError",
     "Conventions",
+    "DubRequest",
+    "DubbedVideo",
     "GeneratedVideo",
     "LoRAConfig",
     "OmniAvatarConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "TalkRequest",
     "UnsupportedHostError",
     "convert",
+    "dub",
     "generate",
     "load_checkpoint",
     "load_pipeline",
@@ -61,6 +66,8 @@ _MODULES = {
     "AudioEncoder": "model.speech_encoder",
     "CheckpointError": "model.checkpoint",
     "Conventions": "model.config",
+    "DubRequest": "generation.dub_request",
+    "DubbedVideo": "generation.result",
     "GeneratedVideo": "generation.result",
     "LoRAConfig": "model.config",
     "OmniAvatarConfig": "model.config",
@@ -71,6 +78,7 @@ _MODULES = {
     "TalkRequest": "generation.request",
     "UnsupportedHostError": "host.versions",
     "convert": "model.convert",
+    "dub": "generation.dub",
     "generate": "generation.generate",
     "load_checkpoint": "model.checkpoint",
     "load_pipeline": "generation.loading",

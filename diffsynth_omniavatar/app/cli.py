@@ -17,7 +17,6 @@ from ..model.files import MODELS
 from ..system.messages import unknown_flags
 from ..system.signals import exit_code, interrupts
 from .console import FAILED, WRONG_INPUT, say, show_log
-from .generate import config_flags
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
         if self.module is not None:
             module = importlib.import_module(self.module, __package__)
             module.add_arguments(self)
-            self.set_defaults(run=module.run)
+            self.set_defaults(run=module.run, config_flags=getattr(module, "config_flags", None))
             self.module = None
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:  # here, not in the parser of all commands, which knows no command's flags
@@ -63,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     _add_command(commands, ".generate", "generate", "Make a talking video from a portrait or video and speech.")
+
+    _add_command(commands, ".dub", "dub", "Make somebody in a video say something else.")
 
     convert = _add_command(commands, _run_convert, "convert", "Convert an OmniAvatar checkpoint to another format.")
     convert.add_argument("source", metavar="IN", help="OmniAvatar checkpoint: a folder or a file")
@@ -124,7 +125,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if getattr(args, "config", None) is None:
         return args
-    return parser.parse_args([argv[0], *config_flags(args.config), *argv[1:]])
+    return parser.parse_args([argv[0], *args.config_flags(args), *argv[1:]])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

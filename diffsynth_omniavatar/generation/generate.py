@@ -15,6 +15,8 @@ from ..media.timeline import FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
 from ..system.messages import counted
 from .chunks import ChunkMaker
+from .dub import dub
+from .dub_request import DubRequest
 from .inputs import read_inputs
 from .masks import paste_outside_mouth
 from .pipeline import OmniAvatarPipeline
@@ -29,6 +31,8 @@ def generate(
     pipe: OmniAvatarPipeline, request: TalkRequest | None = None, *, show_progress: bool = True, **arguments: Any
 ) -> GeneratedVideo:
     """Make a talking video as long as the sound and write it, with the sound, while it is made.
+
+    A video whose face is not aligned as the checkpoint was trained (`TalkRequest.aligned`) is made by `dub`.
 
     Memory does not grow with the length. An interrupt leaves a playable file of the chunks that are done. Of several
     processes that make it together (`use_usp`), the first writes it.
@@ -47,6 +51,8 @@ def generate(
         request = TalkRequest(**arguments)
     elif arguments:
         raise TypeError(f"generate() got a request and {', '.join(arguments)}: give the request alone")
+    if request.is_dub(pipe.dit.config.in_dim, pipe.conventions):
+        return dub(pipe, DubRequest.of_talk(request), show_progress=show_progress)
     inputs = read_inputs(request, pipe.dit.config.in_dim, pipe.conventions)
     size, plan = inputs.size, inputs.plan
     features = pipe.encode_speech(inputs.waveform, plan.padded_rows)

@@ -88,7 +88,7 @@ def read_inputs(request: TalkRequest, in_dim: int, conventions: Conventions) -> 
         plan = plan_chunks(
             len(waveform),
             length=chunk_length(*size, request.max_tokens or conventions.max_tokens),
-            overlap=_overlap(request.overlap, conventions),
+            overlap=known_overlap(request.overlap, conventions),
             leading_rows=conventions.leading_audio_rows,
         )
     source = None
@@ -152,7 +152,8 @@ def _size(request: TalkRequest, image: Image.Image | None, conventions: Conventi
     return match_size(image.height, image.width, conventions.image_sizes)
 
 
-def _overlap(overlap: int, conventions: Conventions) -> int:
+def known_overlap(overlap: int, conventions: Conventions) -> int:
+    """The overlap that is asked for, or 1 where the checkpoint knows no longer prefix."""
     known = conventions.prefix_frames
     if known and max(known) == 1 and overlap != 1:
         logger.info("The checkpoint knows prefixes of one frame only: chunks overlap by 1 instead of %d.", overlap)

@@ -17,7 +17,7 @@ from ..media.images import ImageSource
 from ..media.sound import SoundSource
 from ..media.timeline import DEFAULT_OVERLAP, clip_length
 from ..media.writer import SUFFIXES
-from ..model.config import Sampling, size_fault
+from ..model.config import Conventions, Sampling, has_masked_video, size_fault
 from ..system.output_folder import nearest_existing
 from .masks import MaskSource
 
@@ -171,6 +171,11 @@ class TalkRequest(Settings):
     for what the checkpoint's config.json says."""
     paste_source: bool = True
     """V2V, aligned: keep the source's own pixels outside the mouth."""
+
+    def is_dub(self, in_dim: int, conventions: Conventions) -> bool:
+        """Whether it names a video whose face a checkpoint of so many input channels has to have cut out first."""
+        aligned = conventions.aligned if self.aligned is None else self.aligned
+        return has_masked_video(in_dim) and self.video is not None and not aligned
 
     def _faults(self) -> Iterator[str | None]:
         if self.image is None and self.video is None:

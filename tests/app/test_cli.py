@@ -14,7 +14,8 @@ import torch
 from synthetic_clips import portrait, speech
 
 from diffsynth_omniavatar.app import cli, console, doctor
-from diffsynth_omniavatar.app.generate import INPUT_FLAGS, MODEL_FLAGS, SETTING_FLAGS
+from diffsynth_omniavatar.app.generate import INPUT_FLAGS, SETTING_FLAGS
+from diffsynth_omniavatar.app.model_flags import MODEL_FLAGS
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.request import TalkRequest

@@ -11,7 +11,8 @@ import torch
 from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.app import generate as command
 from diffsynth_omniavatar.generation import inputs, loading
-from diffsynth_omniavatar.generation.generate import GeneratedVideo, generate
+from diffsynth_omniavatar.generation.generate import generate
+from diffsynth_omniavatar.generation.result import GeneratedVideo
 from diffsynth_omniavatar.model.config import CheckpointConfig
 
 FLAGS = {
@@ -42,6 +43,7 @@ FLAGS = {
     "height": 400,
     "width": 720,
     "max_tokens": 9000,
+    "aligned": True,
     "paste_source": False,
     "overlap": 5,
     "match_colours": True,
@@ -89,7 +91,7 @@ def arrived(tmp_path, monkeypatch):
 
     loads = inspect.signature(loading.load_pipeline)
     monkeypatch.setattr(loading, "load_pipeline", fake_load)
-    monkeypatch.setattr(command, "_facts", lambda *_: CheckpointConfig(in_dim=channels[0]))
+    monkeypatch.setattr(command, "facts", lambda *_: CheckpointConfig(in_dim=channels[0]))
     monkeypatch.setattr(inputs, "read_inputs", lambda *_: None)
     monkeypatch.setattr(inspect.getmodule(generate), "generate", fake_generate)
 

@@ -1,0 +1,117 @@
+"""A video to dub, looked at once: when its pictures are shown, its scenes, and whose faces it shows where."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from torch import Tensor
+
+from ..media.faces.detections import read_detections
+from ..media.faces.face import Track
+from ..media.faces.tracks import Tracker
+from ..media.images import Size
+from ..media.pictures import PictureScan, PictureTimes
+from ..media.scenes import LOOKAHEAD, CutFinder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Footage:
+    """What one pass over a video finds. Pictures are counted from 0."""
+
+    path: Path
+    size: Size
+    """Height and width of the pictures."""
+    times: PictureTimes
+    cuts: tuple[int, ...]
+    """First pictures of scenes, but for picture 0."""
+    duplicates: frozenset[int]
+    """Pictures that show the one before again."""
+    tracks: tuple[Track, ...]
+    """Faces without landmarks. Track k is face k + 1 for the user."""
+
+    def scene(self, picture: int) -> int:
+        """Number of the scene of a picture."""
+        return bisect_right(self.cuts, picture)
+
+    def place(self, track: Track) -> str:
+        """A track in words: where in the picture, how large, from when to when."""
+        faces = [face for face in track.faces if face is not None]
+        middle = sum(face.box[0] + face.box[2] for face in faces) / 2 / len(faces) / self.size[1]
+        side = "left" if middle < 1 / 3 else "right" if middle > 2 / 3 else "centre"
+        starts, tick = [*self.times.starts, self.times.stop], self.times.tick
+        begin, end = float(starts[track.frames.start] * tick), float(starts[track.frames.stop] * tick)
+        return f"{side}, {track.size:.0f} pixels, {begin:.1f}-{end:.1f} s"
+
+    def faces(self) -> str:
+        """All faces in words, by their numbers."""
+        return "; ".join(f"{number} ({self.place(track)})" for number, track in enumerate(self.tracks, start=1))
+
+
+def find_footage(path: str | Path, detections: str | Path | None = None) -> Footage:
+    """Look at a video once, in little memory.
+
+    Args:
+        path: the video.
+        detections: a file of its faces, with which none are looked for.
+
+    Raises:
+        ValueError: the video or the file cannot be read, or the file has faces for pictures that the video has not.
+    """
+    given = None if detections is None else read_detections(detections)
+    scan, scenes = PictureScan(path), CutFinder()
+    tracker = Tracker() if given is None else None
+    count = 0
+    for picture, is_first in _judged(scan, scenes):
+        if tracker is not None:
+            if is_first:
+                tracker.cut()
+            tracker.add(picture)
+        count += 1
+    tracks = tracker.tracks() if tracker is not None else given or []
+    last = max((track.frames.stop for track in tracks), default=0)
+    if last > count:
+        raise ValueError(f"{detections}: has a face in frame {last - 1}, but {path} has only {count} frames")
+    assert scan.size is not None
+    cuts = tuple(sorted(scenes.cuts))
+    return Footage(
+        path=Path(path),
+        size=scan.size,
+        times=scan.times(),
+        cuts=cuts,
+        duplicates=frozenset(scenes.duplicates),
+        tracks=tuple(part for track in tracks for part in _within_scenes(track, cuts)),
+    )
+
+
+def _judged(scan: PictureScan, scenes: CutFinder) -> Iterator[tuple[Tensor, bool]]:
+    """The pictures, each when it is known whether it is the first of a scene."""
+    waiting: deque[Tensor] = deque()
+    given = 0
+    for picture in scan:
+        scenes.add(picture)
+        waiting.append(picture)
+        if len(waiting) > LOOKAHEAD:
+            yield waiting.popleft(), given in scenes.cuts[-LOOKAHEAD:]
+            given += 1
+    scenes.finish()
+    for picture in waiting:
+        yield picture, given in scenes.cuts
+        given += 1
+
+
+def _within_scenes(track: Track, cuts: tuple[int, ...]) -> Iterator[Track]:
+    """A track, divided at the cuts; those that were given know none."""
+    edges = [track.frames.start, *(cut for cut in cuts if cut in track.frames[1:]), track.frames.stop]
+    for first, stop in pairwise(edges):
+        faces = [track.at(frame) for frame in range(first, stop)]
+        seen = [place for place, face in enumerate(faces) if face is not None]
+        if seen:
+            yield Track(start=first + seen[0], faces=tuple(faces[seen[0] : seen[-1] + 1]))
