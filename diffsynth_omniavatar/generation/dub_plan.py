@@ -167,7 +167,7 @@ def plan_chunks(frames: range, length: int, overlap: int, index: int = 0) -> tup
     """
     count = 1 if len(frames) <= length else math.ceil((len(frames) - overlap) / (length - overlap))
     each = clip_length(math.ceil((len(frames) + (count - 1) * overlap) / count))
-    starts = range(frames.start, frames.start + count * (each - overlap), each - overlap)
+    starts = [frames.start + number * (each - overlap) for number in range(count)]
     return tuple(
         Chunk(index=index + number, frames=range(start, start + each), known=overlap if number else 0)
         for number, start in enumerate(starts)

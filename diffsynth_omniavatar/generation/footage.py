@@ -95,16 +95,19 @@ def _judged(scan: PictureScan, scenes: CutFinder) -> Iterator[tuple[Tensor, bool
     """The pictures, each when it is known whether it is the first of a scene."""
     waiting: deque[Tensor] = deque()
     given = 0
+
+    def decided() -> Iterator[tuple[Tensor, bool]]:
+        nonlocal given
+        while given < scenes.decided:
+            yield waiting.popleft(), given in scenes.cuts[-LOOKAHEAD:]
+            given += 1
+
     for picture in scan:
         scenes.add(picture)
         waiting.append(picture)
-        if len(waiting) > LOOKAHEAD:
-            yield waiting.popleft(), given in scenes.cuts[-LOOKAHEAD:]
-            given += 1
+        yield from decided()
     scenes.finish()
-    for picture in waiting:
-        yield picture, given in scenes.cuts
-        given += 1
+    yield from decided()
 
 
 def _within_scenes(track: Track, cuts: tuple[int, ...]) -> Iterator[Track]:

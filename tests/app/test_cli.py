@@ -200,7 +200,8 @@ def test_v2v_checkpoint_takes_a_video(tmp_path, inputs):
     samples.write_text(f"one@@{tmp_path / 'face.mp4'}@@{inputs / 'speech.wav'}\n")
     arguments = ["--models_folder", inputs / "model", "--omniavatar", grown, "--input_file", samples]
     out = tmp_path / "out"
-    assert run("generate", *arguments, "--out_folder", out, *FAST, "--first_frame", "masked") == 0
+    options = [*FAST, "--aligned", "--first_frame", "masked"]
+    assert run("generate", *arguments, "--out_folder", out, *options) == 0
     assert probe_video(out / "001_speech.mp4").frames == 14
 
 

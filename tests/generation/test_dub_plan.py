@@ -1,0 +1,183 @@
+"""What of a source is shown when, where it gets a new mouth, and in which chunks that is made."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_faces import still, track_at, with_faces
+
+from diffsynth_omniavatar.generation.dub_faces import choose_tracks
+from diffsynth_omniavatar.generation.dub_plan import NO_SPEECH, TOO_SHORT, place_track, plan_chunks, plan_face
+from diffsynth_omniavatar.generation.dub_request import DubRequest
+from diffsynth_omniavatar.generation.footage import Footage
+from diffsynth_omniavatar.generation.playback import plan_playback
+from diffsynth_omniavatar.generation.request import RequestError, TalkRequest
+from diffsynth_omniavatar.media.faces.faults import CUT_OFF, NO_FACE, PROFILE, TOO_SMALL, UNSURE
+from diffsynth_omniavatar.media.faces.template import LATENTSYNC
+from diffsynth_omniavatar.media.pictures import PictureTimes
+
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
+MILLISECOND = Fraction(1, 1000)
+
+
+def times_of(starts, stop, tick=MILLISECOND):
+    return PictureTimes(starts=starts, stop=stop, tick=tick, first=Fraction(0))
+
+
+def footage_of(*tracks, count=100, cuts=(), size=(160, 240)):
+    times = times_of(range(count), count, Fraction(1, 25))
+    return Footage(
+        path=Path("film.mp4"), size=size, times=times, cuts=cuts, duplicates=frozenset(), tracks=tuple(tracks)
+    )
+
+
+def plan(footage, *tracks, seconds=0.0, extend="loop", **changes):
+    playback = plan_playback(footage.times, seconds, extend)
+    placed = [place_track(track, footage, LATENTSYNC) for track in tracks or footage.tracks]
+    return playback, plan_face(footage, playback, placed, **{"length": 33, "overlap": 5, **changes})
+
+
+UNEVEN = times_of([0, 40, 70, 150], 200)
+
+
+def test_an_extended_video_goes_back_and_forth_or_stays_or_stops():
+    loop = plan_playback(UNEVEN, 0.45, "loop")
+    assert list(loop.pictures) == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    # Each picture stays as long as it does in the source.
+    assert list(loop.starts) == [0, 40, 70, 150, 200, 280, 310, 350, 380] and loop.stop == 460
+    hold = plan_playback(UNEVEN, 0.3, "hold")
+    assert list(hold.pictures) == [0, 1, 2, 3, 3, 3, 3] and list(hold.starts)[4:] == [200, 240, 280]
+    assert hold.stop == 320 and hold.duration == 0.32
+    for extend, seconds in (("stop", 9.0), ("loop", 0.1), ("hold", 0.2)):
+        assert list(plan_playback(UNEVEN, seconds, extend).pictures) == [0, 1, 2, 3]
+    assert list(plan_playback(times_of([0], 40), 0.1, "loop").pictures) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30), Fraction(30000, 1001), Fraction(60), Fraction(12)])
+def test_a_picture_gets_the_frame_that_is_nearest_in_time(rate):
+    count = 40
+    playback = plan_playback(times_of(range(count), count, 1 / rate), 0, "stop")
+    assert playback.frames == -(-count * 25 // rate)
+    for place in range(count):
+        frame = playback.frame_at(place)
+        assert abs(Fraction(frame, 25) - place / rate) <= Fraction(1, 50) or frame == playback.frames - 1
+    for frame in range(playback.frames):
+        start, stop = playback.seconds(playback.place_at(frame))
+        assert start <= frame / 25 + 0.001 and frame / 25 < stop
+
+
+@pytest.mark.parametrize("frames", [5, 6, 33, 34, 37, 61, 62, 100, 1000])
+def test_chunks_are_alike_and_cover_their_span(frames):
+    chunks = plan_chunks(range(7, 7 + frames), 33, 5, index=3)
+    assert [chunk.index for chunk in chunks] == list(range(3, 3 + len(chunks)))
+    assert len({len(chunk.frames) for chunk in chunks}) == 1
+    assert len(chunks[0].frames) % 4 == 1 and 5 <= len(chunks[0].frames) <= 33
+    made = [frame for chunk in chunks for frame in chunk.frames[chunk.known :]]
+    assert made[:frames] == list(range(7, 7 + frames)) and made == list(range(7, 7 + len(made)))
+    assert len(made) - frames < 4 * len(chunks)
+    assert [chunk.known for chunk in chunks] == [0] + [5] * (len(chunks) - 1)
+
+
+def test_a_face_that_is_always_there_is_dubbed_throughout():
+    footage = footage_of(still(0, 100, 120, 70))
+    playback, found = plan(footage)
+    (span,) = found.spans
+    assert span.places == span.frames == range(100) and set(found.reasons) == {None}
+    assert found.strengths.eq(1).all()
+    _, longer = plan(footage, seconds=7.0)
+    assert [span.places for span in longer.spans] == [range(175)]
+
+
+def test_a_cut_ends_a_chunk_without_a_fade():
+    footage = footage_of(still(0, 40, 120, 70), still(40, 60, 60, 80), cuts=(40,))
+    playback, found = plan(footage)
+    assert [span.places for span in found.spans] == [range(40), range(40, 100)]
+    assert [span.chunks[0].known for span in found.spans] == [0, 0] and found.strengths.eq(1).all()
+    # Backward too, when the video is extended.
+    _, longer = plan(footage, seconds=8.0)
+    assert [span.places for span in longer.spans] == [range(40), range(40, 159), range(159, 200)]
+
+
+def test_gaps_pass_unchanged_with_a_fade():
+    places = [(120, 70)] * 30 + [None] * 3 + [(120, 70)] * 67
+    playback, found = plan(footage_of(track_at(0, places)))
+    assert [span.places for span in found.spans] == [range(30), range(33, 100)]
+    assert found.reasons[29:34] == (None, NO_FACE, NO_FACE, NO_FACE, None)
+    wanted = torch.tensor([1, 1, 0.9, 0.7, 0.5, 0.3, 0.1, 0, 0, 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1, 1])
+    assert torch.allclose(found.strengths[23:40], wanted, atol=1e-5)
+    assert found.strengths[0] == found.strengths[-1] == 1
+
+
+def test_each_frame_that_stays_has_its_reason():
+    track = with_faces(
+        still(0, 100, 120, 70),
+        {20: {"nose_offset": 0.5}, 40: {"score": 0.5}, 60: {"flag": 0.4}, 63: {"nose_offset": -0.5}},
+    )
+    _, found = plan(footage_of(track))
+    stays = {place: reason for place, reason in enumerate(found.reasons) if reason is not None}
+    assert stays == {20: PROFILE, 40: UNSURE, 60: UNSURE, 61: TOO_SHORT, 62: TOO_SHORT, 63: PROFILE}
+    assert set(plan(footage_of(still(0, 100, 5, 70)))[1].reasons) == {CUT_OFF}
+    assert set(plan(footage_of(still(0, 100, 120, 70, size=30)))[1].reasons) == {TOO_SMALL}
+    _, late = plan(footage_of(still(30, 50, 120, 70)))
+    assert [span.places for span in late.spans] == [range(30, 80)] and late.reasons[29] == late.reasons[80] == NO_FACE
+
+
+def test_only_speech_is_dubbed_where_gaps_are_kept():
+    _, found = plan(footage_of(still(0, 100, 120, 70)), speech=[(1.0, 1.2), (1.4, 1.6), (3.9, 9.0)])
+    # 0.3 s of margin; the pause of 0.2 s is none.
+    assert [span.places for span in found.spans] == [range(17, 48), range(90, 100)]
+    assert set(found.reasons[48:90]) == {NO_SPEECH}
+    assert found.strengths[25:40].eq(1).all() and found.strengths[17] < 0.2
+
+
+def test_faces_are_chosen_by_place_size_and_number():
+    left, large, small = still(0, 50, 60, 80, 50), still(0, 50, 160, 80, 60), still(0, 50, 210, 80, 20)
+    later = still(60, 40, 100, 80, 40)
+    footage = footage_of(left, large, small, later, cuts=(55,))
+    assert choose_tracks(footage, ["largest"]) == [[large, later]]
+    assert choose_tracks(footage, ["left"]) == [[left, later]]
+    assert choose_tracks(footage, ["right"]) == [[large, later]]  # the small one stands behind
+    assert choose_tracks(footage, ["2", "3"]) == [[large], [small]]
+    back = still(70, 30, 150, 80, 60)
+    assert choose_tracks(footage_of(left, large, back), ["largest"]) == [[large, back]]
+    with pytest.raises(RequestError, match=r"face 5 is not there; the video has 1 \(left, 50 pixels, 0.0-2.0 s\); 2"):
+        choose_tracks(footage, ["5"])
+    with pytest.raises(RequestError, match="face 2 and face largest mean the same face"):
+        choose_tracks(footage, ["2", "largest"])
+    with pytest.raises(RequestError, match=r"film.mp4 shows no face in 100 pictures \(4.0 s\)"):
+        choose_tracks(footage_of(), ["largest"])
+
+
+GOOD = {"video": "film.mp4", "audio": "speech.wav", "out": "dubbed.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"face": ["1", "2"]}, "face is given 2 times and audio 1 times"),
+        ({"audio": []}, "audio is empty"),
+        ({"face": "0"}, "face is '0', wanted largest, left, right, speaking or a number from 1 on"),
+        ({"extend": "bounce"}, "extend is 'bounce', wanted loop, hold, stop"),
+        ({"keep_audio": "yes"}, "keep_audio is 'yes', wanted no, gaps, or a loudness like -20dB"),
+        ({"out": "film.mp4"}, "out film.mp4 is the file of video too"),
+        ({"debug_video": "dubbed.mp4"}, "debug_video dubbed.mp4 is the file of out too"),
+        ({"debug_video": "debug.avi"}, "debug_video debug.avi must end in"),
+        ({"steps": 0, "overlap": 2}, "overlap is 2.*steps is 0"),
+    ],
+)
+def test_wrong_requests_are_named(wrong, told):
+    with pytest.raises(RequestError, match=told):
+        DubRequest(**{**GOOD, **wrong})
+
+
+def test_a_talk_request_for_a_video_becomes_a_dub():
+    request = DubRequest.of_talk(TalkRequest(prompt="p", steps=3, silence=0.5, **GOOD))
+    assert (request.prompt, request.steps, request.silence, request.faces) == ("p", 3, 0.5, ["largest"])
+    for wrong in ({"image": "face.png"}, {"paste_source": False}):
+        with pytest.raises(RequestError, match=f"{next(iter(wrong))} is for a video that the model takes whole"):
+            DubRequest.of_talk(TalkRequest(prompt="p", **GOOD, **wrong))
+    gains = {"no": 0.0, "gaps": 1.0, "-20dB": 0.1, "6 db": 10**0.3}
+    for keep, gain in gains.items():
+        assert DubRequest(**GOOD, keep_audio=keep).original_gain == pytest.approx(gain)
