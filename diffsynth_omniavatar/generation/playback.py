@@ -75,7 +75,7 @@ def plan_playback(times: PictureTimes, seconds: float, extend: str) -> Playback:
     count, tick = len(times.starts), times.tick
     edges = [*times.starts, times.stop]
     pictures, starts, stop = list(range(count)), list(times.starts), times.stop
-    wanted = math.ceil(Fraction(seconds) / tick)
+    wanted = math.ceil((Fraction(seconds) - _ROUNDING) / tick)
     if extend == "hold" or (extend == "loop" and count == 1):
         first, added = stop, 0
         while stop < wanted:

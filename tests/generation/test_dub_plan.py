@@ -82,7 +82,7 @@ def test_chunks_are_alike_and_cover_their_span(frames):
 
 def test_a_face_that_is_always_there_is_dubbed_throughout():
     footage = footage_of(still(0, 100, 120, 70))
-    playback, found = plan(footage)
+    _, found = plan(footage)
     (span,) = found.spans
     assert span.places == span.frames == range(100) and set(found.reasons) == {None}
     assert found.strengths.eq(1).all()
@@ -92,7 +92,7 @@ def test_a_face_that_is_always_there_is_dubbed_throughout():
 
 def test_a_cut_ends_a_chunk_without_a_fade():
     footage = footage_of(still(0, 40, 120, 70), still(40, 60, 60, 80), cuts=(40,))
-    playback, found = plan(footage)
+    _, found = plan(footage)
     assert [span.places for span in found.spans] == [range(40), range(40, 100)]
     assert [span.chunks[0].known for span in found.spans] == [0, 0] and found.strengths.eq(1).all()
     # Backward too, when the video is extended.
@@ -102,7 +102,7 @@ def test_a_cut_ends_a_chunk_without_a_fade():
 
 def test_gaps_pass_unchanged_with_a_fade():
     places = [(120, 70)] * 30 + [None] * 3 + [(120, 70)] * 67
-    playback, found = plan(footage_of(track_at(0, places)))
+    _, found = plan(footage_of(track_at(0, places)))
     assert [span.places for span in found.spans] == [range(30), range(33, 100)]
     assert found.reasons[29:34] == (None, NO_FACE, NO_FACE, NO_FACE, None)
     wanted = torch.tensor([1, 1, 0.9, 0.7, 0.5, 0.3, 0.1, 0, 0, 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1, 1])
