@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -115,12 +116,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _with_decibels(argv: Sequence[str]) -> list[str]:
+    """`--flag -20dB` as `--flag=-20dB`: a word of its own would be taken for a flag."""
+    words: list[str] = []
+    for word in argv:
+        if re.fullmatch(r"-[\d.]+ ?dB", word, re.IGNORECASE) and words and words[-1].startswith("--"):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; the command line overrides its --config file.
 
     Raises:
         ValueError: the config file is unreadable or has unknown keys.
     """
+    argv = _with_decibels(argv)
     parser = build_parser()
     args = parser.parse_args(argv)
     if getattr(args, "config", None) is None:

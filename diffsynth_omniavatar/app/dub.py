@@ -61,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
     from ..generation.request import RequestError
 
     asked = given(args, {**LIST_FLAGS, **DUB_FLAGS, **SHARED_FLAGS})
-    asked.pop("show_progress", None)
+    show_progress = asked.pop("show_progress", True)
     missing = [f"--{name}" for name in ("audio", "out") if name not in asked]
     if missing:
         raise ValueError(f"{', '.join(missing)} missing.")
     if not Path(args.video).is_file():
         raise FileNotFoundError(f"{args.video} is not there.")
     try:
-        job = dub_job(DubRequest(video=args.video, **asked), facts(args))
+        job = dub_job(DubRequest(video=args.video, **asked), facts(args), show_progress)
     except RequestError as error:
         raise ValueError(error.flags()) from error
     make_video(load_model(args), job, args)

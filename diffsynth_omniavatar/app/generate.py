@@ -76,9 +76,9 @@ def _checked(args: argparse.Namespace, inputs: Mapping[str, Any], known: Checkpo
     from ..generation.request import RequestError, TalkRequest
 
     settings = given(args, SETTING_FLAGS)
-    settings.pop("show_progress", None)
+    show_progress = settings.pop("show_progress", True)
     try:
-        return talk_job(TalkRequest(**inputs, **settings), known)
+        return talk_job(TalkRequest(**inputs, **settings), known, show_progress)
     except RequestError as error:
         raise ValueError(error.flags()) from error
 

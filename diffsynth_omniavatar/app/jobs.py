@@ -29,7 +29,7 @@ class Job:
     """Makes it; the second argument is whether progress is shown."""
 
 
-def talk_job(request: TalkRequest, facts: CheckpointConfig) -> Job:
+def talk_job(request: TalkRequest, facts: CheckpointConfig, show_progress: bool = True) -> Job:
     """A video as `generate` makes it, its files read once to find what is wrong with them.
 
     Raises:
@@ -40,7 +40,7 @@ def talk_job(request: TalkRequest, facts: CheckpointConfig) -> Job:
 
     in_dim = facts.in_dim or 33
     if request.is_dub(in_dim, facts.conventions):
-        return dub_job(DubRequest.of_talk(request), facts)
+        return dub_job(DubRequest.of_talk(request), facts, show_progress)
     read_inputs(request, in_dim, facts.conventions)
 
     def make(pipe: OmniAvatarPipeline, show_progress: bool) -> GeneratedVideo:
@@ -51,7 +51,7 @@ def talk_job(request: TalkRequest, facts: CheckpointConfig) -> Job:
     return Job(Path(request.out), make)
 
 
-def dub_job(request: DubRequest, facts: CheckpointConfig) -> Job:
+def dub_job(request: DubRequest, facts: CheckpointConfig, show_progress: bool = True) -> Job:
     """A video as `dub` makes it, with its faces found, of which a line tells.
 
     Raises:
@@ -59,7 +59,7 @@ def dub_job(request: DubRequest, facts: CheckpointConfig) -> Job:
     """
     from ..generation.dub_inputs import read_dub_inputs
 
-    inputs = read_dub_inputs(request, facts.in_dim or 33, facts.conventions)
+    inputs = read_dub_inputs(request, facts.in_dim or 33, facts.conventions, show_progress=show_progress)
     say(inputs.told())
 
     def make(pipe: OmniAvatarPipeline, show_progress: bool) -> GeneratedVideo:

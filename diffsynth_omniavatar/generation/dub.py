@@ -66,7 +66,8 @@ def dub(
     elif arguments:
         raise TypeError(f"dub() got a request and {', '.join(arguments)}: give the request alone")
     if inputs is None:
-        inputs = read_dub_inputs(request, pipe.dit.config.in_dim, pipe.conventions)
+        shows = show_progress and pipe.is_first_process
+        inputs = read_dub_inputs(request, pipe.dit.config.in_dim, pipe.conventions, show_progress=shows)
         logger.info("%s", inputs.told())
     maker = ChunkMaker(pipe, request, inputs.size)
     steps, out = maker.sampling.steps, Path(request.out)

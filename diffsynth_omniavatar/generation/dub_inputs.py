@@ -20,6 +20,7 @@ from ..media.timeline import chunk_length
 from ..media.video import probe_video
 from ..media.voice import speech_spans
 from ..model.config import Conventions, has_masked_video, has_reference_sequence
+from ..system.messages import counted
 from .dub_faces import choose_tracks
 from .dub_plan import FacePlan, PlacedTrack, place_track, plan_face
 from .dub_request import DubRequest
@@ -97,21 +98,25 @@ class DubInputs:
         """What was found, in a line."""
         height, width = self.footage.size
         rate = float(self.footage.times.frame_rate)
-        others = "".join(f", {count} {reason}" for reason, count in self.untouched().items())
+        others = "".join(f", {count}: {reason}" for reason, count in self.untouched().items())
         return (
             f"{self.footage.path}: {width}x{height}, {rate:.4g} frames/s, {self.footage.times.duration:.2f} s, "
-            f"{len(self.footage.cuts) + 1} scene(s), face(s) {self.footage.faces()}. "
-            f"{self.dubbed} of {len(self.playback.pictures)} frames get a new mouth{others}; {self.chunks} chunk(s)."
+            f"{counted(len(self.footage.cuts) + 1, 'scene')}, {counted(len(self.footage.tracks), 'face')}: "
+            f"{self.footage.faces()}. {self.dubbed} of {counted(len(self.playback.pictures), 'frame')} get a new "
+            f"mouth{others}; {counted(self.chunks, 'chunk')}."
         )
 
 
-def read_dub_inputs(request: DubRequest, in_dim: int, conventions: Conventions) -> DubInputs:
+def read_dub_inputs(
+    request: DubRequest, in_dim: int, conventions: Conventions, *, show_progress: bool = False
+) -> DubInputs:
     """Read and check what a request names; look for the faces of the video.
 
     Args:
         request: what is wanted.
         in_dim: input channels of the checkpoint, 33, 49 or 65.
         conventions: of the checkpoint.
+        show_progress: show how far the search for faces is.
 
     Raises:
         RequestError: an input is missing, unreadable or does not fit the checkpoint, or there is no face to dub; the
@@ -138,7 +143,7 @@ def read_dub_inputs(request: DubRequest, in_dim: int, conventions: Conventions) 
     with faults_of("video"):
         probe_video(request.video)
     with faults_of("detections" if request.detections is not None else "video"):
-        footage = find_footage(request.video, request.detections)
+        footage = find_footage(request.video, request.detections, show_progress=show_progress)
     chosen = choose_tracks(footage, request.faces)
     waveforms = [speech_waveform(speech) for speech in speeches]
     spans = [speech_spans(waveform) for waveform in waveforms] if request.keep_audio == "gaps" else None

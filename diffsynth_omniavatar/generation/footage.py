@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from ..media.faces.tracks import Tracker
 from ..media.images import Size
 from ..media.pictures import PictureScan, PictureTimes
 from ..media.scenes import LOOKAHEAD, CutFinder
+from ..media.video import probe_video
+from ..system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +58,13 @@ class Footage:
         return "; ".join(f"{number} ({self.place(track)})" for number, track in enumerate(self.tracks, start=1))
 
 
-def find_footage(path: str | Path, detections: str | Path | None = None) -> Footage:
+def find_footage(path: str | Path, detections: str | Path | None = None, *, show_progress: bool = False) -> Footage:
     """Look at a video once, in little memory.
 
     Args:
         path: the video.
         detections: a file of its faces, with which none are looked for.
+        show_progress: draw a bar with the seconds of the video that were looked at, or log that it begins.
 
     Raises:
         ValueError: the video or the file cannot be read, or the file has faces for pictures that the video has not.
@@ -68,13 +72,18 @@ def find_footage(path: str | Path, detections: str | Path | None = None) -> Foot
     given = None if detections is None else read_detections(detections)
     scan, scenes = PictureScan(path), CutFinder()
     tracker = Tracker() if given is None else None
-    count = 0
-    for picture, is_first in _judged(scan, scenes):
-        if tracker is not None:
-            if is_first:
-                tracker.cut()
-            tracker.add(picture)
-        count += 1
+    seconds, count = probe_video(path).duration, 0
+    with progress_bar("seconds", show_progress) as bar:
+        if show_progress and bar.disable:
+            logger.info("Looking for faces in %s, %.1f s.", path, seconds)
+        task = bar.add_task("looking for faces", total=math.ceil(seconds))
+        for picture, is_first in _judged(scan, scenes):
+            if tracker is not None:
+                if is_first:
+                    tracker.cut()
+                tracker.add(picture)
+            count += 1
+            bar.update(task, completed=math.floor(scan.seconds))
     tracks = tracker.tracks() if tracker is not None else given or []
     last = max((track.frames.stop for track in tracks), default=0)
     if last > count:

@@ -83,6 +83,11 @@ class PictureScan:
         if not self._times:
             raise MediaError(f"{self.path}: has no video frames")
 
+    @property
+    def seconds(self) -> float:
+        """From the first picture to the last one that was given."""
+        return float(self._times[-1] - self._times[0]) if self._times else 0.0
+
     def times(self) -> PictureTimes:
         """When each picture that was given is on screen; after the last one."""
         first, tick = self._times[0], self._tick

@@ -90,6 +90,7 @@ def test_flags_arrive_and_the_config_gives_way(folder, monkeypatch, capsys):
     monkeypatch.setattr(making, "dub", fake_dub)
     flags = {"keep_audio": "-6dB", "steps": 3, "audio": ["a.wav", "b.wav"], "face": ["left", "right"], "crf": 20}
     (folder / "dub.json").write_text(json.dumps(flags))
+    assert cli.parse(["dub", "film.mp4", "--keep_audio", "-20dB"]).keep_audio == "-20dB"
     chosen = ["--face", "1", "--audio", "speech.wav", "--steps", "4", "--no-show_progress"]
     given = words({name: GOOD[name] for name in ("out", "detections", "model")})
     assert cli.main(["dub", "film.mp4", *given, *chosen, "--config", "dub.json"]) == 0
