@@ -199,10 +199,8 @@ class _Console:
         self._parts = {source: part for source, part in self._parts.items() if str(source.path) != record.path}
         if self.bar.disable:
             kept = sum(clip.is_kept for clip in record.clips)
-            what = "; ".join(record.reasons.values()) or (
-                f"{counted(kept, 'clip')} kept, {len(record.clips) - kept} rejected"
-            )
-            say(f"{self.done} of {self.total}: {record.path}: {what}")
+            what = f"{record.path}: {counted(kept, 'clip')} kept, {len(record.clips) - kept} rejected"
+            say(f"{self.done} of {self.total}: {'; '.join(record.reasons.values()) or what}")
         self._draw()
 
     def captions(self, part: float) -> None:

@@ -62,7 +62,7 @@ def _picture_rules(mode: Mode) -> tuple[Rule, ...]:
             title="sharpness",
             meaning="variance of the Laplacian of the face at 128 pixels, in grey levels squared, median over the clip",
             complaint="the face is blurred",
-            least=20.0,
+            least=15.0,
         ),
         Rule(
             figure="brightness",

@@ -62,7 +62,7 @@ class SourceWork:
         made_with = self._made_with(file)
         before = state.read_record()
         if before is not None and before[1] == made_with and self._is_whole(before[0].clips):
-            return before[0]
+            return _called(before[0], str(source.path))
         reusable = self._reusable(before, file)
         if not reusable:
             state.forget_record()  # its clips are about to be overwritten
@@ -71,7 +71,8 @@ class SourceWork:
         except OSError:  # of the output folder: what reading raises is worded
             raise
         except Exception as error:  # libraries break anywhere on damaged files; the next run tries again
-            return SourceRecord(path=str(source.path), **file, reasons={"unreadable": reason_of(error)})
+            remove_strays(self.out, source.key, [])
+            return _unusable(source, reason_of(error))
         remove_strays(self.out, source.key, [path for clip in record.clips for path in clip_files(clip, self.settings)])
         state.write_record(record, made_with)
         return record
@@ -189,9 +190,15 @@ class SourceWork:
         return replace(cutting, record=record, sound_offset=offset)
 
 
+def _called(record: SourceRecord, path: str) -> SourceRecord:
+    """The record of a file that is called otherwise now, as by another relative path."""
+    return replace(record, path=path, clips=tuple(replace(clip, source=path) for clip in record.clips))
+
+
 def _unusable(source: Source, reason: str) -> SourceRecord:
     name = os.fsencode(source.path).decode(errors="replace")
-    return SourceRecord(path=name, size=0, modified_ns=0, reasons={"unreadable": f"{name}: {reason}"})
+    text = reason if reason.startswith(name) else f"{name}: {reason}"
+    return SourceRecord(path=name, size=0, modified_ns=0, reasons={"unreadable": text})
 
 
 def _with_facts(record: SourceRecord, look: Look) -> SourceRecord:

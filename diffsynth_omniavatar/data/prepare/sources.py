@@ -66,7 +66,7 @@ def _paths(given: str) -> Iterator[Path]:
     path = Path(given)
     if path.is_dir():
         yield from _videos_in(path)
-    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+    elif path.suffix.lower() in LIST_SUFFIXES and path.is_file() and not _is_binary(path):
         for number, line in read_lines(path):
             if not os.path.lexists(path.parent / line):
                 raise ValueError(f"{path}, line {number}: {line} is not there")
@@ -75,6 +75,12 @@ def _paths(given: str) -> Iterator[Path]:
         yield path
     else:
         yield from (Path(name) for name in sorted(glob.glob(given, recursive=True)) if os.path.isfile(name))
+
+
+def _is_binary(path: Path) -> bool:
+    """Whether a file that is called like a list may be a video."""
+    with path.open("rb") as file:
+        return b"\0" in file.read(4096)
 
 
 def _videos_in(folder: Path) -> Iterator[Path]:
