@@ -130,7 +130,7 @@ def _sound_rules() -> tuple[Rule, ...]:
             unit="times",
             meaning="motion of these lips by that of any other face's in the picture while somebody speaks",
             complaint="somebody else may be speaking",
-            least=1.3,
+            least=2.0,
         ),
         Rule(
             figure="sync_confidence",

@@ -18,7 +18,7 @@ CONTOUR = 75
 LAGS = range(-10, 11)
 """Frames by which one clip may begin later than the other."""
 
-ALIKE = 0.95
+ALIKE = 0.9
 """Correlation of two contours from which on they are of the same sound; of different speech about 0.6 at most."""
 
 DIFFERENT_BITS = 12
@@ -51,8 +51,9 @@ def reject_duplicates(clips: Sequence[ClipRecord]) -> list[ClipRecord]:
     for one, other in _pairs([clips[index].fingerprint for index in kept]):
         first.setdefault(other, first.get(one, one))
     for other, one in first.items():
-        clip = clips[kept[other]]
-        result[kept[other]] = replace(clip, reasons={"duplicate": f"it shows the same as {clips[kept[one]].name}"})
+        copy, original = clips[kept[other]], clips[kept[one]]
+        reason = f"it shows the same as {original.source} from {original.start / FRAME_RATE:.1f} s on"
+        result[kept[other]] = replace(copy, reasons={"duplicate": reason})
     return result
 
 
