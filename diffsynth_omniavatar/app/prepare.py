@@ -11,11 +11,12 @@ from ..data.figure_rules import Mode, Rule
 from ..data.prepare.captions import DEFAULT_TEMPLATE, Captions
 from ..data.prepare.clip_rules import clip_rules
 from ..data.prepare.records import OTHER_REASONS, SourceRecord
+from ..data.prepare.report import REPORT
 from ..data.prepare.run import VALIDATION_SHARE, PrepareReport, prepare, survey
 from ..data.prepare.settings import PrepareSettings
 from ..data.prepare.sources import Shard, Source, find_sources
 from ..data.prepare.sync import Sync
-from ..data.prepare.tables import REJECTED, TRAIN, VALIDATION
+from ..data.prepare.tables import FILES
 from ..model.config import IMAGE_SIZES
 from ..system.messages import counted
 from ..system.output_folder import check_output_folder
@@ -240,5 +241,5 @@ def _summary(report: PrepareReport, out: Path, shard: Shard, rules: Sequence[Rul
     if shard.total > 1:
         print(f"When all {shard.total} parts are done, run once more without --shard: that writes the tables.")
         return
-    names = [name for name in (TRAIN, VALIDATION, REJECTED, "report.html") if (out / name).is_file()]
+    names = [name for name in (*FILES, REPORT) if (out / name).is_file()]
     print(f"{out}: {', '.join(names)}")

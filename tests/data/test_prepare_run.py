@@ -15,7 +15,6 @@ import torch
 from prepare_looks import look, track
 from synthetic_clips import noise, shown, write_levels
 
-from diffsynth_omniavatar.app.cli import main
 from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.prepare import process
 from diffsynth_omniavatar.data.prepare.captions import Captions
@@ -23,9 +22,12 @@ from diffsynth_omniavatar.data.prepare.look import Look, look_at
 from diffsynth_omniavatar.data.prepare.run import PrepareReport, prepare
 from diffsynth_omniavatar.data.prepare.settings import PrepareSettings
 from diffsynth_omniavatar.data.prepare.sources import Shard, find_sources
+from diffsynth_omniavatar.data.prepare.split import validation_people
 from diffsynth_omniavatar.data.recipe import Recipe
 from diffsynth_omniavatar.data.scan import check_dataset
 from diffsynth_omniavatar.data.tables import read_clips
+from diffsynth_omniavatar.generation.samples import read_samples
+from diffsynth_omniavatar.media.images import load_image
 from diffsynth_omniavatar.media.sound import load_sound
 from diffsynth_omniavatar.media.video import iter_frames, read_frames
 from diffsynth_omniavatar.system.tensor_files import read_safetensors
@@ -98,6 +100,8 @@ def test_training_reads_the_tables_and_clips_show_their_frames(raw: Path, looked
     assert report.kept == 3 and report.reasons() == {"unreadable": 1}
     train, validation = rows(out / "metadata.csv"), rows(out / "validation.csv")
     assert len(train) == 2 and len(validation) == 1
+    (sample,) = read_samples(out / "validation.txt")[0].values()
+    assert load_image(sample.source).size == (32, 32) and sample.prompt == validation[0]["prompt"]
     assert {Path(row["source"]).name for row in train + validation} == {f"good {number}.mp4" for number in range(3)}
     recipe = Recipe(prefix_frames=(1, 5))
     for table in ("metadata.csv", "validation.csv"):
@@ -245,14 +249,11 @@ def test_sources_come_from_folders_globs_and_lists(raw: Path, tmp_path: Path) ->
         names(raw / "wrong.txt")
 
 
-def test_the_command_counts_makes_and_sums_up(raw: Path, looked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    out = raw.parent / "out"
-    command = ["prepare", str(raw), "--out", str(out), "--mode", "i2v", "--workers", "1", "--height", "32"]
-    command += ["--width", "32", *(word for name, bound in LOOSE.items() for word in (f"--{name}", str(bound)))]
-    assert main([*command, "--dry_run"]) == 0 and not out.exists()
-    assert "4 files, 0.00 hours; 1 file cannot be used; 0 finished" in capsys.readouterr().out
-    assert main(command) == 0
-    said = capsys.readouterr()
-    assert "3 clips kept" in said.out and "1 rejected" in said.out and "the file cannot be read" in said.out
-    assert "1 of 4: " in said.err and "cannot be read" in said.err
-    assert main([*command, "--min_face_size", "30"]) == 1
+def test_no_person_trains_and_validates() -> None:
+    files = [f"/data/{person}/{number}.mp4" for person in range(40) for number in range(3)]
+    chosen = validation_people(files, 0.2)
+    assert 10 < len(chosen) < 40 and validation_people(files[:60], 0.2) == chosen & set(files[:60])
+    folders = validation_people(files, 0.2, "folder")
+    assert 2 < len(folders) < 16 and folders <= {f"/data/{person}" for person in range(40)}
+    assert validation_people(files[:1], 0.2) == validation_people(files, 0) == set()
+    assert len(validation_people(files[:2], 1e-9)) == 1

@@ -22,6 +22,7 @@ from .records import OTHER_REASONS, ClipRecord, SourceRecord
 MOST_EMBEDDED = 2**23
 """Bytes of pictures that the page itself may hold; those of larger data sets stay in the folder beside it."""
 
+REPORT = "report.html"
 PLACE = Path(__file__).parent
 
 
@@ -39,7 +40,7 @@ def write_report(out: Path, sources: Sequence[SourceRecord], rules: Sequence[Rul
     Raises:
         OSError: the page cannot be written.
     """
-    write_text_atomically(out / "report.html", _page(out, sources, rules, mode))
+    write_text_atomically(out / REPORT, _page(out, sources, rules, mode))
 
 
 def _page(out: Path, sources: Sequence[SourceRecord], rules: Sequence[Rule], mode: Mode) -> str:

@@ -13,6 +13,7 @@ Trade-off: a source is decoded twice, once to look and once to cut, so that no p
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +125,7 @@ def prepare(
             return PrepareReport(sources=tuple(ordered))
         ordered = _finished(ordered, out, settings, captions or Captions(), on_captions)
         ordered = _with_split(ordered, validation_share, person)
-        write_tables(out, ordered, settings.rules)
+        write_tables(out, ordered, settings.rules, settings.mode)
         write_report(out, ordered, settings.rules, settings.mode)
         return PrepareReport(sources=tuple(ordered))
 
@@ -134,12 +135,25 @@ def _reserved(out: Path, shard: Shard) -> Iterator[None]:
     """The folder for this run alone; machines with parts of the sources share it, but not a part."""
     with contextlib.ExitStack() as stack:
         if shard.total > 1:
+            _wait_for(out)
             stack.enter_context(reserved(out / SHARDS / f"{shard.number}-of-{shard.total}"))
         else:
             stack.enter_context(reserved(out))
             for part in sorted((out / SHARDS).glob("*-of-*")):
                 stack.enter_context(reserved(part))
         yield
+
+
+def _wait_for(out: Path) -> None:
+    """Raise if a run on all sources has reserved the folder; other parts do so only for an instant, as here."""
+    for tries_left in reversed(range(20)):
+        try:
+            with reserved(out):
+                return
+        except ValueError:
+            if not tries_left:
+                raise
+            time.sleep(0.1)
 
 
 def _record_of(done: Done[Source, SourceRecord]) -> SourceRecord:

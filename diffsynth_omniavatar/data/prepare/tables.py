@@ -1,4 +1,4 @@
-"""The tables that `prepare` writes: what trains, what validates, what was rejected and why."""
+"""The lists that `prepare` writes: what trains, what validates, what was rejected and why."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ...media.timeline import FRAME_RATE
-from ...system.atomic import write_text_atomically
-from ..figure_rules import Rule
+from ...media.video import iter_frames
+from ...system.atomic import write_atomically, write_text_atomically
+from ..figure_rules import Mode, Rule
 from .records import ClipRecord, SourceRecord
 
-TRAIN, VALIDATION, REJECTED = "metadata.csv", "validation.csv", "rejected.csv"
+TRAIN, VALIDATION, SAMPLES, REJECTED = "metadata.csv", "validation.csv", "validation.txt", "rejected.csv"
+FILES = (TRAIN, VALIDATION, SAMPLES, REJECTED)
+
+MOST_SAMPLES = 8
+"""Clips in the list of validation videos, which training makes again and again."""
 
 
-def write_tables(out: Path, sources: Sequence[SourceRecord], rules: Sequence[Rule]) -> None:
-    """Write all tables of the sources' clips to the output folder; a table without a clip is removed."""
+def write_tables(out: Path, sources: Sequence[SourceRecord], rules: Sequence[Rule], mode: Mode) -> None:
+    """Write all lists of the sources' clips to the output folder; one without a clip is removed."""
     clips = [clip for source in sources for clip in source.clips]
     for name, split in ((TRAIN, "train"), (VALIDATION, "validation")):
         rows = [_row(clip) for clip in clips if clip.split == split]
@@ -25,8 +32,31 @@ def write_tables(out: Path, sources: Sequence[SourceRecord], rules: Sequence[Rul
             _write(out / name, ["video", "prompt", "source", "start", "seconds"], rows)
         else:
             (out / name).unlink(missing_ok=True)
+    write_samples(out, sources, mode)
     figures = list(dict.fromkeys([rule.figure for rule in rules] + [name for clip in clips for name in clip.figures]))
     _write(out / REJECTED, ["name", "source", "start", "end", "reasons", *figures], _rejected(sources))
+
+
+def write_samples(out: Path, sources: Sequence[SourceRecord], mode: Mode) -> None:
+    """Write what training makes validation videos of: a clip of each validating source, for I2V with its first picture.
+
+    The lines are `prompt@@video@@audio`, or `prompt@@image@@audio`, with paths from where the program runs.
+    """
+    lines = []
+    firsts = (next((clip for clip in source.clips if clip.split == "validation"), None) for source in sources)
+    for clip in [clip for clip in firsts if clip is not None][:MOST_SAMPLES]:
+        video = out / (clip.video or "")
+        video = video / "sub_clip.mp4" if video.is_dir() else video
+        shown = video
+        if mode == "i2v":
+            shown = out / "validation" / f"{clip.name}.png"
+            picture = Image.fromarray(next(iter_frames(video)).numpy())
+            write_atomically(shown, lambda file, picture=picture: picture.save(file, format="PNG"))  # type: ignore[misc]
+        lines.append(f"{clip.prompt.replace('@@', '@ @')}@@{shown}@@{video}\n")
+    if lines:
+        write_text_atomically(out / SAMPLES, "".join(lines))
+    else:
+        (out / SAMPLES).unlink(missing_ok=True)
 
 
 def _row(clip: ClipRecord) -> dict[str, Any]:
