@@ -22,7 +22,7 @@ from diffsynth_omniavatar.training import run
 
 pytestmark = pytest.mark.one_host("the page of the small model; its commands are tested on both hosts elsewhere")
 
-SMALL = {"FRAMES": 12, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
+SMALL = {"FRAMES": 9, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ GRID = (3, 4, 4)
 ALL_SETS = [frozenset(names) for count in range(5) for names in combinations(KEEPABLE, count)]
 LENGTHS = ((3, 4), (2, 4), (5, 6))
 compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+of_the_compiler = pytest.mark.one_host("pieces hold no code of DiffSynth; a compiled clip is made on both hosts")
 OPTIONS = [{}, {"use_gradient_checkpointing": True}, {"use_gradient_checkpointing_offload": True}]
 
 
@@ -177,6 +178,7 @@ def test_rotary_embedding_in_float32_is_near_the_one_in_float64(one):
 
 
 @compiles
+@of_the_compiler
 @pytest.mark.slow
 def test_a_compiled_piece_equals_the_piece(one):
     w, m = one.call().weights(), one.call().modulation
@@ -186,6 +188,7 @@ def test_a_compiled_piece_equals_the_piece(one):
 
 
 @pytest.mark.parametrize("chunk", [memory_plan.CHUNK, 24])
+@of_the_compiler
 @pytest.mark.slow
 def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch, chunk):
     """The compiler runs for the first length, and once more for all others; never for another block or chunk."""
@@ -215,6 +218,7 @@ def test_compiling_serves_all_blocks_and_lengths(golden, monkeypatch, chunk):
     [(False, {}), (True, {}), (True, {"use_gradient_checkpointing": True})],
     ids=["full", "LoRA, all kept", "LoRA, nothing kept"],
 )
+@of_the_compiler
 def test_under_autocast_compiled_gradients_are_as_near_as_the_hosts(golden, monkeypatch, adapt, flags):
     dit = adapted(golden) if adapt else golden.dit()
     _, wanted = gradients(golden, dit, 3, 4)

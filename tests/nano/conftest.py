@@ -1,8 +1,10 @@
 """What the tests of the small model's figures share: clips of speakers that keep still, and random weights."""
 
 import pytest
+import torch
 from stand_in import write_nano_like_family
 
+from diffsynth_omniavatar.model.small_family import SmallVAE
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.stage import load_family
 
@@ -20,3 +22,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="package")
 def pipe(folder):
     return load_family(folder, "i2v", "cpu")
+
+
+@pytest.fixture
+def quick_decoder(monkeypatch):
+    """Frames are three channels of their latents, enlarged: for what does not depend on how a VAE decodes."""
+
+    def enlarge(_, latents, device):
+        frames, rows, columns = latents.shape[2:]
+        size = (4 * frames - 3, 8 * rows, 8 * columns)
+        return torch.nn.functional.interpolate(latents[:, :3], size).clamp(-1, 1).to(device)
+
+    monkeypatch.setattr(SmallVAE, "single_decode", enlarge)

@@ -66,6 +66,7 @@ def test_two_clips_at_once_equal_each_alone(pipe, clips, tmp_path, monkeypatch, 
     assert np.abs(together[0].astype(int) - alone).max() > 20
 
 
+@pytest.mark.one_host("I2V's batch runs on both hosts, and so does V2V without it")
 @pytest.mark.slow
 def test_v2v_clips_at_once_equal_each_alone(folder, clips, tmp_path):
     pipe = load_family(folder, "v2v", "cpu")
@@ -80,7 +81,7 @@ def test_v2v_clips_at_once_equal_each_alone(folder, clips, tmp_path):
 
 
 @pytest.mark.one_host("of the batch alone; that it equals `generate` is tested on both hosts")
-def test_without_features_the_sound_changes_nothing(pipe, clips):
+def test_without_features_the_sound_changes_nothing(pipe, clips, quick_decoder):
     sampling = Sampling(steps=1, cfg_scale=1.0)
     takes = takes_of(clips[:1], 9), takes_of([replace(clips[0], waveform=clips[1].waveform)], 9)
     quiet = [generate_batch(pipe, take, sampling, mute=True) for take in takes]

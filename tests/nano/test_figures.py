@@ -74,7 +74,7 @@ def test_validation_loss_is_repeatable_and_falls_towards_the_truth(pipe, clips):
 
 
 @pytest.mark.slow
-def test_the_table_of_random_weights_has_every_figure(folder, tmp_path, monkeypatch, capsys):
+def test_the_table_of_random_weights_has_every_figure(folder, tmp_path, monkeypatch, capsys, quick_decoder):
     monkeypatch.setattr(figures, "FRAMES", 9)
     monkeypatch.setattr(figures, "LONG_FRAMES", 13)
     monkeypatch.setattr(figures, "GUIDANCE", (1.0, 2.0))

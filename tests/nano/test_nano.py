@@ -28,6 +28,9 @@ PACKAGED = files.NANO_FOLDER
 PROMPT = "A person with long grey hair in blue clothes, in front of a beige wall, talks and keeps the head still."
 
 
+of_training = pytest.mark.one_host("how the small model's parts are made; what is shipped runs on both hosts")
+
+
 def small_clips(clips: int, frames: int) -> torch.Tensor:
     """The drawn speaker at 32x32."""
     return torch.from_numpy(
@@ -38,6 +41,7 @@ def small_clips(clips: int, frames: int) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------------------- the VAE
 
 
+@of_training
 def test_normalised_latents_decode_to_what_they_did_before():
     frames = small_clips(2, 5)
     vae = train_vae.fresh_vae(0)
@@ -53,6 +57,7 @@ def test_normalised_latents_decode_to_what_they_did_before():
     torch.testing.assert_close(vae.decode(latents, "cpu"), wanted.clamp(-1, 1), atol=2e-5, rtol=0)
 
 
+@of_training
 @pytest.mark.slow
 def test_vae_training_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(train_vae, "STAGES", ((0.9, 1), (1.0, 5)))
@@ -72,6 +77,7 @@ def test_vae_training_lowers_the_loss_and_goes_on_where_it_stopped(tmp_path, mon
 # --------------------------------------------------------------------------------------------------------------- speech
 
 
+@of_training
 def test_features_in_training_are_those_of_the_encoder():
     torch.manual_seed(0)
     reader = train_speech.SpeechReader(Wav2Vec2Model(NANO.wav2vec2))
@@ -84,6 +90,7 @@ def test_features_in_training_are_those_of_the_encoder():
         torch.testing.assert_close(row, encoder.encode(waveform), atol=1e-5, rtol=1e-5)
 
 
+@of_training
 def test_speech_training_lowers_the_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(train_speech, "WARMUP_STEPS", 1)
     speech = [torch.from_numpy(part) for part in draw.draw_speech(range(4), 40, "train")]

@@ -55,7 +55,7 @@ def width_r(videos, clips):
 def test_the_vae_shows_the_mouth(clips):
     vae = SmallVAE(**NANO.vae)
     vae.load_state_dict({name: tensor.float() for name, tensor in load_file(NANO_FOLDER / "vae.safetensors").items()})
-    frames = np.stack([clip.frames[:17] for clip in clips[:2]])
+    frames = np.stack([clip.frames[:9] for clip in clips[:2]])
     result = figures(vae, frames, reconstruct(vae, frames))
     assert result["psnr"] > 31 and result["r_openness_lowest"] > 0.99 and result["r_width"] > 0.95
 
@@ -76,20 +76,21 @@ def test_the_mouth_follows_the_sound_that_is_fed(i2v, clips):
 
 def test_where_nobody_speaks_the_mouth_stays_closed(i2v, clips):
     hiss = HISS * np.random.default_rng(0).standard_normal(len(clips[0].waveform)).astype(np.float32)
-    videos = generate_batch(i2v, [take_of(clip, waveform=hiss) for clip in clips], SAMPLING)
+    videos = generate_batch(i2v, [take_of(clip, waveform=hiss) for clip in clips[:2]], SAMPLING)
     assert np.mean([measure_mouth(video)[0].mean() for video in videos]) < 0.1
 
 
 def test_without_sound_the_mouth_keeps_still(i2v, clips):
-    muted = generate_batch(i2v, [take_of(clip) for clip in clips], SAMPLING, mute=True)
+    muted = generate_batch(i2v, [take_of(clip) for clip in clips[:2]], SAMPLING, mute=True)
     assert max(measure_mouth(video)[0].std() for video in muted) < 0.06  # of the true ones it is 0.2 to 0.3
 
 
-def test_colours_stay_over_many_chunks(i2v):
-    """Without `match_colours` this wall turns by 2.6 of 255 in 65 frames."""
-    clip = draw_clip(LONG_SEED + 1, 100, split="evaluation", sways=False)
-    (video,) = generate_batch(i2v, [take_of(clip, waveform=clip.waveform[: 640 * 65])], Sampling(steps=4))
-    assert drift_at_end(video, background()) < 1.5
+def test_colours_stay_from_chunk_to_chunk(i2v):
+    """Without `match_colours` the first one's wall turns by 2.0 of 255 in 53 frames."""
+    clips = [draw_clip(LONG_SEED + index, 100, split="evaluation", sways=False) for index in (1, 2)]
+    takes = [take_of(clip, waveform=clip.waveform[: 640 * 53]) for clip in clips]  # two at once take less time than one
+    videos = generate_batch(i2v, takes, Sampling(steps=2))
+    assert max(drift_at_end(video, background()) for video in videos) < 1.5
 
 
 def test_dubbing_moves_the_mouth_of_a_video(clips):

@@ -23,6 +23,7 @@ from diffsynth_omniavatar.training.flags import parse_arguments
 from diffsynth_omniavatar.training.log_table import read_table
 
 FRAMES = 21
+of_the_losses = pytest.mark.one_host("the gradient through each host's decoder, and I2V training, run on both hosts")
 WEIGHTS = {"sync_weight": 0.3, "lpips_weight": 0.5, "trepa_weight": 20.0, "recon_weight": 0.7}
 
 
@@ -102,6 +103,7 @@ def test_loss_and_gradient_are_those_of_one_graph_through_the_hosts_decoder(modu
         assert (got[name] - wanted[name]).norm() <= 2e-5 * wanted[name].norm(), name
 
 
+@of_the_losses
 @pytest.mark.slow
 def test_each_loss_alone_adds_its_gradient(module):
     """The gradient of all is the sum of those of each."""
@@ -133,6 +135,7 @@ def test_frames_behind_the_known_ones_are_looked_at():
     assert {part.start for part in drawn} == set(range(13, 62))
 
 
+@of_the_losses
 @pytest.mark.slow
 def test_dropped_sound_has_no_sync_loss(module):
     module.auxiliary = AuxiliaryLosses(sync=SyncLoss(small_syncnet()), sync_weight=1.0)
@@ -154,7 +157,7 @@ def logged_values(output, name):
     return [row[name] for row in read_table(output / "loss.csv")]
 
 
-@pytest.mark.parametrize("mode", ["i2v", "v2v-masked"])
+@pytest.mark.parametrize("mode", ["i2v", pytest.param("v2v-masked", marks=of_the_losses)])
 @pytest.mark.slow
 def test_training_live_and_from_a_cache(folder, tmp_path, monkeypatch, mode):
     """The command line: all losses are logged; the sound of the mel is in the cache."""
