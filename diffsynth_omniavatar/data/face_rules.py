@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..media.faces import faults as face_faults
 from ..media.faces.face import Track
 from .figure_rules import Mode, Rule
 
@@ -16,7 +17,7 @@ MIN_FACE_SIZE = {"i2v": 80.0, "v2v": 160.0}
 MIN_FACE_SHARE = 0.9
 """Of the frames of a clip those in which its face is found."""
 
-MAX_NOSE_OFFSET = {"i2v": 0.6, "v2v": 0.45}
+MAX_NOSE_OFFSET = {"i2v": 0.6, "v2v": face_faults.MAX_NOSE_OFFSET}
 """Distances between the eyes by which the nose may be beside their middle; more is a profile."""
 
 MAX_OTHER_FACE_SHARE = 0.1
@@ -25,7 +26,7 @@ MAX_OTHER_FACE_SHARE = 0.1
 OTHER_FACE_SIZE = 0.4
 """A second face counts from this part of the size of the first on."""
 
-MIN_INSIDE_SHARE = {"i2v": 0.95, "v2v": 0.75}
+MIN_INSIDE_SHARE = {"i2v": 0.95, "v2v": face_faults.MIN_INSIDE_SHARE}
 """Of the aligned crop, or of the head, the part that lies in the picture."""
 
 
@@ -110,6 +111,7 @@ def face_figures(
 def _other_face_share(frames: range, others: Sequence[Track], bounds: Tensor, size: float) -> float:
     """Part of the frames that show the middle of another face of some size."""
     seen = 0
+    others = [other for other in others if other.start < frames.stop and other.frames.stop > frames.start]
     for frame, (left, top, right, bottom) in zip(frames, bounds.tolist(), strict=True):
         faces = [face for face in (other.at(frame) for other in others) if face is not None and face.is_sure]
         middles = [

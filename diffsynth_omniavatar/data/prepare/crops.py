@@ -12,6 +12,7 @@ from torch import Tensor
 from ...media.faces.align import LATENTSYNC, align, crop_transforms, inside_share
 from ...media.faces.face import Face, Track
 from ...media.images import Size, match_size
+from ...media.timeline import FRAME_RATE
 from .look import Look
 from .settings import PrepareSettings
 
@@ -20,6 +21,9 @@ HEAD_WIDER, HEAD_ABOVE, HEAD_BELOW = 0.25, 0.55, 0.25
 
 LEAST_FACE = 0.125
 """Part of the crop's height that a face has for I2V; where it is smaller, the crop is."""
+
+AROUND = 3 * FRAME_RATE
+"""Frames beside a clip whose faces may move its crops."""
 
 HEAD_PLACE = 0.4
 """Where the middle of the head lies in a crop for I2V, from the top."""
@@ -95,8 +99,11 @@ def crop_of(look: Look, track: Track, frames: range, settings: PrepareSettings) 
 
 
 def _aligned_crop(look: Look, track: Track, frames: range, size: Size) -> Crop:
-    first = frames.start - track.start
-    transforms = crop_transforms(track, LATENTSYNC, duplicates=look.duplicates)[first : first + len(frames)]
+    # Nothing farther away moves these crops, and tracks of an hour would take long.
+    start = max(track.start, frames.start - AROUND)
+    part = Track(start=start, faces=track.faces[start - track.start : frames.stop + AROUND - track.start])
+    transforms = crop_transforms(part, LATENTSYNC, duplicates=look.duplicates)
+    transforms = transforms[frames.start - start : frames.stop - start]
     corners = torch.tensor([[0.0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]])
     places = transforms @ corners.T
     bounds = torch.cat([places.amin(dim=2), places.amax(dim=2)], dim=1)
