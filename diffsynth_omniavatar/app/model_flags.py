@@ -164,9 +164,14 @@ def facts(args: argparse.Namespace) -> CheckpointConfig:
     """What is known of the checkpoint before it is loaded; one that is yet to be downloaded is upstream's."""
     from ..model.checkpoint import needed_sources, read_facts
     from ..model.config import CheckpointConfig
+    from ..model.part_files import check_parts
 
+    if args.models_folder is not None and not Path(args.models_folder).is_dir():
+        raise FileNotFoundError(f"--models_folder: {args.models_folder} is no folder.")
     files = model_files(args.model, args.models_folder, {part: getattr(args, part, None) for part in SMALL_FAMILY})
-    config = read_facts(needed_sources(files)["omniavatar"]) or CheckpointConfig(in_dim=33)
+    sources = needed_sources(files)
+    check_parts(sources)
+    config = read_facts(sources["omniavatar"]) or CheckpointConfig(in_dim=33)
     stated = {name: getattr(args, name) for name in ("leading_audio_rows", "first_frame") if hasattr(args, name)}
     return replace(config, conventions=replace(config.conventions, **stated))
 

@@ -29,6 +29,7 @@ from ..generation.loading import MODELS_FOLDER_FLAG, host_config, named_download
 from ..generation.pipeline import OmniAvatarPipeline
 from ..host.output import quiet_host
 from ..model.files import MODELS, model_files
+from ..model.part_files import check_parts
 from ..system.messages import counted
 from ..system.output_folder import check_output_folder
 from ..system.progress import progress_bar
@@ -313,6 +314,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [str(path) for part, path in files.missing().items() if part in PARTS]
     if missing:
         raise FileNotFoundError(f"files of the model are missing: {', '.join(missing)}")
+    check_parts(sources)
     scan = scan_usable(videos, settings, recipe)
     configs = {part: host_config(part, sources[part]) for part in PARTS}
     with (

@@ -78,6 +78,8 @@ def read_inputs(request: TalkRequest, in_dim: int, conventions: Conventions) -> 
     is_v2v = has_masked_video(in_dim)
     image = _portrait(request)
     _check_source(request, image, is_v2v)
+    if request.reference_video is not None and not has_reference_sequence(in_dim):
+        raise RequestError(f"@reference_video needs a checkpoint with 65 channels; this one has {in_dim}.")
     with faults_of("audio"):
         speech = request.audio if isinstance(request.audio, Sound) else load_sound(request.audio)
     silence = (0.0 if is_v2v else LEADING_SILENCE) if request.silence is None else request.silence
@@ -137,6 +139,8 @@ def _check_source(request: TalkRequest, image: Image.Image | None, is_v2v: bool)
         raise RequestError(
             "This checkpoint animates a portrait (33 channels): give @image; @video needs a V2V checkpoint."
         )
+    if not is_v2v and request.mouth_mask is not None:
+        raise RequestError("@mouth_mask needs a V2V checkpoint; this one animates a portrait (33 channels).")
     if not is_v2v and image is None:
         raise RequestError("There is no portrait: give @image.")
 

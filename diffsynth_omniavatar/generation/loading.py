@@ -18,11 +18,14 @@ import torch
 from .. import host
 from ..model.checkpoint import needed_sources
 from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, PathOrPaths, Source, model_files
+from ..model.part_files import check_parts
 from ..model.small_family import register_family
+from ..system.messages import counted
 from .pipeline import OmniAvatarPipeline
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MODELS_FOLDER_FLAG = "a folder that has the files (--models_folder)"
+DOWNLOAD_SOURCES = ("modelscope", "huggingface")
 OWN_PARTS = ("omniavatar", "wav2vec2")
 """What this package adds to Wan's files."""
 
@@ -31,12 +34,20 @@ def choose_device(device: str | None) -> str:
     """The device to run on: the one asked for, or else the GPU if there is one.
 
     Raises:
-        ValueError: a GPU was asked for and PyTorch sees none.
+        ValueError: PyTorch sees no such device.
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: PyTorch sees no GPU; `omniavatar doctor` tells more, device 'cpu' works.")
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index
+        count = torch.get_device_module(kind).device_count() if kind != "meta" else 0
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"device {device!r}: there is no such kind of device; wanted cuda, cuda:1, cpu, ..."
+        ) from error
+    if (index or 0) >= count:
+        seen = "no GPU" if kind == "cuda" and not count else f"{counted(count, f'{kind} device')}"
+        raise ValueError(f"device {device!r}: PyTorch sees {seen}; `omniavatar doctor` tells more, device 'cpu' works.")
     return device
 
 
@@ -65,7 +76,10 @@ def pipeline_arguments(files: ModelFiles, download_source: str | None = None) ->
 
     Raises:
         FileNotFoundError: files are missing; the message lists them.
+        ValueError: there is no such source.
     """
+    if download_source not in (None, *DOWNLOAD_SOURCES):
+        raise ValueError(f"download_source is {download_source!r}, wanted {' or '.join(DOWNLOAD_SOURCES)}.")
     sources = needed_sources(files)
     if files.is_small_family:
         register_family()
@@ -160,6 +174,7 @@ def load_pipeline(
         )
     device = choose_device(device)
     files = model_files(model, folder if folder is None else os.fspath(folder), parts)
+    check_parts(needed_sources(files))
     if files.is_small_family and dtype is None:
         dtype = torch.float32
     arguments = {
@@ -179,6 +194,9 @@ def load_pipeline(
         else:
             pipe = host.load_within(vram_limit, OmniAvatarPipeline.from_pretrained, arguments)
     given = {"leading_audio_rows": leading_audio_rows, "first_frame": first_frame}
+    for part in ("text_encoder", "vae"):
+        if getattr(pipe, part) is None:
+            raise ValueError(f"{part}: {files.sources[part]} is none that DiffSynth knows.")
     pipe.conventions = replace(pipe.conventions, **{name: value for name, value in given.items() if value is not None})
     return pipe
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from ..model.host_entries import add_full_entry, add_merged_entries
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import apply_checkpoint, grow_model
+from ..system.text_files import parse_json, read_text
 from .masks import MaskSource
 from .pixels import VideoSource
 from .units import CallInputsUnit, PrefixPostUnit, PromptUnit, units
@@ -319,11 +319,8 @@ def _wav2vec2_folder(paths: list[Path]) -> Path | None:
     config_file = folder / "config.json"
     if (len(paths) == 1 and not paths[0].is_dir()) or not config_file.is_file():
         return None
-    try:
-        content = json.loads(config_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config_file} is not valid JSON: {error}") from error
-    return folder if content.get("model_type") == "wav2vec2" else None
+    content = parse_json(read_text(config_file), str(config_file))
+    return folder if isinstance(content, dict) and content.get("model_type") == "wav2vec2" else None
 
 
 def _sort_configs(model_configs: Iterable[Any]) -> _OwnConfigs:

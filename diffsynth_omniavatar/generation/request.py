@@ -18,10 +18,15 @@ from ..media.sound import SoundSource
 from ..media.timeline import DEFAULT_OVERLAP, clip_length
 from ..media.writer import SUFFIXES
 from ..model.config import Conventions, Sampling, has_masked_video, size_fault
-from ..system.output_folder import nearest_existing
+from ..system.output_folder import can_write, nearest_existing
 from .masks import MaskSource
 
 LARGEST_CRF = 51
+LONGEST_SILENCE = 3600
+"""Seconds."""
+LARGEST_SEED = 2**62
+TEA_CACHE_MODELS = ("Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B", "Wan2.1-I2V-14B-480P", "Wan2.1-I2V-14B-720P")
+"""Models for which DiffSynth has TeaCache coefficients."""
 
 
 class RequestError(ValueError):
@@ -134,6 +139,9 @@ class Settings:
     def _faults(self) -> Iterator[str | None]:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             yield f"@prompt is {self.prompt!r}, wanted a description of the video"
+        for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+                yield f"@{name} has half of a surrogate pair, which is no character"
         if (self.height is None) != (self.width is None):
             yield "give both @height and @width, or neither"
         elif self.height is not None and self.width is not None:
@@ -141,9 +149,14 @@ class Settings:
             yield fault and f"@height and @width are {fault}"
         yield out_of_range("max_tokens", self.max_tokens, lambda n: n > 0, "more than 0")
         yield out_of_range("overlap", self.overlap, lambda n: n >= 1 and clip_length(n) == n, "1, 5, 9, 13, ...")
-        yield out_of_range("silence", self.silence, lambda seconds: seconds >= 0, "0 seconds or more")
+        silences = f"0 to {LONGEST_SILENCE} seconds"
+        yield out_of_range("silence", self.silence, lambda seconds: 0 <= seconds <= LONGEST_SILENCE, silences)
+        seeds = f"a whole number from -{LARGEST_SEED} to {LARGEST_SEED}"
+        yield out_of_range("seed", self.seed, lambda n: isinstance(n, int) and abs(n) <= LARGEST_SEED, seeds)
         yield out_of_range("crf", self.crf, lambda n: 0 <= n <= LARGEST_CRF, f"0 to {LARGEST_CRF}")
         yield out_of_range("tea_cache_l1_thresh", self.tea_cache_l1_thresh, lambda x: x >= 0, "0 or more")
+        if self.tea_cache_model_id is not None and self.tea_cache_model_id not in TEA_CACHE_MODELS:
+            yield f"@tea_cache_model_id is {self.tea_cache_model_id!r}, wanted one of {', '.join(TEA_CACHE_MODELS)}"
         try:
             self.sampling(Sampling())
         except RequestError as error:
@@ -192,6 +205,8 @@ def out_of_range(name: str, value: Any, is_good: Callable[[Any], bool], wanted: 
 
 def file_fault(name: str, file: Path) -> str | None:
     """Why a video cannot be written to the file of an argument, or None; folders that are missing are made later."""
+    if file.parts[:1] and file.parts[0].startswith("~"):
+        return f"@{name} {file} begins with ~, which only a shell takes for your home folder; give the whole path"
     if file.suffix.lower() not in SUFFIXES:
         return f"@{name} {file} must end in {', '.join(SUFFIXES)}"
     if file.is_dir():
@@ -199,7 +214,7 @@ def file_fault(name: str, file: Path) -> str | None:
     folder = nearest_existing(file.parent)
     if not folder.is_dir():
         return f"@{name} {file}: {folder} is a file, wanted a folder"
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not can_write(folder):
         return f"@{name} {file}: the folder {folder} cannot be written to"
     if file.exists() and not os.access(file, os.W_OK):
         return f"@{name} {file} is there and cannot be written to"

@@ -38,14 +38,17 @@ def full_config(
             "freq_dim": shapes["time_embedding.0.weight"][1],
             **audio_sizes_of(shapes),
         }
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{source} is no full OmniAvatar checkpoint: {error} is missing.") from error
     if num_heads is None and dim % WAN_HEAD_WIDTH:
         raise CheckpointError(
             f"{source}: a width of {dim} does not tell the number of heads; put a config.json with omniavatar.model "
             "beside it."
         )
-    return OmniAvatarConfig(dim=dim, num_heads=num_heads or dim // WAN_HEAD_WIDTH, in_dim=in_dim, **sizes)
+    try:
+        return OmniAvatarConfig(dim=dim, num_heads=num_heads or dim // WAN_HEAD_WIDTH, in_dim=in_dim, **sizes)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def audio_sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -215,8 +215,9 @@ def read_facts(source: Source) -> CheckpointConfig | None:
         return None
     paths = _files_of(source)
     config = read_config(paths)
-    embedding = None if config.in_dim is not None else normalise_keys(read_shapes(paths)).get("patch_embedding.weight")
-    return config if embedding is None else replace(config, in_dim=embedding[1])
+    if config.in_dim is not None:
+        return config
+    return replace(config, in_dim=_channels(normalise_keys(read_shapes(paths)), str(paths[0])))
 
 
 def normal_key(key: str) -> str:
@@ -277,14 +278,18 @@ def _complete(
     config: CheckpointConfig, tensors: dict[str, Tensor], source: str, is_lora: bool
 ) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     """Fill in what the config does not say from the shapes; take `alpha` entries out of the tensors."""
-    in_dim = tensors["patch_embedding.weight"].shape[1] if "patch_embedding.weight" in tensors else None
-    if in_dim is None:
-        raise CheckpointError(f"{source} has no patch_embedding.weight.")
+    in_dim = _channels(shapes_of(tensors), source)
+    faults = [f"{key} is {tensor.dtype}" for key, tensor in tensors.items() if not tensor.is_floating_point()]
+    if faults:
+        raise CheckpointError(f"{source}: {'; '.join(faults[:8])}; wanted floats.")
     if config.in_dim is not None and config.in_dim != in_dim:
         raise CheckpointError(f"{source} takes {in_dim} channels, but its config.json says in_dim {config.in_dim}.")
     config = replace(config, in_dim=in_dim)
     if not is_lora:
         return replace(config, lora=None), tensors
+    large = [key for key, tensor in tensors.items() if key.endswith(".alpha") and tensor.numel() != 1]
+    if large:
+        raise CheckpointError(f"{source}: {large[0]} has the shape {list(tensors[large[0]].shape)}, wanted one number.")
     alphas = {key: tensors[key].item() for key in tensors if key.endswith(".alpha")}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in alphas}
     rank = _lora_rank(tensors, source)
@@ -301,8 +306,21 @@ def _complete(
         alpha = rank / 2
         logger.warning("%s has no config.json: LoRA alpha is taken as %g, half its rank as released.", source, alpha)
     found = {re.sub(r"^blocks\.\d+\.(?:self_attn\.|cross_attn\.)?", "", module) for module in adapted_modules(tensors)}
-    lora = LoRAConfig(rank=rank, alpha=alpha, target_modules=targets or tuple(sorted(found)))
+    try:
+        lora = LoRAConfig(rank=rank, alpha=alpha, target_modules=targets or tuple(sorted(found)))
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     return replace(config, lora=lora), tensors
+
+
+def _channels(shapes: Mapping[str, list[int]], source: str) -> int:
+    """Input channels of a checkpoint; CheckpointError if its shapes do not tell them."""
+    for name, dimensions in (("patch_embedding.weight", 5), ("audio_proj.proj.weight", 2)):
+        if name not in shapes:
+            raise CheckpointError(f"{source} has no {name}.")
+        if len(shapes[name]) != dimensions:
+            raise CheckpointError(f"{source}: {name} has the shape {shapes[name]}, wanted {dimensions} dimensions.")
+    return shapes["patch_embedding.weight"][1]
 
 
 def _lora_rank(tensors: Mapping[str, Tensor], source: str) -> int:
@@ -311,7 +329,7 @@ def _lora_rank(tensors: Mapping[str, Tensor], source: str) -> int:
         down, up = (tensors.get(f"{module}.lora_{part}.weight") for part in "AB")
         if down is None or up is None:
             faults.append(f"{module} has only one of lora_A and lora_B")
-        elif down.shape[0] != up.shape[1]:
+        elif down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             faults.append(f"{module}: lora_A {list(down.shape)} and lora_B {list(up.shape)} do not fit")
         else:
             ranks.add(down.shape[0])

@@ -7,7 +7,6 @@ follow), `LoRAConfig` the low-rank part of a checkpoint, and `CheckpointConfig` 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from ..media.faces.template import LATENTSYNC, Template
 from ..media.timeline import MAX_TOKENS, clip_length
+from ..system.text_files import parse_json, read_text
 
 LATENT_CHANNELS = 16
 WAV2VEC2_BASE_DIM = 10752
@@ -40,6 +40,23 @@ CHANNEL_LAYOUTS: dict[int, tuple[tuple[str, int], ...]] = {
 
 SIZE_STEP = 16
 """Height and width of all pictures are multiples of this: 8 of the VAE times 2 of the patches."""
+
+
+LARGEST_SIZE = 2**20
+MOST_LAYERS = 1000
+MOST_TOKENS = 2**30
+"""A damaged file can claim any number; models have far less."""
+
+
+def _count_fault(name: str, value: Any, most: int, least: int = 1) -> str | None:
+    """What is wrong with a number that counts something; None if nothing is."""
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return None
+    return f"{name} is {value!r}, wanted a whole number from {least} to {most}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def size_fault(height: int, width: int) -> str | None:
@@ -95,7 +112,17 @@ class OmniAvatarConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
-        faults = []
+        counts = ("dim", "ffn_dim", "num_heads", "out_dim", "text_dim", "freq_dim", "audio_dim", "audio_hidden_size")
+        found = [_count_fault(name, getattr(self, name), LARGEST_SIZE) for name in counts]
+        found += [_count_fault("num_layers", self.num_layers, MOST_LAYERS)]
+        found += [_count_fault("patch_size", size, LARGEST_SIZE) for size in self.patch_size]
+        faults = [fault for fault in found if fault is not None]
+        if len(self.patch_size) != 3:
+            faults.append(f"patch_size is {list(self.patch_size)}, wanted three numbers")
+        if not _is_number(self.eps) or self.eps <= 0:
+            faults.append(f"eps is {self.eps!r}, wanted a number above 0")
+        if faults:
+            raise ValueError(f"OmniAvatarConfig: {'; '.join(faults)}.")
         if self.in_dim not in CHANNEL_LAYOUTS:
             faults.append(f"in_dim is {self.in_dim}, wanted one of {sorted(CHANNEL_LAYOUTS)}")
         if self.dim % self.num_heads:
@@ -167,7 +194,7 @@ class Sampling:
         if self.audio_cfg_scale is not None:
             scales["audio_cfg_scale"] = self.audio_cfg_scale
         for name, value in scales.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not _is_number(value):
                 raise ValueError(f"{name} is {value!r}, wanted a number.")
         if self.sigma_shift <= 0:
             raise ValueError(f"sigma_shift is {self.sigma_shift:g}, wanted more than 0.")
@@ -210,19 +237,28 @@ class Conventions:
     def __post_init__(self) -> None:
         if isinstance(self.sampling, Mapping):
             object.__setattr__(self, "sampling", Sampling(**self.sampling))
+        if not isinstance(self.sampling, Sampling):
+            raise ValueError(f"sampling is {self.sampling!r}, wanted names and values.")
         if isinstance(self.template, Mapping):
             object.__setattr__(self, "template", Template(**self.template))
+        if not isinstance(self.template, Template):
+            raise ValueError(f"template is {self.template!r}, wanted names and values.")
         if not isinstance(self.aligned, bool):
             raise ValueError(f"aligned is {self.aligned!r}, wanted true or false.")
         object.__setattr__(self, "prefix_frames", tuple(self.prefix_frames))
         object.__setattr__(self, "image_sizes", tuple((height, width) for height, width in self.image_sizes))
-        if self.leading_audio_rows not in (0, 1):
+        if _count_fault("leading_audio_rows", self.leading_audio_rows, 1, least=0):
             raise ValueError(f"leading_audio_rows is {self.leading_audio_rows}, wanted 0 or 1.")
         if self.first_frame not in ("known", "masked"):
             raise ValueError(f"first_frame is {self.first_frame!r}, wanted 'known' or 'masked'.")
-        bad = [n for n in self.prefix_frames if n < 1 or clip_length(n) != n]
+        if fault := _count_fault("max_tokens", self.max_tokens, MOST_TOKENS):
+            raise ValueError(f"{fault}.")
+        bad = [n for n in self.prefix_frames if _count_fault("", n, LARGEST_SIZE) or clip_length(n) != n]
         if bad:
             raise ValueError(f"prefix_frames has {bad}; every length must be 4n + 1, like 1, 5, 9, 13.")
+        sides = [side for size in self.image_sizes for side in size]
+        if not sides or any(_count_fault("", side, LARGEST_SIZE) or side % SIZE_STEP for side in sides):
+            raise ValueError(f"image_sizes is {self.image_sizes}, wanted pairs of multiples of {SIZE_STEP}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +275,10 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"LoRA rank {self.rank} and alpha {self.alpha} must be positive.")
+        if fault := _count_fault("lora_rank", self.rank, LARGEST_SIZE):
+            raise ValueError(f"{fault}.")
+        if not _is_number(self.alpha) or self.alpha <= 0:
+            raise ValueError(f"lora_alpha is {self.alpha!r}, wanted a number above 0.")
 
     @property
     def scale(self) -> float:
@@ -273,9 +311,12 @@ class CheckpointConfig:
             lora = None
             if content.get("train_architecture", "lora") == "lora" and "lora_rank" in content:
                 targets = content.get("lora_target_modules", ",".join(LORA_TARGETS))
+                rank = content["lora_rank"]
+                if fault := _count_fault("lora_rank", rank, LARGEST_SIZE):
+                    raise ValueError(fault)
                 lora = LoRAConfig(
-                    rank=int(content["lora_rank"]),
-                    alpha=float(content.get("lora_alpha", content["lora_rank"] / 2)),
+                    rank=rank,
+                    alpha=content.get("lora_alpha", rank / 2),
                     target_modules=tuple(targets.split(",") if isinstance(targets, str) else targets),
                 )
             conventions = Conventions(**own.get("conventions", {}))
@@ -283,6 +324,8 @@ class CheckpointConfig:
                 conventions = replace(conventions, prefix_frames=(1,))
             model = OmniAvatarConfig(**own["model"]) if "model" in own else None
             in_dim = content.get("model_config", {}).get("in_dim")
+            if in_dim is not None and in_dim not in CHANNEL_LAYOUTS:
+                raise ValueError(f"in_dim is {in_dim!r}, wanted one of {sorted(CHANNEL_LAYOUTS)}")
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source}: {error}") from error
         return cls(in_dim=in_dim, lora=lora, model=model, conventions=conventions)
@@ -294,11 +337,7 @@ class CheckpointConfig:
         Raises:
             ValueError: the file is no JSON object or a value does not fit; the message names the file.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        return cls.parse(text, str(path))
+        return cls.parse(read_text(path), str(path))
 
     @classmethod
     def parse(cls, text: str, source: str) -> CheckpointConfig:
@@ -307,10 +346,7 @@ class CheckpointConfig:
         Raises:
             ValueError: it is no JSON object, or a value does not fit; the message starts with `source`.
         """
-        try:
-            content = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{source} is not valid JSON: {error}") from error
+        content = parse_json(text, source)
         if not isinstance(content, dict):
             raise ValueError(f"{source} holds a {type(content).__name__}, wanted a JSON object.")
         return cls.from_dict(content, source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..system.text_files import parse_json, read_text
 from .architecture import check_shapes, full_config
 from .checkpoint import (
     Checkpoint,
@@ -53,11 +53,22 @@ def merged_tensors(
         tensors[f"{name}.weight"] = with_low_rank(weight, low_rank, name, checkpoint.config.lora.scale)
     dtype = tensors["patch_embedding.weight"].dtype
     tensors.update({key: tensor.to(dtype) for key, tensor in extras.items()})
-    wan_config = files[0].parent / "config.json"
-    heads = json.loads(wan_config.read_text(encoding="utf-8")).get("num_heads") if wan_config.is_file() else None
-    config = full_config(shapes_of(tensors), checkpoint.config, str(files[0]), heads)
+    config = full_config(shapes_of(tensors), checkpoint.config, str(files[0]), _heads(files[0].parent / "config.json"))
     check_shapes(shapes_of(tensors), state_dict_shapes(config), f"{checkpoint.source} on {files[0]}")
     return tensors, config
+
+
+def _heads(wan_config: Path) -> int | None:
+    """Attention heads, as a Wan transformer's config.json has them; None if nothing tells."""
+    if not wan_config.is_file():
+        return None
+    content = parse_json(read_text(wan_config), str(wan_config))
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{wan_config} holds a {type(content).__name__}, wanted a JSON object.")
+    heads = content.get("num_heads")
+    if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
+        raise CheckpointError(f"{wan_config}: num_heads is {heads!r}, wanted a whole number of at least 1.")
+    return heads
 
 
 def _grown(checkpoint: Checkpoint, in_dim: int) -> Checkpoint:

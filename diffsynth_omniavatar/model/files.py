@@ -160,7 +160,7 @@ def model_files(
         raise ValueError(f"There is no model {model!r}; the models are {', '.join(MODELS)}.")
     if model in NANO_MODELS and folder is None:
         folder = NANO_FOLDER
-    small = folder is not None and (Path(folder) / SMALL_FAMILY["vae"]).is_file()
+    small = folder is not None and (model in NANO_MODELS or (Path(folder) / SMALL_FAMILY["vae"]).is_file())
     if folder is None:
         sources = hub_files(model)
     elif small:

@@ -13,7 +13,6 @@ numbers, the same again joined, 2 x 3072 per row in a feed-forward); eager atten
 times the minutes squared. Longer sound is cut into windows. The features themselves are 65 MB a minute.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from ..media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ..system.tensor_files import DamagedFileError, read_pickle, read_safetensors
+from ..system.text_files import parse_json, read_text
 
 ONE_PASS_SECONDS = 300
 """Longest sound whose rows all attend to each other; longer sound is encoded in windows of this length."""
@@ -228,10 +228,7 @@ def _tensors_in(path: Path) -> dict[str, torch.Tensor]:
 def _read_sizes(folder: Path) -> Wav2Vec2Config:
     """The config.json of a folder, of a wav2vec2."""
     path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    content = parse_json(read_text(path), str(path))
     kind = content.get("model_type") if isinstance(content, dict) else type(content).__name__
     if kind != "wav2vec2":
         raise ValueError(f"{path} is of a {kind} model, wanted wav2vec2, for instance facebook/wav2vec2-base-960h")

@@ -25,6 +25,7 @@ from ..media.video import read_frames
 from ..metrics.picture import colour_drift, drift_at_end, psnr
 from ..metrics.sync import best_lag, correlation
 from ..model.files import NANO_FOLDER
+from ..system.output_folder import check_output_folder
 from .batch import Sampling
 from .measure import measure_mouth, measure_sway
 from .processes import process_map
@@ -310,11 +311,15 @@ def evaluate_nano(
         batch: clips at a time; None for 32 on a GPU and 2 on a CPU.
 
     Raises:
-        ValueError: fewer than two clips or an unknown group; FileNotFoundError: weights are missing.
+        ValueError: fewer than two clips, none in a batch, an unknown group, or a folder that cannot be written;
+            FileNotFoundError: weights are missing.
     """
     unknown = [name for name in groups if name not in GROUPS]
     if clips < 2 or unknown:
         raise ValueError(f"{clips} clips and figures {unknown}; wanted at least 2, and some of {', '.join(GROUPS)}.")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch is {batch}, wanted at least 1.")
+    check_output_folder(out)
     out, started = Path(out), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     pipe = load_family(Path(family), "i2v", device)

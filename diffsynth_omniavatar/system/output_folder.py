@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,8 +26,19 @@ def check_output_folder(folder: str | Path) -> None:
     existing = nearest_existing(folder)
     if not existing.is_dir():
         raise ValueError(f"{folder}: {existing} is no folder; give another one to write to")
-    if not os.access(existing, os.W_OK | os.X_OK):
+    if not can_write(existing):
         raise ValueError(f"{folder}: {existing} cannot be written; give another folder")
+
+
+def can_write(folder: Path) -> bool:
+    """Whether a file can be made in a folder; it is tried, because permissions do not tell of every file system."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def nearest_existing(path: str | Path) -> Path:

@@ -39,10 +39,17 @@ def read_pickle(path: str | Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # a cut file breaks torch's readers anywhere: RuntimeError, EOFError, KeyError, ...
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = _reason(error)
         raise DamagedFileError(
             f"{path} is no file of tensors, and nothing of it was executed (is it cut?): {reason}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to execute the file."""
+    _, found, rest = str(error).partition("WeightsUnpickler error: ")
+    text = rest if found else str(error)
+    return text.strip().split("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..data.clips import ClipSource
+from ..model.part_files import speech_encoder_fault, tokenizer_fault, weights_fault
 from .flags import FlagError
 
 LOG_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab"}
 """Which package `--enable_<name>_log` needs."""
-FOLDERS = ("wav2vec2_path", "tokenizer_path")
+FOLDERS = {"wav2vec2_path": speech_encoder_fault, "tokenizer_path": tokenizer_fault}
 FILES = ("mouth_mask", "syncnet_path", "vgg_path", "videomae_path")
 
 
@@ -49,6 +50,8 @@ def _file_faults(args: argparse.Namespace) -> Iterator[str]:
         path = getattr(args, name)
         if path is not None and not Path(path).is_dir():
             yield f"--{name} {path} does not exist or is no folder"
+        elif path is not None and (fault := FOLDERS[name](Path(path))):
+            yield f"--{name}: {fault}"
     for name in FILES:
         path = getattr(args, name)
         if path is not None and not Path(path).is_file():
@@ -76,6 +79,8 @@ def _model_path_faults(text: str | None) -> Iterator[str]:
                 yield f"--model_paths holds {path!r}, wanted paths in quotes"
             elif not os.path.exists(path):
                 yield f"--model_paths: {path} does not exist"
+            elif fault := weights_fault(Path(path)):
+                yield f"--model_paths: {fault}"
 
 
 def check_same_clips(clips: Sequence[ClipSource]) -> None:

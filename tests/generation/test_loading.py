@@ -146,7 +146,7 @@ def test_a_failed_download_names_the_files(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(OmniAvatarPipeline, "from_pretrained", without_network)
-    (tmp_path / "vae.pth").touch()
+    torch.save({}, tmp_path / "vae.pth")
     with pytest.raises(OSError, match=r"facebook/wav2vec2-base-960h.*--models_folder.*connection refused") as caught:
         loading.load_pipeline("14B", vae=tmp_path / "vae.pth", device="cpu")
     assert "Wan2.1_VAE" not in str(caught.value)

@@ -25,7 +25,7 @@ def load(monkeypatch):
 
         def from_pretrained(**given):
             seen.given = given
-            return SimpleNamespace(conventions=Conventions())
+            return SimpleNamespace(conventions=Conventions(), text_encoder="a network", vae="a network")
 
         def load_within(limit, loader, given):
             seen.limit = limit
@@ -35,6 +35,8 @@ def load(monkeypatch):
         monkeypatch.setattr(host, "load_within", load_within)
         monkeypatch.setattr(host, "hub_config", lambda *args: seen.sources.add(args[2]) or hub_config(*args))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(loading, "check_parts", lambda sources: None)
         monkeypatch.delenv("DIFFSYNTH_DOWNLOAD_SOURCE", raising=False)
         seen.pipe = loading.load_pipeline(**arguments)
         configs = [*seen.given["model_configs"], seen.given["tokenizer_config"]]

@@ -12,6 +12,7 @@ from diffsynth_omniavatar.generation import pipeline
 from diffsynth_omniavatar.generation.guidance import AudioGuidance
 from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask, mask_to_latents, mask_video
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.request import TEA_CACHE_MODELS
 from diffsynth_omniavatar.generation.units import TILES, PrefixPostUnit, PromptUnit, units
 from diffsynth_omniavatar.host.versions import UnsupportedHostError, host_generation
 from diffsynth_omniavatar.model.config import Conventions
@@ -141,6 +142,10 @@ def test_denoising_equals_upstream(golden, name, monkeypatch):
     for mine, wanted in zip(result.caches, result.case.get("teacache", []), strict=True):
         assert [skipped for skipped, _ in mine] == wanted["skipped"]
         assert [total for _, total in mine] == pytest.approx(wanted["accumulated"], rel=1e-4)
+
+
+def test_tea_cache_has_coefficients_for_the_models_that_a_request_may_name():
+    assert tuple(host.TeaCache(1, 0.1, TEA_CACHE_MODELS[0]).coefficients_dict) == TEA_CACHE_MODELS
 
 
 def test_tea_cache_skips_in_all_three_passes(golden, monkeypatch):

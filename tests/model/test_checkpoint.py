@@ -282,6 +282,16 @@ def broken(tensors, config, fault):
         config["lora_rank"] = 128
     elif fault == "wrong channels":
         config["model_config"]["in_dim"] = 49
+    elif fault == "flat embedding":
+        tensors["patch_embedding.weight"] = torch.zeros(5)
+    elif fault == "flat adapter":
+        tensors["blocks.0.self_attn.q.lora_A.default.weight"] = torch.tensor(1.0)
+    elif fault == "whole numbers":
+        tensors["audio_proj.norm_out.weight"] = torch.zeros(32, dtype=torch.int32)
+    elif fault == "several alphas in one":
+        tensors["blocks.0.self_attn.q.alpha"] = torch.ones(3)
+    elif fault == "no alpha":
+        tensors["blocks.0.self_attn.q.alpha"] = torch.tensor(float("nan"))
     elif fault == "no omniavatar":
         tensors = {"weight": torch.zeros(1)}
     return tensors, config
@@ -298,6 +308,11 @@ def broken(tensors, config, fault):
         ("wrong rank", "has LoRA rank 4, but its config.json says lora_rank 128"),
         ("wrong channels", "takes 33 channels, but its config.json says in_dim 49"),
         ("no omniavatar", r"no audio_proj\.proj\.weight"),
+        ("flat embedding", r"patch_embedding\.weight has the shape \[5\], wanted 5 dimensions"),
+        ("flat adapter", r"blocks\.0\.self_attn\.q: lora_A \[\] and lora_B"),
+        ("whole numbers", r"audio_proj\.norm_out\.weight is torch\.int32; wanted floats"),
+        ("several alphas in one", r"blocks\.0\.self_attn\.q\.alpha has the shape \[3\], wanted one number"),
+        ("no alpha", "lora_alpha is nan"),
     ],
 )
 def test_faulty_checkpoints_are_named(family_folder, tmp_path, fault, message):
@@ -335,6 +350,23 @@ def test_damaged_files_are_named(family_folder, tmp_path, name):
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match=str(file)):
             load_checkpoint(file)
+
+
+def test_a_foreign_file_is_not_recommended_to_be_executed(tmp_path):
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"\x89PNG not a checkpoint")
+    with pytest.raises(CheckpointError) as raised:
+        load_checkpoint(file)
+    assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"num_heads": "3"}', '{"num_heads": 0}', "[" * 100_000, "\xff"])
+def test_a_faulty_config_of_the_base_is_named(family_folder, tmp_path, content):
+    base = tmp_path / FILES["dit"]
+    shutil.copy(family_folder / FILES["dit"], base)
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"config\.json|number of heads"):
+        convert(family_folder / FILES["omniavatar"], tmp_path / "merged.safetensors", "merged", base=base)
 
 
 def test_absent_and_ambiguous_paths(tmp_path):

@@ -56,6 +56,56 @@ def test_wrong_sampling_is_refused_by_name(wrong) -> None:
         CheckpointConfig.from_dict(content, "here.json")
 
 
+SIZES = {"dim": 48, "ffn_dim": 96, "num_heads": 4, "num_layers": 4}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        *(("conventions", "sampling", value) for value in (5, [], None)),
+        *(("conventions", "template", value) for value in (5, {"canvas": 5}, {"nose": ["a", 1]})),
+        *(("conventions", "max_tokens", value) for value in ("x", 0, -5, 1e300, None, True)),
+        *(("conventions", "image_sizes", value) for value in ([], [[0, 0]], [["a", "b"]], [[400]], [[401, 720]], 5)),
+        *(("conventions", "prefix_frames", value) for value in (["a"], [1.0], [True], [2], 5)),
+        *(("conventions", "leading_audio_rows", value) for value in (True, 1.0, "1", 2)),
+        *(("model", "num_heads", value) for value in (0, -4, "4")),
+        *(("model", "num_layers", value) for value in (10**9, 4.5, 3)),
+        *(("model", "patch_size", value) for value in (5, [1, 2], [0, 2, 2])),
+        *(("model", name, value) for name in ("dim", "ffn_dim", "text_dim") for value in (0, -1, "48", 2**70)),
+        ("model", "eps", "x"),
+        ("model", "unknown", 1),
+    ],
+)
+def test_values_that_cannot_be_are_refused_by_name(section: str, name: str, value: object) -> None:
+    content = {"omniavatar": {section: {**(SIZES if section == "model" else {}), name: value}}}
+    with pytest.raises(ValueError, match=rf"^here\.json: .*({name}|int|unpack)"):
+        CheckpointConfig.parse(json.dumps(content), "here.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"lora_rank": 1e400}', "lora_rank is inf"),
+        ('{"lora_rank": 3.7}', "lora_rank is 3.7"),
+        ('{"lora_rank": 4, "lora_alpha": NaN}', "lora_alpha is nan"),
+        ('{"lora_rank": 4, "lora_rank": 8}', "lora_rank stands there twice"),
+        ('{"lora_rank": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"model_config": {"in_dim": 34}}', "in_dim is 34, wanted one of"),
+        ('{"model_config": {"in_dim": "33"}}', "in_dim is '33'"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_impossible_texts_are_refused_by_name(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"^here\.json.*{words}"):
+        CheckpointConfig.parse(text, "here.json")
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"lora_rank": 4}', encoding="utf-8-sig")
+    config = CheckpointConfig.load(tmp_path / "config.json")
+    assert config.lora is not None and config.lora.rank == 4
+
+
 def test_only_what_is_given_takes_the_place() -> None:
     own = Sampling(steps=10, cfg_scale=1.0)
     assert own.with_given(steps=None, cfg_scale=3.0, audio_cfg_scale=None) == Sampling(steps=10, cfg_scale=3.0)
