@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from ..losses.decode import AUX_MEMORY
 from ..model.config import IMAGE_SIZES, LORA_TARGETS
 from ..system.flag_files import read_flag_file
 from ..system.messages import unknown_flags
+from ..system.output_folder import can_write, nearest_existing
 from .auxiliary import AuxiliaryLosses
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 
@@ -425,11 +425,10 @@ def _task_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "--validation_metrics needs --validation_data"
     if not args.dataset_base_path and not args.dataset_metadata_path:
         yield "name the data with --dataset_metadata_path and --dataset_base_path"
-    output = Path(args.output_path).absolute()
-    there = next(folder for folder in (output, *output.parents) if folder.exists())
+    there = nearest_existing(args.output_path)
     if not there.is_dir():
         yield f"--output_path {args.output_path}: {there} is a file; give a folder"
-    elif not os.access(there, os.W_OK | os.X_OK):
+    elif not can_write(there):
         yield f"--output_path {args.output_path}: nothing can be written into {there}; give another folder"
 
 

@@ -63,7 +63,7 @@ SIZES = {"dim": 48, "ffn_dim": 96, "num_heads": 4, "num_layers": 4}
     ("section", "name", "value"),
     [
         *(("conventions", "sampling", value) for value in (5, [], None)),
-        *(("conventions", "template", value) for value in (5, {"canvas": 5}, {"nose": ["a", 1]})),
+        ("conventions", "template", 5),
         *(("conventions", "max_tokens", value) for value in ("x", 0, -5, 1e300, None, True)),
         *(("conventions", "image_sizes", value) for value in ([], [[0, 0]], [["a", "b"]], [[400]], [[401, 720]], 5)),
         *(("conventions", "prefix_frames", value) for value in (["a"], [1.0], [True], [2], 5)),
