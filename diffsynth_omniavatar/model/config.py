@@ -257,8 +257,11 @@ class Conventions:
         if bad:
             raise ValueError(f"prefix_frames has {bad}; every length must be 4n + 1, like 1, 5, 9, 13.")
         sides = [side for size in self.image_sizes for side in size]
-        if not sides or any(_count_fault("", side, LARGEST_SIZE) or side % SIZE_STEP for side in sides):
+        if not sides or any(_count_fault("", side, LARGEST_SIZE) for side in sides):
             raise ValueError(f"image_sizes is {self.image_sizes}, wanted pairs of multiples of {SIZE_STEP}.")
+        for fault in (size_fault(*size) for size in self.image_sizes):
+            if fault is not None:
+                raise ValueError(f"image_sizes has {fault}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .. import host
 from ..data.flags import DTYPES
 from ..losses.decode import AUX_MEMORY
-from ..model.config import IMAGE_SIZES, LORA_TARGETS
+from ..model.config import IMAGE_SIZES, LORA_TARGETS, size_fault
 from ..system.flag_files import read_flag_file
 from ..system.messages import unknown_flags
 from ..system.output_folder import can_write, nearest_existing
@@ -399,6 +399,10 @@ def _number_faults(args: argparse.Namespace) -> Iterator[str]:
         value = getattr(args, name)
         if value is not None and not least <= value < math.inf:
             yield f"--{name} is {value}, wanted at least {least}"
+    if abs(args.seed) >= 2**63:
+        yield f"--seed is {args.seed}, wanted a number of 63 bits"
+    if args.lora_alpha is not None and not 0 < args.lora_alpha < math.inf:
+        yield f"--lora_alpha is {args.lora_alpha}, wanted more than 0"
     for name in ("text_drop_prob", "audio_drop_prob", "prefix_drop_prob"):
         if not 0 <= getattr(args, name) <= 1:
             yield f"--{name} is {getattr(args, name)}, wanted 0 to 1"
@@ -419,12 +423,16 @@ def _task_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "--image_sizes and --height --width exclude each other"
     if (args.height is None) != (args.width is None):
         yield "give both --height and --width, or neither"
+    elif args.height is not None and (fault := size_fault(args.height, args.width)):
+        yield f"--height and --width are {fault}"
     if (args.validation_data is None) != (args.validation_steps is None):
         yield "--validation_data and --validation_steps go together"
     if args.validation_metrics and args.validation_data is None:
         yield "--validation_metrics needs --validation_data"
     if not args.dataset_base_path and not args.dataset_metadata_path:
         yield "name the data with --dataset_metadata_path and --dataset_base_path"
+    if not args.output_path:
+        yield "--output_path is empty; give a folder"
     there = nearest_existing(args.output_path)
     if not there.is_dir():
         yield f"--output_path {args.output_path}: {there} is a file; give a folder"

@@ -40,9 +40,10 @@ def add_lora(dit: Any, lora: LoRAConfig, seed: int = 0) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     names = list(adapted_layers(dit, lora.target_modules))
-    if not names:
+    unknown = [target for target in lora.target_modules if not list(adapted_layers(dit, (target,)))]
+    if unknown:
         raise ValueError(
-            f"--lora_target_modules {','.join(lora.target_modules)} names no layer of the transformer's blocks."
+            f"--lora_target_modules: no layer of the transformer's blocks is called {', '.join(map(repr, unknown))}."
         )
     weight = next(dit.parameters())
     dtype = weight.dtype

@@ -41,6 +41,10 @@ def checkpoint(output, step, state):
     ("more", "message"),
     [
         (["--save_steps", "0"], "--save_steps is 0, wanted at least 1"),
+        (["--seed", str(2**65)], "--seed is 36893488147419103232"),
+        (["--lora_alpha", "nan"], "--lora_alpha is nan, wanted more than 0"),
+        (["--output_path", ""], "--output_path is empty"),
+        (["--height", "31", "--width", "32"], "--height and --width are 31x32, wanted multiples of 16"),
         (["--validation_num_inference_steps", "0"], "--validation_num_inference_steps is 0"),
         (["--checkpoints_total_limit", "0"], "--checkpoints_total_limit is 0"),
         (["--log_steps", "0"], "--log_steps is 0"),
