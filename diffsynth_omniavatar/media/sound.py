@@ -107,8 +107,35 @@ def load_sound(
         if rate is None:
             raise ValueError("an array of samples needs its rate: load_sound(array, rate=...)")
         name, sound = "the given sound", Sound(_array_samples(source), rate)
-    _check_sound(sound, name, allow_silent)
+    heard = _Heard(sound.rate, name)
+    heard.add(sound.samples)
+    heard.check(allow_silent)
     return sound
+
+
+def load_speech(path: str | Path) -> torch.Tensor:
+    """`speech_waveform(load_sound(path))` of a video, in little more memory than it takes itself, whatever the length.
+
+    It is resampled in pieces, which changes the last bits.
+
+    Raises:
+        ValueError: as `load_sound`.
+    """
+    heard, stream = None, None
+    parts = []
+    for rate, block in _sound_track(path):
+        heard = heard or _Heard(rate, str(path))
+        heard.add(block)
+        mono = block.mean(axis=0)
+        if rate != SAMPLE_RATE:
+            stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+            mono = stream.resample_chunk(mono)
+        parts.append(mono)
+    assert heard is not None  # without any block an error was raised
+    heard.check(allow_silent=False)
+    if stream is not None:
+        parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    return _of_length(np.concatenate(parts), math.ceil(heard.samples * (SAMPLE_RATE / heard.rate)))
 
 
 def _array_samples(source: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -157,7 +184,14 @@ def _limited(blocks: Iterable[np.ndarray], path: str | Path) -> Iterator[np.ndar
 
 
 def _decode_sound(path: str | Path) -> Sound:
-    """The sound track of a file on the file's clock: silence for what is missing, cut if it starts before."""
+    rates, blocks = zip(*_sound_track(path), strict=True)
+    return Sound(np.concatenate(list(_limited(blocks, path)), axis=1), rates[0])
+
+
+def _sound_track(path: str | Path) -> Iterator[tuple[int, np.ndarray]]:
+    """Rate and samples [channels, n], block by block, of the sound track of a file on the file's clock: silence for
+    what is missing, cut if it starts before.
+    """
     with open_media(path) as container:
         stream = sound_stream(container, path)
         start = None if picture_stream(container) is None else first_picture(path).time
@@ -169,14 +203,17 @@ def _decode_sound(path: str | Path) -> Sound:
             start = first.pts * (first.time_base or Fraction(0))
         rate = first.sample_rate
         is_gapless = container.format.name == "flac"
-        blocks = list(_limited(_placed(chain([first], frames), start or Fraction(0), path, is_gapless), path))
-        samples = np.concatenate(blocks, axis=1)
+        filled, held = 0, np.zeros((0, 0), np.float32)
+        for block in _placed(chain([first], frames), start or Fraction(0), path, is_gapless):
+            if filled:
+                yield rate, held
+            filled, held = filled + block.shape[1], block
         # An encoder fills up its last block; the header, where there is one, tells where the sound ended.
         if stream.start_time is not None and stream.duration is not None and stream.time_base is not None:
             end = round(((stream.start_time + stream.duration) * stream.time_base - (start or 0)) * rate)
-            if 0 < samples.shape[1] - end < blocks[-1].shape[1]:
-                samples = samples[:, :end]
-        return Sound(samples, rate)
+            if 0 < filled - end < held.shape[1]:
+                held = held[:, : end - filled]
+        yield rate, held
 
 
 def _placed(
@@ -224,39 +261,61 @@ def _damaged_time(path: str | Path, at: float, jump: float) -> str:
     )
 
 
-def _check_sound(sound: Sound, name: str, allow_silent: bool) -> None:
-    if sound.samples.size == 0:
-        raise ValueError(f"{name}: the sound is empty")
-    if not _RATES[0] <= sound.rate <= _RATES[1]:
-        raise ValueError(f"{name}: the sound has {sound.rate} samples per second; encode it again, at 16000 or more")
-    if not np.isfinite(sound.samples).all():
-        raise ValueError(f"{name}: the sound has values that are not finite (NaN or infinity)")
-    if sound.duration * FRAME_RATE < 1:
-        raise ValueError(f"{name}: the sound lasts {1000 * sound.duration:.1f} ms; one video frame takes 40 ms")
-    if sound.duration > LONGEST_SOUND:
-        raise ValueError(f"{name}: the sound lasts {sound.duration / 3600:.1f} h; cut it into parts of at most 4 h")
-    peak = float(np.abs(sound.samples).max())
-    if peak > LOUDEST:
-        raise ValueError(
-            f"{name}: the samples reach {peak:.6g} times full scale; floats go from -1 to 1: divide samples of 16 bits "
-            "by 32768"
-        )
-    if peak < SILENCE and not allow_silent:
-        raise ValueError(
-            f"{name}: the sound is silent (peak {peak:.1e} of full scale); check the microphone or the track, or, if "
-            "silence is meant, read it in Python with load_sound(..., allow_silent=True)"
-        )
-    loudest = max(_loudness(channel) for channel in sound.samples)
-    if peak >= SILENCE and _loudness(sound.samples.mean(axis=0)) < _CANCELLED * loudest / len(sound.samples):
-        raise ValueError(
-            f"{name}: the channels of the sound cancel out in their mean, which is what the model hears (one is the "
-            "other turned round?); give one of the channels alone"
-        )
+class _Heard:
+    """What is found out about a sound while its samples come."""
 
+    def __init__(self, rate: int, name: str) -> None:
+        if not _RATES[0] <= rate <= _RATES[1]:
+            raise ValueError(f"{name}: the sound has {rate} samples per second; encode it again, at 16000 or more")
+        self.rate, self.name = rate, name
+        self.samples = 0
+        """Of each channel."""
+        self._peak = 0.0
+        self._squares: np.ndarray | float = 0.0
+        self._mono_squares = 0.0
 
-def _loudness(samples: np.ndarray) -> float:
-    """Root of the mean square."""
-    return math.sqrt(float(np.dot(samples, samples)) / len(samples))
+    def add(self, block: np.ndarray) -> None:
+        """The next samples [channels, n]; ValueError if they are not finite or there are too many by now."""
+        if block.size == 0:
+            return
+        self.samples += block.shape[1]
+        seconds = self.samples / self.rate
+        if seconds > LONGEST_SOUND:
+            raise ValueError(f"{self.name}: the sound lasts {seconds / 3600:.1f} h; cut it into parts of at most 4 h")
+        loudest = float(np.abs(block).max())
+        if not math.isfinite(loudest):
+            raise ValueError(f"{self.name}: the sound has values that are not finite (NaN or infinity)")
+        self._peak = max(self._peak, loudest)
+        mono = block.mean(axis=0)
+        self._mono_squares += float(np.dot(mono, mono))
+        self._squares = self._squares + np.array([float(np.dot(channel, channel)) for channel in block])
+
+    def check(self, allow_silent: bool) -> None:
+        """ValueError for what is wrong with the whole."""
+        name, peak = self.name, self._peak
+        if self.samples == 0:
+            raise ValueError(f"{name}: the sound is empty")
+        if self.samples * FRAME_RATE < self.rate:
+            raise ValueError(
+                f"{name}: the sound lasts {1000 * self.samples / self.rate:.1f} ms; one video frame takes 40 ms"
+            )
+        if peak > LOUDEST:
+            raise ValueError(
+                f"{name}: the samples reach {peak:.6g} times full scale; floats go from -1 to 1: divide samples of 16 "
+                "bits by 32768"
+            )
+        if peak < SILENCE and not allow_silent:
+            raise ValueError(
+                f"{name}: the sound is silent (peak {peak:.1e} of full scale); check the microphone or the track, or, "
+                "if silence is meant, read it in Python with load_sound(..., allow_silent=True)"
+            )
+        squares = np.atleast_1d(self._squares)
+        alone = math.sqrt(float(squares.max())) / len(squares)
+        if peak >= SILENCE and math.sqrt(self._mono_squares) < _CANCELLED * alone:
+            raise ValueError(
+                f"{name}: the channels of the sound cancel out in their mean, which is what the model hears (one is "
+                "the other turned round?); give one of the channels alone"
+            )
 
 
 def speech_waveform(sound: Sound) -> torch.Tensor:
@@ -269,8 +328,12 @@ def speech_waveform(sound: Sound) -> torch.Tensor:
     if sound.rate == SAMPLE_RATE:
         return torch.from_numpy(mono)
     resampled = soxr.resample(mono, sound.rate, SAMPLE_RATE, quality="HQ")
-    wanted = math.ceil(len(mono) * (SAMPLE_RATE / sound.rate))
-    return torch.from_numpy(np.pad(resampled[:wanted], (0, max(0, wanted - len(resampled)))))
+    return _of_length(resampled, math.ceil(len(mono) * (SAMPLE_RATE / sound.rate)))
+
+
+def _of_length(samples: np.ndarray, wanted: int) -> torch.Tensor:
+    """Samples [n] cut or padded to [wanted]."""
+    return torch.from_numpy(np.pad(samples[:wanted], (0, max(0, wanted - len(samples)))))
 
 
 def add_silence(sound: Sound, seconds: float) -> Sound:

@@ -7,10 +7,11 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from media_files import named_error, pitch, tone, write_blocks, write_flash_and_beep, write_tracks
+from media_files import greys, named_error, pitch, tone, write_blocks, write_flash_and_beep, write_tracks
 
 from diffsynth_omniavatar.media import sound as sound_module
-from diffsynth_omniavatar.media.sound import load_sound
+from diffsynth_omniavatar.media.sound import Sound, load_sound, load_speech, speech_waveform
+from diffsynth_omniavatar.media.writer import VideoWriter
 
 RATE = 16000
 
@@ -190,3 +191,25 @@ def test_a_silent_sound_is_refused_with_a_remedy(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "speech.wav", np.zeros(RATE), RATE)
     with named_error(tmp_path / "speech.wav", "is silent", "check the microphone", "in Python"):
         load_sound(tmp_path / "speech.wav")
+
+
+@pytest.mark.parametrize("rate, layout", [(44100, "stereo"), (16000, "mono")])
+def test_speech_in_pieces_is_that_of_the_whole(tmp_path: Path, rate: int, layout: str) -> None:
+    path = tmp_path / "talk.mkv"
+    write_flash_and_beep(path, 0.2, 0.0, 1.0)
+    if layout == "stereo":
+        samples = 0.1 * np.random.default_rng(0).standard_normal((2, 3 * rate)).astype(np.float32)
+        with VideoWriter(tmp_path / "talk.mp4", 32, 48, sound=Sound(samples, rate)) as writer:
+            writer.write(greys(60))
+        path = tmp_path / "talk.mp4"
+    pieces, whole = load_speech(path), speech_waveform(load_sound(path))
+    assert pieces.shape == whole.shape and float((pieces - whole).abs().max()) < 1e-4
+
+
+def test_bad_speech_in_pieces_is_refused_by_name(tmp_path: Path) -> None:
+    tones = np.stack([tone(1, 16000), -tone(1, 16000)])
+    for name, samples, words in (("a.mp4", tones, "cancel out"), ("b.mp4", 0 * tones, "silent")):
+        with VideoWriter(tmp_path / name, 32, 48, sound=Sound(samples, 16000)) as writer:
+            writer.write(greys(25))
+        with named_error(tmp_path / name, words):
+            load_speech(tmp_path / name)

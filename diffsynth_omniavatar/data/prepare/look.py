@@ -15,7 +15,7 @@ from torch import Tensor
 from ...media.faces.face import Face, Track
 from ...media.faces.tracks import Tracker
 from ...media.scenes import CutFinder
-from ...media.sound import load_sound, speech_waveform
+from ...media.sound import load_speech
 from ...media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ...media.video import iter_frames, probe_video
 from ...media.voice import speech_spans
@@ -122,11 +122,11 @@ def look_at(path: Path, tell: Tell = lambda part: None) -> Look:
 
 
 def load_waveform(path: Path, has_sound: bool = True) -> Tensor:
-    """The sound of a video as `speech_waveform` gives it, from its first picture on; SourceFault without a good one."""
+    """The sound of a video as `load_speech` gives it, from its first picture on; SourceFault without a good one."""
     if not has_sound:
         raise SourceFault("sound", f"{path}: has no sound track")
     try:
-        return speech_waveform(load_sound(path))
+        return load_speech(path)
     except ValueError as error:
         raise SourceFault("sound", str(error)) from error
 
