@@ -20,8 +20,8 @@ from .video import Picture, decode_from, decode_pictures, picture_end
 BACKWARD_BYTES = 2**28
 """Memory for pictures that are decoded forward to be given backward."""
 
-_LEAST_BACKWARD = 8
-"""Pictures that are decoded at a time for going backward, however large they are."""
+_BACKWARD = (8, 250)
+"""Fewest and most pictures that are decoded at a time for going backward, however large or small they are."""
 
 _LONGEST_SKIP = 100
 """Pictures that are decoded to get at a later one; over more, the file is searched for it."""
@@ -141,7 +141,7 @@ class PictureReader:
         if self._pixels is None or kept < 0:
             count = 1
             if self._pixels is not None:
-                count = max(_LEAST_BACKWARD, BACKWARD_BYTES // self._pixels.nbytes)
+                count = min(max(_BACKWARD[0], BACKWARD_BYTES // self._pixels.nbytes), _BACKWARD[1])
             first = max(0, number - count + 1)
             self._coming = self._decoded(first)
             self._window = [_pixels(self._take(place), self.path, None) for place in range(first, number + 1)]

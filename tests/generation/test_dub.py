@@ -184,6 +184,17 @@ def test_gaps_keep_sound_and_pictures(tmp_path, written, monkeypatch):
     assert abs(np.corrcoef(own[14720:17280], mixed[14720:17280])[0, 1]) < 0.2
 
 
+def test_the_second_clip_is_another_part_of_the_face(tmp_path):
+    source = film(tmp_path / "film.mp4", 20)
+    faces = write_faces(tmp_path / "faces.jsonl", still(0, 20, *FACE))
+    pipe = FakePipe(in_dim=65)
+    dub(pipe, video=source, audio=noise(0.8), out=tmp_path / "out.mp4", detections=faces, **FAST)
+    seen = pipe.calls[-1]["input_video"]  # frames 12 to 19, and one beyond
+    for call in pipe.calls:
+        assert call["reference_video"].shape == (3, 9, 64, 64)
+        assert torch.equal(call["reference_video"][:, 1:], seen[:, :8])
+
+
 def test_few_pictures_are_held(tmp_path, monkeypatch):
     """The largest number of full pictures alive at once is the same for 30 frames and for 60."""
     most = []

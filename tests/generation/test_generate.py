@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from drawn_faces import still, write_faces
 from golden_models import Goldens
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.colours import match_colours
+from diffsynth_omniavatar.generation.dub import dub
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.inputs import SourceVideo
 from diffsynth_omniavatar.generation.loading import nano_pipeline
@@ -305,6 +307,16 @@ def test_dubbing_a_video(family_folders, tmp_path):
     with pytest.raises(ValueError, match="too few for a reference sequence of 9 frames"):
         short = write_video(tmp_path / "short.mp4", 12)
         generate(pipe, prompt="p", video=short, audio=noise(11200), out=tmp_path / "out.mp4", overlap=5, **FAST)
+
+
+def test_a_face_in_a_video_is_dubbed(family_folders, tmp_path):
+    source = write_video(tmp_path / "source.mp4", 18, 96)
+    faces = write_faces(tmp_path / "faces.jsonl", still(0, 18, 48, 48))
+    pipe = load(family_folders[65], Conventions(image_sizes=((64, 64),), max_tokens=36))
+    made = dub(pipe, video=source, audio=noise(8000), out=tmp_path / "out.mp4", detections=faces, overlap=5, **FAST)
+    assert (made.frames, made.dubbed, made.height, made.width) == (18, 18, 96, 96)
+    difference = (read_frames(made.path).float() - read_frames(source).float()).abs().mean((0, 3))
+    assert difference[60:72, 40:56].mean() > 10 * difference[:20].mean()
 
 
 @pytest.mark.parametrize(
