@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 INPUT_FLAGS: Flags = {
     "prompt": (str, "describe the video: the person, what they do, the background"),
     "image": (str, "the portrait; V2V: the reference image (default: the video's first frame)"),
-    "video": (str, "V2V: the video to dub; if it is shorter than the speech, it plays forward, then backward, in turn"),
+    "video": (
+        str,
+        "V2V: the video to dub, as `omniavatar dub` does; if it is shorter than the speech, it plays forward, then "
+        "backward, in turn",
+    ),
     "audio": (str, "the speech: a sound file, or a video with sound"),
     "out": (str, "the file to write: .mp4, .mov or .mkv"),
 }

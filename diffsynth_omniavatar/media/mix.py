@@ -39,16 +39,26 @@ def mix_speech(
     sounds = list(speeches) if original is None else [original]
     rate = max(sound.rate for sound in sounds)
     channels = max(min(2, len(sound.samples)) for sound in sounds)
-    new = [_as(sound, rate, channels) for sound in speeches]
-    old = [] if original is None else [gain * _as(original, rate, channels)]
-    length = round(seconds * rate)
-    speech, kept = (_total(parts, channels, length) for parts in (new, old))
+    mixed = np.zeros((channels, round(seconds * rate)), np.float32)
+    for speech in speeches:
+        _add(mixed, _as(speech, rate, channels), 1.0)
+    share: np.ndarray | float = gain
     if replaced is not None:
-        share = _share(replaced, length, rate)
-        speech, kept = speech * share, kept * (1 - share)
-    mixed = speech + kept
-    peak = float(np.abs(mixed).max(initial=0))
-    return Sound((mixed / max(1.0, peak)).astype(np.float32), rate)
+        spoken = _share(replaced, mixed.shape[1], rate)
+        mixed *= spoken
+        share = gain * (1 - spoken)
+    if original is not None:
+        _add(mixed, _as(original, rate, channels), share)
+    peak = max(mixed.max(initial=0), -mixed.min(initial=0))
+    if peak > 1:
+        mixed /= peak
+    return Sound(mixed, rate)
+
+
+def _add(total: np.ndarray, samples: np.ndarray, share: np.ndarray | float) -> None:
+    """Add samples times their share, as far as the total goes."""
+    count = min(total.shape[1], samples.shape[1])
+    total[:, :count] += samples[:, :count] * (share[:count] if isinstance(share, np.ndarray) else share)
 
 
 def _as(sound: Sound, rate: int, channels: int) -> np.ndarray:
@@ -59,13 +69,6 @@ def _as(sound: Sound, rate: int, channels: int) -> np.ndarray:
     if sound.rate != rate:
         samples = soxr.resample(samples.T, sound.rate, rate, quality="HQ").T
     return samples
-
-
-def _total(parts: Sequence[np.ndarray], channels: int, length: int) -> np.ndarray:
-    total = np.zeros((channels, length), np.float32)
-    for part in parts:
-        total[:, : part.shape[1]] += part[:, :length]
-    return total
 
 
 def _share(spans: Spans, length: int, rate: int) -> np.ndarray:

@@ -340,4 +340,5 @@ def add_silence(sound: Sound, seconds: float) -> Sound:
     """`sound` with `seconds` of silence in front, rounded to whole samples; ValueError if negative."""
     if seconds < 0:
         raise ValueError(f"{seconds} s of silence; give 0 or more")
-    return Sound(np.pad(sound.samples, ((0, 0), (round(seconds * sound.rate), 0))), sound.rate)
+    samples = round(seconds * sound.rate)
+    return Sound(np.pad(sound.samples, ((0, 0), (samples, 0))), sound.rate) if samples else sound
