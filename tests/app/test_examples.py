@@ -15,6 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.app import cli
+from diffsynth_omniavatar.data.prepare.tables import TRAIN
 from diffsynth_omniavatar.media.timeline import MAX_TOKENS
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.flags import build_parser, parse_arguments
@@ -86,6 +87,14 @@ def test_training_scripts(script: str, tmp_path: Path) -> None:
     assert downloads == {args.omniavatar_checkpoint, args.wav2vec2_path} - {None}
     conventions = run.conventions_of(argparse.Namespace(**{**vars(args), "omniavatar_checkpoint": None}))
     assert conventions.first_frame == (args.first_frame or "known")
+
+
+def test_footage_becomes_the_table_that_is_encoded(tmp_path: Path) -> None:
+    (command,) = commands_of("prepare.sh", tmp_path, CAPTION="caption {clip}")
+    made = cli.parse(command[1:])
+    check = next(command for command in commands_of("precompute_14b.sh", tmp_path) if command[0] == "omniavatar")
+    assert Path(made.out, TRAIN) == Path(cli.parse(check[1:]).data)
+    assert made.mode == "i2v" and made.caption_command == "caption {clip}"
 
 
 @pytest.mark.parametrize("mode", ["i2v", "v2v"])
