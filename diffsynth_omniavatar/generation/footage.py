@@ -24,6 +24,9 @@ from ..system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
+MOST_TOLD = 8
+"""Faces of a video that a message tells of."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Footage:
@@ -54,8 +57,11 @@ class Footage:
         return f"{side}, {track.size:.0f} pixels, {begin:.1f}-{end:.1f} s"
 
     def faces(self) -> str:
-        """All faces in words, by their numbers."""
-        return "; ".join(f"{number} ({self.place(track)})" for number, track in enumerate(self.tracks, start=1))
+        """The faces in words, by their numbers; of many the largest ones."""
+        numbers = range(1, len(self.tracks) + 1)
+        largest = sorted(numbers, key=lambda number: -self.tracks[number - 1].size)[:MOST_TOLD]
+        told = "; ".join(f"{number} ({self.place(self.tracks[number - 1])})" for number in sorted(largest))
+        return told if len(largest) == len(numbers) else f"{told}; {len(numbers) - len(largest)} smaller ones"
 
 
 def find_footage(path: str | Path, detections: str | Path | None = None, *, show_progress: bool = False) -> Footage:

@@ -121,8 +121,8 @@ def test_uneven_times_and_odd_sizes_are_kept(tmp_path, written):
 
 def test_cuts_end_chunks_and_gaps_stay(tmp_path, written):
     source = film(tmp_path / "film.mp4", 50, cut=26)
-    first, second = still(0, 26, *FACE), track_at(26, [(60, 50)] * 8 + [None] * 4 + [(60, 50)] * 12)
-    faces = write_faces(tmp_path / "faces.jsonl", first, second)
+    one = track_at(0, [FACE] * 26 + [(60, 50)] * 8 + [None] * 4 + [(60, 50)] * 12)
+    faces = write_faces(tmp_path / "faces.jsonl", one)
     pipe = FakePipe()
     made = dub(pipe, video=source, audio=noise(2.0), out=tmp_path / "out.mp4", detections=faces, **FAST)
     before, _ = pictures_of(source)
@@ -193,6 +193,20 @@ def test_the_second_clip_is_another_part_of_the_face(tmp_path):
     for call in pipe.calls:
         assert call["reference_video"].shape == (3, 9, 64, 64)
         assert torch.equal(call["reference_video"][:, 1:], seen[:, :8])
+
+
+def test_of_several_processes_the_first_writes(tmp_path):
+    source = film(tmp_path / "film.mp4", 12)
+    faces = write_faces(tmp_path / "faces.jsonl", still(0, 12, *FACE))
+    made = []
+    for is_first in (True, False):
+        pipe = FakePipe()
+        pipe.is_first_process = is_first
+        out = tmp_path / f"{is_first}.mp4"
+        dub(pipe, video=source, audio=noise(0.48), out=out, detections=faces, **FAST)
+        made.append([call["audio_features"] for call in pipe.calls])
+        assert out.exists() == is_first
+    assert len(made[0]) > 1 and all(torch.equal(*pair) for pair in zip(*made, strict=True))
 
 
 def test_few_pictures_are_held(tmp_path, monkeypatch):

@@ -150,6 +150,26 @@ def test_faces_are_chosen_by_place_size_and_number():
         choose_tracks(footage_of(), ["largest"])
 
 
+def test_the_speaker_moves_the_lips_while_there_is_a_voice(monkeypatch):
+    module = choose_tracks.__globals__
+    monkeypatch.setitem(module, "load_sound", lambda *_, **__: None)
+    monkeypatch.setitem(module, "speech_waveform", lambda _: None)
+    monkeypatch.setitem(module, "speech_spans", lambda _: [(1.0, 2.0)])
+    moving = {place: {"openness": 0.1 * (place % 2)} for place in range(100)}
+    chewing = {place: moving[place] for place in range(100) if not 25 <= place < 50}
+    speaker = with_faces(still(0, 100, 60, 80), {place: moving[place] for place in range(25, 50)})
+    both = footage_of(with_faces(still(0, 100, 160, 80, 60), chewing), speaker)
+    assert choose_tracks(both, ["speaking"]) == [[speaker]]
+    monkeypatch.setitem(module, "speech_spans", lambda _: [])
+    with pytest.raises(RequestError, match="face speaking: nobody speaks in the sound of film"):
+        choose_tracks(both, ["speaking"])
+
+
+def test_of_many_faces_a_message_tells_of_the_largest():
+    told = footage_of(*(still(0, 9, 60, 80, 20 + number) for number in range(12))).faces()
+    assert told.startswith("5 (left, 24 pixels") and told.endswith("0.0-0.4 s); 4 smaller ones")
+
+
 GOOD = {"video": "film.mp4", "audio": "speech.wav", "out": "dubbed.mp4"}
 
 
