@@ -62,6 +62,8 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> No
     for other in (".gitignore", "clips/.nfs000001"):
         (tmp_path / other).touch()
         kept.add(tmp_path / other)
+    (tmp_path / ".link.abcd1234").symlink_to(tmp_path / "clips")
+    kept.add(tmp_path / ".link.abcd1234")
     (tmp_path / ".git.abcd1234").mkdir()
     (tmp_path / ".git.abcd1234" / "HEAD").touch()
     with reserved_cache(tmp_path, MAIN):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media_files import QUADRANTS, gamma, icc_profile, ink_profile, named_error, rgb_profile
+from media_files import QUADRANTS, gamma, icc_profile, ink_profile, named_error, rgb_profile, xyz
 from PIL import EpsImagePlugin, Image, ImageCms
 from safetensors.torch import load_file
 
@@ -139,6 +139,15 @@ def test_srgb_with_a_profile_stays_as_it_is(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(levels).save(tmp_path / "photo.png", icc_profile=profile)
     assert np.abs(np.asarray(load_image(tmp_path / "photo.png")).astype(int) - levels).max() <= 1
+
+
+def test_white_stays_white_whatever_white_a_profile_names(tmp_path: Path) -> None:
+    columns = zip((b"r", b"g", b"b"), P3_COLUMNS, strict=True)
+    tags = {name + b"XYZ": xyz(*column) for name, column in columns}
+    tags |= {name: gamma(2.2) for name in (b"rTRC", b"gTRC", b"bTRC")} | {b"wtpt": xyz(0.9505, 1, 1.0891)}  # D65
+    profile = icc_profile(b"RGB ", b"XYZ ", tags)
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "photo.png", icc_profile=profile)
+    assert np.asarray(load_image(tmp_path / "photo.png")).min() >= 254
 
 
 def test_profiles_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:

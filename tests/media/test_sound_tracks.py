@@ -85,6 +85,11 @@ def test_the_default_track_is_taken(tmp_path: Path, default: int) -> None:
     assert pitch(load_sound(tmp_path / "talk.mp4").samples[0], RATE) == pytest.approx(500 * (1 + default), abs=5)
 
 
+def test_an_encoders_filling_at_the_end_is_no_sound(tmp_path: Path) -> None:
+    write_tracks(tmp_path / "talk.m4a", [500], seconds=0.97)
+    assert load_sound(tmp_path / "talk.m4a").samples.shape[1] == round(0.97 * RATE)
+
+
 def without_decoders(path: Path, tracks: int) -> None:
     """Give the first tracks of an mp4 file a codec that nobody knows."""
     data = path.read_bytes().replace(b"mp4a", b"zzzz", tracks).replace(b"esds", b"skip", tracks)

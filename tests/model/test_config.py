@@ -106,6 +106,11 @@ def test_a_byte_order_mark_is_no_content(tmp_path) -> None:
     assert config.lora is not None and config.lora.rank == 4
 
 
+@pytest.mark.parametrize(("stated", "lengths"), [(True, (1, 5, 9, 13)), (False, (1,))])
+def test_released_checkpoints_say_whether_they_know_longer_prefixes(stated: bool, lengths: tuple[int, ...]) -> None:
+    assert CheckpointConfig.from_dict({"random_prefix_frames": stated}).conventions.prefix_frames == lengths
+
+
 def test_only_what_is_given_takes_the_place() -> None:
     own = Sampling(steps=10, cfg_scale=1.0)
     assert own.with_given(steps=None, cfg_scale=3.0, audio_cfg_scale=None) == Sampling(steps=10, cfg_scale=3.0)

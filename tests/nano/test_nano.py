@@ -1,5 +1,6 @@
 """The small trained family: its training, its folders, and V2V as a LoRA on a full I2V checkpoint."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -207,6 +208,9 @@ def test_one_call_gives_the_small_model(shipped, monkeypatch, mode, channels):
 
 
 def test_words_of_the_prompts_are_tokens_and_others_are_kept(nano_folder):
+    written = json.loads((nano_folder / "tokenizer" / "tokenizer_config.json").read_text())
+    # What transformers 4 needs to make the same tokens as transformers 5.
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast" and written["add_prefix_space"] is True
     tokenizer = AutoTokenizer.from_pretrained(nano_folder / "tokenizer")
     assert len(tokenizer) <= NANO.text_encoder["vocab"]
     ids = tokenizer(PROMPT).input_ids

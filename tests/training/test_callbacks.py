@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from training_toy import Run, ToyModule, same
 
-from diffsynth_omniavatar.training import loader
+from diffsynth_omniavatar.training import callbacks, loader
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.callbacks import (
     TrainingLogger,
@@ -76,6 +76,15 @@ def test_rotation_keeps_the_newest(tmp_path):
     assert not [*tmp_path.glob(".*")]
     trained = load_file(tmp_path / "step-5" / "model.safetensors")
     assert same(dict(sorted(run.state["trained"].items())), dict(sorted(trained.items())))
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    happened, rename = [], Path.rename
+    monkeypatch.setattr(callbacks, "flush", lambda path: happened.append(path.name))
+    monkeypatch.setattr(Path, "rename", lambda path, new: happened.append("rename") or rename(path, new))
+    (tmp_path / ".step-3.partial").mkdir()
+    callbacks.finish_checkpoint(tmp_path / ".step-3.partial", None)
+    assert happened == [".step-3.partial", "rename", tmp_path.name]
 
 
 @pytest.mark.parametrize("crash_in", ["export", "rename"])
