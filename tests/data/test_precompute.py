@@ -378,6 +378,7 @@ def test_the_command_writes_a_cache(family_folder: Path, tmp_path: Path, capsys:
     table = write_some_bad(tmp_path)
     parser = argparse.ArgumentParser()
     precompute_module.add_arguments(parser)
+    parser.set_defaults(debug=False)  # a flag of every command
     flags = ["--models_folder", str(family_folder), "--dtype", "float32", "--audio_dtype", "float32", "--device", "cpu"]
     flags += ["--height", "32", "--width", "32", "--max_tokens", "17", "--prefix_frames", "1,5"]
     args = parser.parse_args([str(table), str(tmp_path / "cache"), *flags, "--omniavatar_mode", "v2v"])
