@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import deque
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...media.faces.face import Face, Track
+from ...media.faces.find import FaceFinder
 from ...media.faces.tracks import Tracker
 from ...media.scenes import CutFinder
 from ...media.sound import load_speech
@@ -131,12 +133,18 @@ def load_waveform(path: Path, has_sound: bool = True) -> Tensor:
         raise SourceFault("sound", str(error)) from error
 
 
+@functools.cache
+def _finder() -> FaceFinder:
+    """One for all sources of this process."""
+    return FaceFinder()
+
+
 class _Eyes:
     """Sees a video picture by picture."""
 
     def __init__(self) -> None:
         self._scenes = CutFinder()
-        self._tracker = Tracker()
+        self._tracker = Tracker(_finder())
         self._waiting = deque[Tensor]()
         self._light: list[float] = []
         self._thumbnails: list[Tensor] = []
