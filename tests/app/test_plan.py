@@ -226,7 +226,7 @@ def test_the_command_names_flags_of_the_launcher(capsys, gpu):
         (["--gpu", "24", "--size", "500x512x81"], "height 500 is no multiple of 16; take 496 or 512"),
         (["--gpu", "24", "--size", "512x8x81"], "width 8 is no multiple of 16; take 16 or 32"),
         (["--gpu", "24", "--size", "512x512x80"], "80 frames, wanted 4n \\+ 1 of them; take 77 or 81"),
-        (["--gpu", "24", "--lora_rank", "0"], "LoRA rank 0"),
+        (["--gpu", "24", "--lora_rank", "0"], "lora_rank is 0, wanted a whole number from 1"),
         (["--gpu", "24", "--batch_size", "0"], "--batch_size is 0, wanted at least 1"),
     ],
 )

@@ -41,7 +41,9 @@ def test_a_table_of_another_kind_is_left_alone(tmp_path):
         assert path.read_text() == content
 
 
-def test_the_bar_counts_the_steps_of_the_whole_run(tmp_path, capfd):
+def test_the_bar_counts_the_steps_of_the_whole_run(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any output for a terminal
+    monkeypatch.setenv("TERM", "xterm")
     settings = LoopSettings(max_steps=6, gradient_accumulation_steps=2)
     run = Run(tmp_path / "run", settings, save_steps=4).start()
     capfd.readouterr()
