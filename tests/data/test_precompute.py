@@ -377,7 +377,6 @@ def test_bad_clips_are_named_and_the_others_encoded(pipe: OmniAvatarPipeline, tm
 def test_the_command_writes_a_cache(family_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write_some_bad(tmp_path)
     parser = argparse.ArgumentParser()
-    parser.set_defaults(debug=False)
     precompute_module.add_arguments(parser)
     parser.set_defaults(debug=False)  # a flag of every command
     flags = ["--models_folder", str(family_folder), "--dtype", "float32", "--audio_dtype", "float32", "--device", "cpu"]
