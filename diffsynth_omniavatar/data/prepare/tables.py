@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from .records import ClipRecord, SourceRecord
 
 TRAIN, VALIDATION, SAMPLES, REJECTED = "metadata.csv", "validation.csv", "validation.txt", "rejected.csv"
 FILES = (TRAIN, VALIDATION, SAMPLES, REJECTED)
+
+PICTURES = "validation"
+"""Folder in the output folder with the first pictures of clips that validate."""
 
 MOST_SAMPLES = 8
 """Clips in the list of validation videos, which training makes again and again."""
@@ -42,6 +46,7 @@ def write_samples(out: Path, sources: Sequence[SourceRecord], mode: Mode) -> Non
 
     The lines are `prompt@@video@@audio`, or `prompt@@image@@audio`, with paths from where the program runs.
     """
+    shutil.rmtree(out / PICTURES, ignore_errors=True)
     lines = []
     firsts = (next((clip for clip in source.clips if clip.split == "validation"), None) for source in sources)
     for clip in [clip for clip in firsts if clip is not None][:MOST_SAMPLES]:
@@ -49,7 +54,7 @@ def write_samples(out: Path, sources: Sequence[SourceRecord], mode: Mode) -> Non
         video = video / "sub_clip.mp4" if video.is_dir() else video
         shown = video
         if mode == "i2v":
-            shown = out / "validation" / f"{clip.name}.png"
+            shown = out / PICTURES / f"{clip.name}.png"
             picture = Image.fromarray(next(iter_frames(video)).numpy())
             write_atomically(shown, lambda file, picture=picture: picture.save(file, format="PNG"))  # type: ignore[misc]
         lines.append(f"{clip.prompt.replace('@@', '@ @')}@@{shown}@@{video}\n")
