@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -49,7 +50,7 @@ def speech_spans(waveform: Tensor | Iterable[Tensor]) -> list[tuple[float, float
     pieces = waveform.split(60 * SAMPLE_RATE) if isinstance(waveform, Tensor) else waveform
     network, waiting, samples = _network(), torch.zeros(0), 0
     probabilities: list[float] = []
-    with _IN_USE, torch.no_grad():
+    with _IN_USE, torch.no_grad(), _one_thread():
         network.reset_states()
         for piece in pieces:
             samples += len(piece)
@@ -61,6 +62,17 @@ def speech_spans(waveform: Tensor | Iterable[Tensor]) -> list[tuple[float, float
             last = torch.nn.functional.pad(waiting, (0, _BLOCK - len(waiting)))
             probabilities.append(float(network(last, SAMPLE_RATE)))
     return _spans(probabilities, samples / SAMPLE_RATE)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads wait for each other at every small step: on a busy machine they took 40 times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _spans(probabilities: Sequence[float], duration: float) -> list[tuple[float, float]]:
