@@ -30,6 +30,10 @@ INPUT_FLAGS: Flags = {
 }
 SETTING_FLAGS: Flags = {
     **SHARED_FLAGS,
+    "crop_portrait": (
+        bool,
+        "take of --image the head and shoulders of its largest face, in the shape of the video (default: no)",
+    ),
     "aligned": (
         bool,
         "V2V: --video is the face alone, placed as the model was trained, and taken whole; if not, the face is cut out "

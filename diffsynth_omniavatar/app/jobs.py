@@ -12,10 +12,13 @@ from ..system.messages import counted
 from .console import say
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..generation.dub_request import DubRequest
     from ..generation.pipeline import OmniAvatarPipeline
     from ..generation.request import TalkRequest
     from ..generation.result import GeneratedVideo
+    from ..media.images import Size
     from ..model.config import CheckpointConfig
 
 
@@ -41,7 +44,9 @@ def talk_job(request: TalkRequest, facts: CheckpointConfig, show_progress: bool 
     in_dim = facts.in_dim or 33
     if request.is_dub(in_dim, facts.conventions):
         return dub_job(DubRequest.of_talk(request), facts, show_progress)
-    read_inputs(request, in_dim, facts.conventions)
+    read = read_inputs(request, in_dim, facts.conventions)
+    if read.image is not None and read.source is None:
+        _warn_of_portrait(request, read.image, read.size)
 
     def make(pipe: OmniAvatarPipeline, show_progress: bool) -> GeneratedVideo:
         from ..generation.generate import generate
@@ -49,6 +54,15 @@ def talk_job(request: TalkRequest, facts: CheckpointConfig, show_progress: bool 
         return generate(pipe, request, show_progress=show_progress)
 
     return Job(Path(request.out), make)
+
+
+def _warn_of_portrait(request: TalkRequest, image: Image.Image, size: Size) -> None:
+    """Tell what is wrong with a portrait's face; the model may still make something of it."""
+    from ..generation.portrait import portrait_faults
+    from ..generation.request import RequestError
+
+    for fault in portrait_faults(image, size, is_cropped=request.crop_portrait):
+        say(f"warning: --image {request.image}: {RequestError(fault).flags()}")
 
 
 def dub_job(request: DubRequest, facts: CheckpointConfig, show_progress: bool = True) -> Job:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..generation.pipeline import OmniAvatarPipeline
+from ..media.faces.template import Template
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..system.atomic import clear_leftovers, write_text_atomically
 from ..system.output_folder import reserved
@@ -67,7 +68,13 @@ def plain_settings(settings: ClipSettings, recipe: Recipe, options: CacheOptions
         "tiled": options.tiled,
         "dtype": str(dtype).removeprefix("torch."),
         "audio_dtype": str(options.audio_dtype).removeprefix("torch."),
+        **({"align": _plain(settings.conventions.template)} if settings.faces == "aligned" else {}),
     }
+
+
+def _plain(template: Template) -> dict[str, list[float]]:
+    """A template as JSON gives it back."""
+    return {name: list(pair) for name, pair in asdict(template).items()}
 
 
 def write_index(folder: Path, content: Mapping[str, Any]) -> None:
@@ -125,7 +132,7 @@ def refuse_other_cache(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     differences = [
         f"{name} is {index['settings'].get(name)!r}, this run has {value!r}"
-        for name, value in settings.items()
+        for name, value in {"align": None, **settings}.items()  # which only caches of faces that were cut out have
         if index["settings"].get(name) != value
     ]
     if differences:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from ..media.images import Size, match_size
 from ..model.config import Conventions, size_fault
+from .clip_faces import FaceMode
 from .recipe import Recipe
 
 LATENTS, REFERENCE_SEQUENCE, AUDIO, TEXT = "latents", "reference sequence", "audio", "text"
@@ -104,6 +105,8 @@ class ClipSettings:
     width: int | None = None
     mouth_mask: Path | None = None
     """V2V: image of the mask for clips that name none; None for the built-in one."""
+    faces: FaceMode = "any"
+    """V2V: what `check` and `precompute` do with the face of a clip; training takes clips as they are."""
     sound: bool = False
     """Samples bring the sound itself too, for the lip-sync loss, where its features are cached."""
     audio_dim: int | None = None
@@ -119,6 +122,8 @@ class ClipSettings:
             faults.append(f"height is {self.height} and width {self.width}; give both or neither")
         sizes = self.conventions.image_sizes if self.size is None else (self.size,)
         faults += [f"a size of {fault}" for fault in (size_fault(*size) for size in sizes) if fault is not None]
+        if self.faces != "any" and not self.masked_video:
+            faults.append(f"faces is {self.faces!r}, which needs a V2V model, and in_dim is {self.in_dim}")
         if self.mouth_mask is not None and not self.mouth_mask.is_file():
             faults.append(f"mouth_mask {self.mouth_mask} is missing")
         if faults:
@@ -140,7 +145,9 @@ class ClipSettings:
         return frozenset([LATENTS, AUDIO, TEXT] + [REFERENCE_SEQUENCE] * (self.in_dim == 65))
 
     def size_for(self, height: int, width: int) -> Size:
-        """Height and width of the samples from a clip of this size."""
+        """Height and width of the samples from a clip of this size; of faces that are cut out, the squarest one."""
+        if self.faces == "aligned":
+            return self.size or match_size(1, 1, self.conventions.image_sizes)
         return self.size or match_size(height, width, self.conventions.image_sizes)
 
 

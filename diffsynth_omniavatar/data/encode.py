@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ from .. import host
 from ..generation.pipeline import OmniAvatarPipeline
 from ..generation.pixels import encode_video
 from ..generation.units import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit
-from ..media.images import to_video
+from ..media.images import load_image, to_video
 from ..media.timeline import audio_rows
 from ..media.video import iter_frames
 from ..model.config import PRESETS
 from ..model.speech_encoder import AudioEncoder
+from .clip_faces import cut_frames, cut_picture, face_crops
 from .clips import ClipFacts, ClipSettings
 from .flags import DTYPES
 from .video_clip import VideoClip, reference_start
@@ -117,19 +119,23 @@ def reference_places(frames: int, count: int) -> list[int]:
 
 
 def read_raw_clip(clip: VideoClip, facts: ClipFacts, settings: ClipSettings, references: int) -> RawClip:
-    """All frames that are needed, in one pass through the video.
+    """All frames that are needed, in one pass through the video, behind one that looks for faces if they matter.
 
     Raises:
-        ValueError, OSError: the clip cannot be read.
+        ValueError, OSError: the clip cannot be read, or one cannot train with its face.
     """
     size, places = (facts.height, facts.width), reference_places(facts.frames, references)
+    template, crops = settings.conventions.template, None
+    if settings.faces != "any":
+        crops = face_crops(clip.video, size, template, aligned=settings.faces == "aligned")
     sequence = range(reference_start(facts), facts.frames) if settings.in_dim == 65 else range(0)
     wanted = {*range(facts.longest), *sequence, *(places if clip.reference is None else ())}
-    frames = {
-        place: frame for place, frame in enumerate(iter_frames(clip.video, 0, max(wanted) + 1, size)) if place in wanted
-    }
+    shown = iter_frames(clip.video, size=size) if crops is None else cut_frames(clip.video, crops, size)
+    frames = {place: frame for place, frame in enumerate(islice(shown, max(wanted) + 1)) if place in wanted}
     target = torch.stack([frames[place] for place in range(facts.longest)])
-    if clip.reference is not None:
+    if clip.reference is not None and crops is not None:
+        pictures = cut_picture(load_image(clip.reference), size, template)[None]
+    elif clip.reference is not None:
         pictures = clip.reference_image(target, 0, size)[None]
     else:
         pictures = torch.stack([frames[place] for place in places])

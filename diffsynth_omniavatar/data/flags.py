@@ -10,6 +10,7 @@ import torch
 from ..media.images import load_image
 from ..media.timeline import MAX_TOKENS
 from ..model.config import IMAGE_SIZES, Conventions
+from .clip_faces import FaceMode
 from .clips import ClipSettings, ClipSource
 from .recipe import Recipe
 from .tables import read_clips
@@ -36,6 +37,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["known", "masked"],
         default="known",
         help="V2V: is frame 0 known or masked? (default: known)",
+    )
+    faces = parser.add_mutually_exclusive_group()
+    faces.add_argument(
+        "--align",
+        action="store_true",
+        help="V2V: cut the face out of ordinary footage, to where a V2V model expects it",
+    )
+    faces.add_argument(
+        "--no_face_check",
+        action="store_true",
+        help="V2V: take clips whatever they show, as drawn people (default: each needs one aligned face)",
     )
     parser.add_argument(
         "--mouth_mask", type=Path, help="V2V: image of the mouth mask: white is kept (default: built-in)"
@@ -81,6 +93,8 @@ def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, R
     """
     if args.use_ref_sequence and args.omniavatar_mode != "v2v":
         raise ValueError("--use_ref_sequence goes with --omniavatar_mode v2v")
+    if args.align and args.omniavatar_mode != "v2v":
+        raise ValueError("--align goes with --omniavatar_mode v2v")
     try:
         prefixes = tuple(int(length) for length in args.prefix_frames.split(",") if length)
     except ValueError as error:
@@ -91,6 +105,7 @@ def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, R
         height=args.height,
         width=args.width,
         mouth_mask=args.mouth_mask,
+        faces=_faces(args),
     )
     recipe = Recipe(
         prefix_frames=prefixes, max_tokens=args.max_tokens, num_frames=args.num_frames, min_frames=args.min_frames
@@ -98,3 +113,9 @@ def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, R
     if args.mouth_mask is not None:
         load_image(args.mouth_mask)  # so that a bad one is not found by the first clip
     return read_clips(args.data, args.dataset_base_path), settings, recipe
+
+
+def _faces(args: argparse.Namespace) -> FaceMode:
+    if args.omniavatar_mode == "i2v" or args.no_face_check:
+        return "any"
+    return "aligned" if args.align else "checked"

@@ -16,7 +16,7 @@ import argparse
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -300,12 +300,13 @@ def run(args: argparse.Namespace) -> int:
     check_output_folder(args.cache)
     clips, settings, recipe = data_of(args)
     videos = video_clips(clips)
+    files = model_files(args.model, args.models_folder, {part: getattr(args, part) for part in PARTS})
+    if files.is_small_family and settings.faces == "checked":  # its drawn people fill the picture in another way
+        settings = replace(settings, faces="any")
     options = CacheOptions(references=args.references, audio_dtype=DTYPES[args.audio_dtype], tiled=args.tiled)
     state = processes(args.device)
     device, dtype = device_of(args.device, state), DTYPES[args.dtype]
     refuse_other_cache(Path(args.cache), plain_settings(settings, recipe, options, dtype))
-    parts = {part: getattr(args, part) for part in PARTS}
-    files = model_files(args.model, args.models_folder, parts)
     if files.is_small_family:
         from ..model.small_family import register_family
 

@@ -14,6 +14,7 @@ from ..media.images import Size, fit_image, image_to_tensor, load_image, to_byte
 from ..media.sound import load_sound, speech_waveform
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..media.video import iter_frames, probe_video, read_frames
+from .clip_faces import FaceFaults, face_crops
 from .clips import AUDIO, LATENTS, REFERENCE_SEQUENCE, TEXT, ClipFacts, ClipSettings, ClipSource, Faults
 from .recipe import Recipe
 
@@ -82,8 +83,21 @@ class VideoClip(ClipSource):
             faults.add(f"{self.video} has no sound track, and no audio file is given")
         size = settings.size_for(info.height, info.width)
         if deep:
-            faults.collect(lambda: sum(1 for _ in iter_frames(self.video, size=size)))
+            self._inspect_pictures(settings, size, faults)
         return info.frames, size
+
+    def _inspect_pictures(self, settings: ClipSettings, size: Size, faults: Faults) -> None:
+        """Collect the faults that show when all frames are decoded."""
+        if settings.faces == "any":
+            faults.collect(lambda: sum(1 for _ in iter_frames(self.video, size=size)))
+            return
+        template, aligned = settings.conventions.template, settings.faces == "aligned"
+        try:
+            face_crops(self.video, size, template, aligned=aligned)
+        except FaceFaults as error:
+            faults.reasons += error.reasons
+        except ValueError as error:
+            faults.add(str(error))
 
     def inspect_sound(self, parts: Collection[str], needed: int, faults: Faults) -> None:
         """Collect the faults in the sound itself, for samples of up to `needed` frames, unless its file has some."""
@@ -103,6 +117,8 @@ class VideoClip(ClipSource):
     ) -> dict[str, Any]:
         """`load` for some of the parts."""
         size, loaded = (facts.height, facts.width), dict[str, Any]()
+        if LATENTS in parts and settings.faces == "aligned":
+            raise ValueError("faces are cut out by precompute alone; train from its cache")
         if LATENTS in parts:
             target = read_frames(self.video, 0, num_frames, size)
             loaded["target_video"] = target

@@ -17,6 +17,7 @@ from ..media.video import iter_frames, probe_video
 from ..model.config import Conventions, has_masked_video, has_reference_sequence
 from .masks import MaskSource, load_mouth_mask
 from .pixels import image_tensor
+from .portrait import crop_portrait
 from .request import RequestError, TalkRequest, faults_of
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,9 @@ def read_inputs(request: TalkRequest, in_dim: int, conventions: Conventions) -> 
     silence = (0.0 if is_v2v else LEADING_SILENCE) if request.silence is None else request.silence
     sound = add_silence(speech, silence)
     size = _size(request, image, conventions)
+    if request.crop_portrait and image is not None:
+        with faults_of("crop_portrait"):
+            image = crop_portrait(image, size)
     waveform = speech_waveform(sound)
     with faults_of("overlap"):
         plan = plan_chunks(
@@ -135,6 +139,8 @@ def _is_video(path: str | Path) -> bool:
 def _check_source(request: TalkRequest, image: Image.Image | None, is_v2v: bool) -> None:
     if is_v2v and request.video is None:
         raise RequestError("This is a V2V checkpoint, which changes the mouth of a video: give @video.")
+    if is_v2v and request.crop_portrait:
+        raise RequestError("@crop_portrait is for the portrait of an I2V checkpoint; this is a V2V one: leave it out.")
     if not is_v2v and request.video is not None:
         raise RequestError(
             "This checkpoint animates a portrait (33 channels): give @image; @video needs a V2V checkpoint."

@@ -176,6 +176,8 @@ class TalkRequest(Settings):
     """The speech: a file, `Sound`, ..."""
     image: ImageSource | None = None
     """The portrait. V2V: the reference image, by default the video's first frame."""
+    crop_portrait: bool = False
+    """Take of the portrait the head and the shoulders of its largest face, in the shape of the video."""
     video: str | Path | None = None
     """V2V: the video to dub; see `aligned`."""
     aligned: bool | None = None

@@ -6,7 +6,10 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import soundfile
 import torch
+from PIL import Image
+from synthetic_clips import noise
 
 from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.app import generate as command
@@ -44,6 +47,7 @@ FLAGS = {
     "width": 720,
     "max_tokens": 9000,
     "aligned": True,
+    "crop_portrait": True,
     "paste_source": False,
     "overlap": 5,
     "match_colours": True,
@@ -92,7 +96,7 @@ def arrived(tmp_path, monkeypatch):
     loads = inspect.signature(loading.load_pipeline)
     monkeypatch.setattr(loading, "load_pipeline", fake_load)
     monkeypatch.setattr(command, "facts", lambda *_: CheckpointConfig(in_dim=channels[0]))
-    monkeypatch.setattr(inputs, "read_inputs", lambda *_: None)
+    monkeypatch.setattr(inputs, "read_inputs", lambda *_: SimpleNamespace(image=None))
     monkeypatch.setattr(inspect.getmodule(generate), "generate", fake_generate)
 
     def run(*words, of_channels=33):
@@ -155,6 +159,21 @@ def test_flags_of_many_videos_arrive_with_each(arrived, tmp_path, channels, sour
     for call in calls:
         assert {name: call[name] for name in settings} == settings and call["device"] == "cpu"
         assert call["image" if source == "video" else "video"] is None
+
+
+def test_a_portrait_without_a_face_is_told_before_the_model_is_loaded(tmp_path, monkeypatch, capsys):
+    def fake_load(*_, **__):
+        raise ValueError("the model is loaded")
+
+    monkeypatch.setattr(loading, "load_pipeline", fake_load)
+    monkeypatch.setattr(command, "facts", lambda *_: CheckpointConfig(in_dim=33))
+    Image.new("RGB", (64, 64)).save(tmp_path / "tree.png")
+    soundfile.write(tmp_path / "speech.wav", noise(0.5).samples[0], 16000)
+    files = {"image": tmp_path / "tree.png", "audio": tmp_path / "speech.wav", "out": tmp_path / "a.mp4"}
+    assert cli.main(["generate", *words({"prompt": "a", **files})]) == 2
+    warning, loaded = capsys.readouterr().err.splitlines()
+    assert f"warning: --image {tmp_path / 'tree.png'}: No face is found." in warning
+    assert "the model is loaded" in loaded
 
 
 def test_an_unknown_flag_is_named_with_the_one_that_was_meant(capsys):

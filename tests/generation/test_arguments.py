@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from synthetic_clips import noise, shown, write_levels
+from PIL import Image, ImageOps
+from synthetic_clips import noise, portrait, shown, write_levels
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.generate import generate
@@ -29,6 +29,8 @@ MADE = 0.1
 """Colour of all that the spy makes; within reach of `match_colours` from the portrait's."""
 PORTRAIT = Image.new("RGB", (SIZE, SIZE), (134, 134, 134))
 OTHER_PORTRAIT = Image.new("RGB", (SIZE, SIZE), (90, 90, 90))
+FRAME = [70, 80, 90]
+SMALL_FACE = ImageOps.expand(portrait(128), 128, tuple(FRAME))
 LEFT_KEPT = torch.tensor([[1.0, 0.0]]).repeat_interleave(SIZE // 2, 1).expand(SIZE, -1)
 """A mouth mask that keeps the left half."""
 SPEECH, OTHER_SPEECH = noise(0.64, seed=1), noise(0.6, seed=2)
@@ -168,6 +170,13 @@ ARRIVALS = [
     Arrival("out", "b.mp4", lambda run: run.writer.path.name, "b.mp4"),
     Arrival("image", OTHER_PORTRAIT, of_all_chunks("input_image", grey_of), 90.0),
     Arrival("image", OTHER_PORTRAIT, of_all_chunks("input_image", grey_of), 90.0, channels=49),
+    Arrival(
+        "crop_portrait",
+        True,
+        of_all_chunks("input_image", lambda image: image.width < 256 and np.asarray(image)[0, 0].tolist() == FRAME),
+        True,
+        always={"image": SMALL_FACE},
+    ),
     Arrival(
         "video",
         "short",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from ...media.faces.face import Face, Track
 from ...media.faces.find import FaceFinder
-from ...media.faces.tracks import Tracker
-from ...media.scenes import CutFinder
+from ...media.faces.scene_tracks import SceneTracker
 from ...media.sound import load_speech
 from ...media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ...media.video import iter_frames, probe_video
@@ -143,13 +141,10 @@ class _Eyes:
     """Sees a video picture by picture."""
 
     def __init__(self) -> None:
-        self._scenes = CutFinder()
-        self._tracker = Tracker(_finder())
-        self._waiting = deque[Tensor]()
+        self._tracker = SceneTracker(self._measure, finder=_finder())
         self._light: list[float] = []
         self._thumbnails: list[Tensor] = []
         self._samples: list[tuple[int, Face, Tensor]] = []
-        self._tracked = 0
 
     def add(self, picture: Tensor) -> None:
         small = _shrunk(picture)
@@ -157,27 +152,17 @@ class _Eyes:
             thumbnail = F.interpolate(small[None, None], THUMBNAIL, mode="area")[0, 0]
             self._thumbnails.append(thumbnail.round().to(torch.uint8))
         self._light.append(float(small.mean()))
-        self._scenes.add(picture)
-        self._waiting.append(picture)
-        self._track()
+        self._tracker.add(picture)
 
-    def _track(self) -> None:
-        """Follow the faces through all pictures of which it is known whether they begin a scene."""
-        while self._tracked < self._scenes.decided:
-            picture = self._waiting.popleft()
-            if self._tracked in self._scenes.cuts:
-                self._tracker.cut()
-            faces = self._tracker.add(picture)
-            if self._tracked % SAMPLE_EVERY == 0:
-                self._samples += [(self._tracked, face, _face_pixels(picture, face)) for face in faces]
-            self._tracked += 1
+    def _measure(self, frame: int, picture: Tensor, faces: list[Face]) -> None:
+        if frame % SAMPLE_EVERY == 0:
+            self._samples += [(frame, face, _face_pixels(picture, face)) for face in faces]
 
     def look(
         self, height: int, width: int, frame_rate: float, waveform: Tensor, speech: tuple[tuple[float, float], ...]
     ) -> Look:
-        self._scenes.finish()
-        self._track()
-        frames, tracks = self._tracked, tuple(self._tracker.tracks())
+        self._tracker.finish()
+        frames, tracks = self._tracker.frames, tuple(self._tracker.tracks())
         owners = {
             (frame, face.box): number
             for number, track in enumerate(tracks)
@@ -195,8 +180,8 @@ class _Eyes:
             width=width,
             frame_rate=frame_rate,
             frames=frames,
-            cuts=tuple(self._scenes.cuts),
-            duplicates=frozenset(self._scenes.duplicates),
+            cuts=tuple(self._tracker.cuts),
+            duplicates=frozenset(self._tracker.duplicates),
             light=torch.tensor(self._light),
             thumbnails=torch.stack(self._thumbnails),
             power=padded[: frames * SAMPLES_PER_FRAME].view(frames, -1).square().mean(dim=1),
