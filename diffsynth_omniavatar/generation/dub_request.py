@@ -74,6 +74,8 @@ class DubRequest(Settings):
             RequestError: it has arguments that only aligned videos take.
         """
         assert request.video is not None
+        if request.crop_portrait:
+            raise RequestError("@crop_portrait is for a portrait, not for @video: leave it out.")
         if request.image is not None or not request.paste_source:
             name = "image" if request.image is not None else "paste_source"
             raise RequestError(

@@ -16,6 +16,9 @@ from PIL import Image
 from processes import run_in_processes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from nasty import drawn_people
+from nasty import encode as encode_video_file
+from PIL import Image
 from synthetic_clips import shown, write_levels, write_prepared, write_table, write_texture
 
 from diffsynth_omniavatar import host
@@ -448,3 +451,18 @@ def test_two_processes_write_what_one_writes(family_folder: Path, tmp_path: Path
 def test_silence_is_there_for_every_length(cache: Path) -> None:
     with safe_open(cache / "silence.safetensors", framework="pt") as stored:
         assert sorted(map(int, stored.keys())) == [5, 9, 13, 17]
+
+
+def test_faces_are_cut_out_of_frames_and_references(tmp_path: Path) -> None:
+    people = drawn_people(18, 288)
+    encode_video_file(tmp_path / "one.mp4", people.first, people.speech)
+    Image.fromarray(people.first[9]).save(tmp_path / "r.png")
+    clip = VideoClip(name="one", video=tmp_path / "one.mp4", prompt="x", reference=tmp_path / "r.png")
+    settings = ClipSettings(in_dim=49, height=256, width=256, faces="aligned")
+    facts = scan_clips([clip], settings, replace(RECIPE, max_tokens=5000)).facts[0]
+    raw = encode.read_raw_clip(clip, facts, settings, 4)
+    crops = face_crops(clip.video, (256, 256), LATENTSYNC, aligned=True)
+    assert torch.equal(raw.target, torch.stack(list(cut_frames(clip.video, crops, (256, 256))))[: facts.longest])
+    assert (raw.references[0].float() - raw.target[9].float()).abs().mean() < 4
+    plain, aligned = (plain_settings(replace(settings, faces=faces), RECIPE, CacheOptions(), torch.float32) for faces in ("any", "aligned"))
+    assert set(aligned) - set(plain) == {"align"} and json.loads(json.dumps(aligned)) == aligned
