@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..model.checkpoint import load_checkpoint, save_safetensors
+from ..model.config import CheckpointConfig
 from ..model.files import NANO_FOLDER, NANO_I2V, NANO_V2V
 from ..model.files import SMALL_FAMILY as FILES
+from ..model.small_family import NANO
 from .command_line import module_parser
 from .family import half, write_fresh_nano
 from .speaker.identity import draw_identity
@@ -50,6 +53,12 @@ def _copy_speech(source: Path, target: Path) -> None:
         shutil.copy(source / name, target / name)
 
 
+def shipped(config: CheckpointConfig) -> CheckpointConfig:
+    """What training does not know: what a video for V2V is like, and how to sample."""
+    known = {name: getattr(NANO.conventions, name) for name in ("aligned", "template", "sampling")}
+    return replace(config, conventions=replace(config.conventions, **known))
+
+
 def ship(folder: Path, out: Path, i2v: Path, v2v: Path | None) -> int:
     """Write the trained model in float16.
 
@@ -75,7 +84,7 @@ def ship(folder: Path, out: Path, i2v: Path, v2v: Path | None) -> int:
         checkpoint = load_checkpoint(source)
         if checkpoint.form != form:
             raise ValueError(f"{source} is a {checkpoint.form} checkpoint; wanted a {form} one.")
-        save_safetensors(out / place.relative_to(NANO_FOLDER), half(checkpoint.tensors), checkpoint.config)
+        save_safetensors(out / place.relative_to(NANO_FOLDER), half(checkpoint.tensors), shipped(checkpoint.config))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     if size > SHIPPED_BYTES:
         raise ValueError(f"{out} has {size / 1e6:.1f} MB; wanted at most {SHIPPED_BYTES / 1e6:.0f}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -39,7 +39,10 @@ _ROWS, _COLUMNS = np.mgrid[:SIZE, :SIZE].astype(np.float32) + np.float32(0.5)
 
 
 class _Canvas:
-    """A picture, float32 [3, SIZE, SIZE], on which shapes are laid in coordinates that move and turn with a part."""
+    """A picture, float32 [3 or 4, SIZE, SIZE], on which shapes are laid in coordinates that move and turn with a part.
+
+    A fourth channel gets the share of each pixel that is covered.
+    """
 
     def __init__(self, pixels: np.ndarray, x: float, y: float, roll: float) -> None:
         self.pixels = pixels
@@ -71,7 +74,7 @@ class _Canvas:
 
     def lay(self, box: tuple[slice, slice], cover: np.ndarray, colour: Sequence[float]) -> None:
         part = self.pixels[(slice(None), *box)]
-        part += cover * (np.array(colour, np.float32)[:, None, None] - part)
+        part += cover * (np.array([*colour, 1.0][: len(part)], np.float32)[:, None, None] - part)
 
     def ellipse(
         self,
@@ -106,16 +109,37 @@ def render(identity: Identity, openness: np.ndarray, width: np.ndarray, motion: 
     Raises:
         ValueError: openness, width and motion have different lengths.
     """
+    wall = _shaded(BACKGROUNDS[identity.background], identity.shade[2])
+    light = np.linspace(1.04, 0.94, SIZE, dtype=np.float32)[:, None] * np.ones((1, SIZE), np.float32)
+    background = np.array(wall, np.float32)[:, None, None] * light
+    frames = np.empty((len(openness), SIZE, SIZE, 3), np.uint8)
+    for frame, pixels in zip(frames, _draw(background, identity, openness, width, motion), strict=True):
+        frame[:] = (np.clip(pixels, 0, 255) + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    return frames
+
+
+def cut_out(identity: Identity, openness: np.ndarray, width: np.ndarray, motion: Motion) -> np.ndarray:
+    """The speaker alone, with nothing behind; arguments and errors as for `render`.
+
+    Returns:
+        float32 [F, 128, 128, 4]: share of each pixel that the speaker covers, from 0 to 1, behind RGB of 0 to 255 that
+        is multiplied by it.
+    """
+    nothing = np.zeros((4, SIZE, SIZE), np.float32)
+    drawn = [pixels.transpose(1, 2, 0) for pixels in _draw(nothing, identity, openness, width, motion)]
+    return np.stack(drawn)
+
+
+def _draw(
+    background: np.ndarray, identity: Identity, openness: np.ndarray, width: np.ndarray, motion: Motion
+) -> Iterator[np.ndarray]:
+    """The speaker in front of a picture, float32 [3 or 4, SIZE, SIZE], once for each frame."""
     if not len(openness) == len(width) == len(motion.x):
         raise ValueError(
             f"render got {len(openness)} values of openness, {len(width)} of width and {len(motion.x)} frames of "
             "motion; wanted one of each per frame"
         )
-    wall = _shaded(BACKGROUNDS[identity.background], identity.shade[2])
-    light = np.linspace(1.04, 0.94, SIZE, dtype=np.float32)[:, None] * np.ones((1, SIZE), np.float32)
-    background = np.array(wall, np.float32)[:, None, None] * light
-    frames = np.empty((len(openness), SIZE, SIZE, 3), np.uint8)
-    for index in range(len(frames)):
+    for index in range(len(openness)):
         pixels = background.copy()
         x, y, roll, lids, gaze = (
             float(track[index]) for track in (motion.x, motion.y, motion.roll, motion.lids, motion.gaze)
@@ -130,8 +154,7 @@ def render(identity: Identity, openness: np.ndarray, width: np.ndarray, motion: 
         _draw_nose(features, identity)
         _draw_mouth(features, identity, opening, NARROW + SPREAD * float(width[index]))
         _draw_hair(head, identity)
-        frames[index] = (np.clip(pixels, 0, 255) + 0.5).astype(np.uint8).transpose(1, 2, 0)
-    return frames
+        yield pixels
 
 
 def _draw_body(pixels: np.ndarray, identity: Identity, x: float, head: _Canvas) -> None:
