@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,10 @@ from synthetic_clips import noise, portrait, shown, write_levels
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.progress import progress
 from diffsynth_omniavatar.generation.request import TalkRequest
 from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
-from diffsynth_omniavatar.system.progress import progress_bar
 
 SIZE = 32
 LENGTH, OVERLAP = 9, 5
@@ -42,7 +43,12 @@ class SpyPipe:
     is_first_process = True
 
     def __init__(self, channels, **conventions):
-        given = {"image_sizes": ((SIZE, SIZE),), "max_tokens": 10, "prefix_frames": (1, 5, 9, 13)}
+        given = {
+            "image_sizes": ((SIZE, SIZE),),
+            "max_tokens": 10,
+            "prefix_frames": (1, 5, 9, 13),
+            "aligned": channels > 33,
+        }
         self.conventions = Conventions(**given | conventions)
         config = SimpleNamespace(in_dim=channels)
         self.dit = SimpleNamespace(config=config)
@@ -89,10 +95,11 @@ def run(monkeypatch, tmp_path, videos):
     """Runs `generate` with spies on both sides: gives what they saw."""
 
     def run_generate(channels, conventions=None, **arguments):
-        writers, bars = [], []
+        writers, bars, dubs = [], [], []
         spies = {
             "VideoWriter": lambda *args, **options: writers.append(SpyWriter(*args, **options)) or writers[-1],
-            "progress_bar": lambda unit, show: bars.append(show) or progress_bar(unit, show=False),
+            "progress": lambda chunks, steps, show: bars.append(show) or progress(chunks, steps, False),
+            "dub": lambda pipe, request, **_: dubs.append(Path(request.video).stem),
         }
         for name, spy in spies.items():
             monkeypatch.setitem(generate.__globals__, name, spy)
@@ -103,7 +110,8 @@ def run(monkeypatch, tmp_path, videos):
                      for name, value in arguments.items()}  # fmt: skip
         result = generate(pipe, **common | source | arguments)
         monkeypatch.undo()
-        return SimpleNamespace(pipe=pipe, calls=pipe.calls, writer=writers[0], bars=bars, result=result)
+        writer = writers[0] if writers else None
+        return SimpleNamespace(pipe=pipe, calls=pipe.calls, writer=writer, bars=bars, dubs=dubs, result=result)
 
     return run_generate
 
@@ -185,6 +193,7 @@ ARRIVALS = [
         channels=49,
         always={"paste_source": False},
     ),
+    Arrival("aligned", False, lambda run: run.dubs, ["source"], channels=49),
     Arrival(
         "mouth_mask",
         LEFT_KEPT,
