@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from data_clips import draw
+from nasty import drawn_people
+from nasty import encode as encode_video_file
 from PIL import Image
 from processes import run_in_processes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from nasty import drawn_people
-from nasty import encode as encode_video_file
-from PIL import Image
 from synthetic_clips import shown, write_levels, write_prepared, write_table, write_texture
 
 from diffsynth_omniavatar import host
@@ -26,6 +25,8 @@ from diffsynth_omniavatar.data import cache_writer, encode
 from diffsynth_omniavatar.data import precompute as precompute_module
 from diffsynth_omniavatar.data.cache import Cache
 from diffsynth_omniavatar.data.cache_index import StaleCacheError
+from diffsynth_omniavatar.data.cache_writer import plain_settings
+from diffsynth_omniavatar.data.clip_faces import cut_frames, face_crops
 from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
 from diffsynth_omniavatar.data.encode import CacheOptions, encoder_pipeline, reference_places
@@ -33,7 +34,9 @@ from diffsynth_omniavatar.data.precompute import precompute
 from diffsynth_omniavatar.data.recipe import Recipe
 from diffsynth_omniavatar.data.scan import check_dataset, scan_clips
 from diffsynth_omniavatar.data.tables import read_clips
+from diffsynth_omniavatar.data.video_clip import VideoClip
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.media.faces.template import LATENTSYNC
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
@@ -464,5 +467,11 @@ def test_faces_are_cut_out_of_frames_and_references(tmp_path: Path) -> None:
     crops = face_crops(clip.video, (256, 256), LATENTSYNC, aligned=True)
     assert torch.equal(raw.target, torch.stack(list(cut_frames(clip.video, crops, (256, 256))))[: facts.longest])
     assert (raw.references[0].float() - raw.target[9].float()).abs().mean() < 4
-    plain, aligned = (plain_settings(replace(settings, faces=faces), RECIPE, CacheOptions(), torch.float32) for faces in ("any", "aligned"))
+    any_face = replace(settings, faces="any")
+    plain, aligned = (plain_settings(one, RECIPE, CacheOptions(), torch.float32) for one in (any_face, settings))
     assert set(aligned) - set(plain) == {"align"} and json.loads(json.dumps(aligned)) == aligned
+    for made, wanted in ((plain, aligned), (aligned, plain)):
+        cache_writer.write_index(tmp_path, {"complete": False, "settings": made, "texts": {}, "clips": []})
+        cache_writer.refuse_other_cache(tmp_path, made)
+        with pytest.raises(StaleCacheError, match="align is "):
+            cache_writer.refuse_other_cache(tmp_path, wanted)
