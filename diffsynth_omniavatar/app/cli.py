@@ -102,7 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(commands, "..data.check", "check", "Check training data and list everything that is wrong.")
     _add_command(commands, "..data.precompute", "precompute", "Encode training data once and store it in a cache.")
     _add_command(
-        commands, ".evaluate", "evaluate", "Measure the small model: lip sync, picture quality, colour drift, speed."
+        commands,
+        ".evaluate",
+        "evaluate",
+        "Measure videos: lip sync, identity, picture quality, motion; compare two runs.",
     )
     _add_command(commands, ".plan", "plan", "Show which flags train fastest on a GPU, with memory and time per step.")
     commands.add_parser("train", help="Train a model. The same as `python -m diffsynth_omniavatar.train`.")

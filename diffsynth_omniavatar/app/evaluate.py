@@ -10,22 +10,23 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..metrics.compare import Difference, paired_difference
-from ..metrics.evaluate import SET_GROUPS, ClipResult, Evaluation, check_groups, evaluate, measured_rows
+from ..generation.loading import choose_device
+from ..metrics.clip import ClipFiles
+from ..metrics.evaluate import ClipResult, Evaluation, check_groups, evaluate, measured_rows
 from ..metrics.groups import GROUPS
 from ..metrics.networks import Networks
+from ..metrics.together import SET_GROUPS
 from ..nano import evaluate as nano
 from ..system.atomic import write_text_atomically
 from ..system.messages import counted
-from ..system.output_folder import check_output_folder
-from ..system.text_files import parse_json, read_text
+from ..system.output_folder import check_output_folder, reserved
 from .console import FAILED, say
+from .evaluate_compare import FIGURES_FILE, compare
 from .evaluate_page import page
 from .evaluate_pairs import pair_clips
 
@@ -71,15 +72,22 @@ def run(args: argparse.Namespace) -> int:
     given = [bool(args.generated), args.nano, args.compare is not None]
     if sum(given) != 1:
         raise ValueError("give videos to measure, or --compare A B, or --nano")
+    if not args.generated and (args.reference or args.audio):
+        raise ValueError("--reference and --audio belong to videos that are measured, not to --compare or --nano")
     check_output_folder(args.out)
     if args.nano:
         return nano.run(args)
     if args.compare:
-        return _compare(Path(args.compare[0]), Path(args.compare[1]), Path(args.out))
+        compare(Path(args.compare[0]), Path(args.compare[1]), Path(args.out))
+        return 0
+    return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
     clips = pair_clips(args.generated, args.reference, args.audio)
     groups = check_groups([name.strip() for name in args.figures.split(",") if name.strip()])
     networks = Networks(
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=choose_device(args.device),
         syncnet_path=args.syncnet_path,
         stable_syncnet_path=args.stable_syncnet_path,
         vgg_path=args.vgg_path,
@@ -87,13 +95,39 @@ def run(args: argparse.Namespace) -> int:
         fvd_path=args.fvd_path,
     )
 
-    def tell(place: int, result: ClipResult | None) -> None:
-        say(f"clip {place + 1} of {len(clips)}: {clips[place].name}{'' if result else ' failed'}")
-
-    found = evaluate(clips, groups, networks, on_clip=tell)
-    write_results(found, Path(args.out))
+    with reserved(Path(args.out)):
+        found = _measure_all(clips, groups, networks, Path(args.out))
+        write_results(found, Path(args.out))
     print_table(found)
     return FAILED if found.failed else 0
+
+
+def _measure_all(clips: Sequence[ClipFiles], groups: Sequence[str], networks: Networks, out: Path) -> Evaluation:
+    """`evaluate`, told of clip by clip. After Ctrl-C what was measured is written before the command ends."""
+    done: list[ClipResult] = []
+    failed: dict[str, str] = {}
+    since = time.monotonic()
+
+    def tell(place: int, result: ClipResult | str) -> None:
+        nonlocal since
+        now = time.monotonic()
+        ended = f"failed: {result}" if isinstance(result, str) else f"{now - since:.1f} s"
+        since = now
+        say(f"clip {place + 1} of {len(clips)}, {clips[place].name}: {ended}")
+        if isinstance(result, str):
+            failed[clips[place].name] = result
+        else:
+            done.append(result)
+
+    try:
+        return evaluate(clips, groups, networks, on_clip=tell)
+    except KeyboardInterrupt:
+        if done:
+            finished = failed | {result.files.name: "" for result in done}
+            rest = {clip.name: "not measured: interrupted" for clip in clips if clip.name not in finished}
+            write_results(Evaluation(clips=done, failed=failed | rest), out)
+            say(f"{counted(len(done), 'measured clip')} of {len(clips)} written to {out}")
+        raise
 
 
 def write_results(found: Evaluation, out: Path) -> None:
@@ -106,7 +140,7 @@ def write_results(found: Evaluation, out: Path) -> None:
         "failed": found.failed,
         "clips": [_clip_record(clip) for clip in found.clips],
     }
-    write_text_atomically(out / "figures.json", json.dumps(_plain(content), indent=1, ensure_ascii=False))
+    write_text_atomically(out / FIGURES_FILE, json.dumps(_plain(content), indent=1, ensure_ascii=False))
     write_text_atomically(out / "clips.csv", _csv(found))
     write_text_atomically(out / "report.html", page(found, out))
 
@@ -148,44 +182,3 @@ def print_table(found: Evaluation) -> None:
         print(f"{name:<24}missing: {why}")
     for name, why in found.failed.items():
         print(f"failed: {name}: {why}")
-
-
-def _compare(a: Path, b: Path, out: Path) -> int:
-    first, second = (_figures(folder) for folder in (a, b))
-    names = list(dict.fromkeys(name for values in first.values() for name in values))
-    found: dict[str, Difference] = {}
-    for name in names:
-        one, other = (
-            {clip: values[name] for clip, values in run.items() if values.get(name) is not None}
-            for run in (first, second)
-        )
-        difference = paired_difference(one, other)
-        if difference is not None:
-            found[name] = difference
-    if not found:
-        raise ValueError(f"{a} and {b} have no clip of the same name with a figure in common")
-    print(f"{'figure':<24}{'A':>11}{'B':>11}{'B - A':>11}   95 % interval")
-    for name, row in found.items():
-        mark = " *" if row.is_clear else ""
-        print(
-            f"{name:<24}{row.mean_a:11.4g}{row.mean_b:11.4g}{row.difference:11.4g}   "
-            f"{row.low:.4g} to {row.high:.4g}{mark}"
-        )
-    print(f"{counted(max(row.clips for row in found.values()), 'clip')}. *: the interval leaves out 0.")
-    out.mkdir(parents=True, exist_ok=True)
-    content = {"a": str(a), "b": str(b), "differences": {name: vars(row) for name, row in found.items()}}
-    write_text_atomically(out / "compare.json", json.dumps(_plain(content), indent=1))
-    return 0
-
-
-def _figures(folder: Path) -> dict[str, dict[str, float]]:
-    """Figures by the name of the video's file, out of a folder that `write_results` wrote."""
-    path = folder / "figures.json" if folder.is_dir() else folder
-    if not path.is_file():
-        raise ValueError(f"{folder} has no figures.json: give a folder that `omniavatar evaluate --out` wrote")
-    content = parse_json(read_text(path), str(path))
-    try:
-        clips = {Path(clip["files"]["generated"]).name: clip["values"] for clip in content["clips"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result of `omniavatar evaluate`: {error} is missing") from error
-    return clips

@@ -52,6 +52,7 @@ function show(clip) {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     const video = document.createElement("video");
     caption.textContent = title; video.src = path; video.muted = index > 0; video.preload = "auto"; video.playsInline = true;
+    video.onerror = () => { caption.textContent = `${title}: this browser cannot play ${path.split(".").pop()} files of this kind`; };
     figure.append(caption, video); return figure;
   }));
   by("curve").replaceChildren();
@@ -61,7 +62,13 @@ function show(clip) {
   by("lacks").textContent = missing.length ? `Not measured: ${missing.join("; ")}.` : "";
   draw();
 }
-function start() { for (const video of videos()) video.play(); by("play").textContent = "Pause"; }
+function start() {
+  const [first, ...others] = videos();
+  if (first && first.ended) first.currentTime = 0;
+  for (const other of others) if (first.currentTime < other.duration) other.currentTime = first.currentTime;
+  for (const video of videos()) video.play().catch(() => {});
+  by("play").textContent = "Pause";
+}
 function stop() { for (const video of videos()) video.pause(); by("play").textContent = "Play"; }
 function seek(seconds) { for (const video of videos()) video.currentTime = seconds; }
 function curves() {
@@ -78,7 +85,7 @@ function draw() {
   context.setTransform(ratio, 0, 0, ratio, 0, 0); context.clearRect(0, 0, width, height);
   const shown = curves(), values = shown.flatMap(([, curve]) => curve.filter(value => value != null));
   if (!values.length) return;
-  let low = Math.min(...values), high = Math.max(...values);
+  let [low, high] = values.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
   if (high - low < 1e-9) { low -= 1; high += 1; }
   const frames = shown[0][1].length, [left, right, top, bottom] = [60, width - 10, 24, height - 22];
   const x = frame => left + (frame + .5) / frames * (right - left), y = value => bottom - (value - low) / (high - low) * (bottom - top);
@@ -111,11 +118,14 @@ function follow() {
   const [first, ...others] = videos();
   if (first && first.duration) {
     if (!first.paused) for (const other of others) {
-      if (Math.abs(other.currentTime - first.currentTime) > .06) other.currentTime = first.currentTime;
+      if (!other.ended && !other.seeking && Math.abs(other.currentTime - first.currentTime) > .06) other.currentTime = first.currentTime;
     }
-    by("place").value = first.currentTime / first.duration;
-    if (first.ended) stop();
-    draw();
+    if (state.drawn !== first.currentTime) {
+      state.drawn = first.currentTime;
+      by("place").value = first.currentTime / first.duration;
+      draw();
+    }
+    if (first.ended && by("play").textContent === "Pause") stop();
   }
   requestAnimationFrame(follow);
 }
@@ -131,6 +141,7 @@ by("plot").onclick = event => {
   const first = videos()[0], shown = curves();
   if (first && shown.length) seek((event.offsetX - 60) / (by("plot").clientWidth - 70) * shown[0][1].length / data.rate);
 };
+addEventListener("resize", draw);
 state.down = better(state.sort) >= 0;
 const clips = list();
 if (clips.length) show(clips[0]);

@@ -6,17 +6,21 @@ import html
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from ..media.timeline import FRAME_RATE
 from ..metrics.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, ClipResult, Evaluation
+from ..metrics.meanings import MEANINGS
 
 MAIN_FIGURES = ("sync_c", "stable_sync", "openness_heard_r", "ssim", "csim", "sharpness")
 """By the first of these that was measured the page sorts, the worst clip first."""
+VIDEOS = "videos"
 
 
 def page(found: Evaluation, out: Path) -> str:
@@ -26,6 +30,7 @@ def page(found: Evaluation, out: Path) -> str:
         found: what was measured.
         out: folder of the page.
     """
+    _empty_videos(out / VIDEOS)
     figures = list(dict.fromkeys(name for clip in found.clips for name in clip.values))
     measured = [name for name in MAIN_FIGURES if name in figures]
     content = {
@@ -40,8 +45,8 @@ def page(found: Evaluation, out: Path) -> str:
     data = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
     style, script = (Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
     heads = "".join(
-        f'<th data-name="{html.escape(name)}"><button type="button">{html.escape(name or "clip")}</button>'
-        "<span></span></th>"
+        f'<th data-name="{html.escape(name)}" title="{html.escape(MEANINGS.get(name, ""))}">'
+        f'<button type="button">{html.escape(name or "clip")}</button><span></span></th>'
         for name in ("", *figures)
     )
     return f"""<!doctype html>
@@ -80,21 +85,27 @@ def _clip(index: int, clip: ClipResult, out: Path) -> dict[str, Any]:
     }
 
 
+def _empty_videos(folder: Path) -> None:
+    """Remove what another evaluation has put there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if re.fullmatch(r"\d{4,}_(generated|reference)\..*", path.name):
+            path.unlink()
+
+
 def _number(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def _beside(out: Path, name: str, video: Path) -> str:
     """The video's place relative to the page: linked or copied, so that the folder may be moved."""
-    folder = out / "videos"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}{video.suffix}"
+    target = out / VIDEOS / f"{name}{video.suffix}"
     target.unlink(missing_ok=True)
     try:
         os.link(video, target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(video, target)
-    return f"videos/{target.name}"
+    return f"{VIDEOS}/{quote(target.name)}"
 
 
 def _summary(found: Evaluation) -> str:
@@ -102,11 +113,14 @@ def _summary(found: Evaluation) -> str:
     for name, row in found.summary().items():
         arrow = "lower" if name in LOWER_IS_BETTER else "higher" if name in HIGHER_IS_BETTER else ""
         worst = _text(row["worst"]) if "worst" in row else ""
-        rows.append((name, _text(row["mean"]), _text(row["median"]), worst, str(row.get("worst_clip", "")), arrow))
-    rows += [(name, _text(value), "", "", "", "lower") for name, value in found.values.items()]
+        clip = str(row.get("worst_clip", "")) if len(found.clips) > 1 else ""
+        rows.append((name, _text(row["mean"]), _text(row["median"]), worst, arrow, MEANINGS.get(name, ""), clip))
+    rows += [(name, _text(value), "", "", "lower", MEANINGS.get(name, ""), "") for name, value in found.values.items()]
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    head = "".join(f"<th>{name}</th>" for name in ("figure", "mean", "median", "worst", "worst clip", "better is"))
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = "".join(
+        f"<th>{name}</th>" for name in ("figure", "mean", "median", "worst", "better is", "what it is", "worst clip")
+    )
+    return f'<div class="wide"><table id="summary"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _lists(found: Evaluation) -> str:
@@ -117,7 +131,7 @@ def _lists(found: Evaluation) -> str:
 
 def _protocol(found: Evaluation) -> str:
     return "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value or 'none'))}</td></tr>"
         for name, value in found.protocol.items()
     )
 

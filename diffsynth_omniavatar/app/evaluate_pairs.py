@@ -25,10 +25,11 @@ def pair_clips(generated: Sequence[str], reference: Sequence[str] = (), audio: S
     Raises:
         ValueError: a file is missing, or there is no pair for a video.
     """
-    if len(generated) == 1 and generated[0].lower().endswith(".csv"):
-        if reference or audio:
-            raise ValueError(f"{generated[0]} is a table: give --reference and --audio as its columns")
-        return _from_table(Path(generated[0]))
+    tables = [name for name in generated if name.lower().endswith(".csv")]
+    if tables:
+        if len(generated) > 1 or reference or audio:
+            raise ValueError(f"{tables[0]} is a table: give nothing else, and references and speech as its columns")
+        return _from_table(Path(tables[0]))
     videos = [video for name in generated for video in _files(Path(name), VIDEO_SUFFIXES)]
     references = _matched("--reference", reference, videos, VIDEO_SUFFIXES)
     sounds = _matched("--audio", audio, videos, AUDIO_SUFFIXES)
@@ -75,13 +76,19 @@ def _matched(flag: str, names: Sequence[str], videos: Sequence[Path], suffixes: 
         return [None] * len(videos)
     files = [file for name in names for file in _files(Path(name), suffixes)]
     if any(Path(name).is_dir() for name in names):
-        by_name = {file.stem: file for file in files}
-        lacking = [video.name for video in videos if video.stem not in by_name]
-        if lacking:
-            raise ValueError(f"{flag}: there is no file with the name of {', '.join(lacking[:5])}")
-        return [by_name[video.stem] for video in videos]
+        return [_of_name(flag, video, files) for video in videos]
     if len(files) == 1:
         return files * len(videos)
     if len(files) != len(videos):
         raise ValueError(f"{flag} has {len(files)} files for {len(videos)} videos; give one, as many, or a folder")
     return files
+
+
+def _of_name(flag: str, video: Path, files: Sequence[Path]) -> Path:
+    """The file that has the video's name, whatever its ending."""
+    fitting = [file for file in files if file.stem == video.stem]
+    if not fitting:
+        raise ValueError(f"{flag}: there is no file named {video.stem} for {video}")
+    if len(fitting) > 1:
+        raise ValueError(f"{flag}: {fitting[0]} and {fitting[1]} are both named as {video}; give one of them")
+    return fitting[0]

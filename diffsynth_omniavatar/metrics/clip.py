@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..media.faces.align import crop_transforms
 from ..media.faces.face import Face, Track
+from ..media.faces.find import FaceFinder
 from ..media.faces.tracks import find_tracks
 from ..media.images import load_image
 from ..media.scenes import find_cuts
@@ -36,8 +37,12 @@ PROTOCOL = {
 }
 """How videos are read and cut; written into every result."""
 
-WINDOW = 25
-"""Frames that are in memory together."""
+LONGEST_WINDOW = 25
+WINDOW_PIXELS = 2**23
+"""Frames that are in memory together: as many as have these pixels, 25 at most and 4 of 1920x1080. Floating-point
+copies of them take 100 MB each."""
+OTHER_SHAPE = 0.1
+"""A reference whose width by height differs by more than this share shows something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ class ClipFiles:
     audio: Path | None = None
     """The speech; None for the video's own sound."""
     portrait: Path | None = None
-    """A picture of the person; None for the reference's first frame, or the video's own."""
+    """A picture of the person; None for the first frame with a face of the reference, or of the video itself."""
 
     @property
     def name(self) -> str:
@@ -89,7 +94,9 @@ class Clip:
         self.frames = self.info.frames
         """Frames at 25 per second that are measured."""
         if files.reference is not None:
-            self.frames = min(self.frames, probe_video(files.reference).frames)
+            reference = probe_video(files.reference)
+            self.frames = min(self.frames, reference.frames)
+            _check_shapes(files, self.info, reference)
 
     @cached_property
     def waveform(self) -> np.ndarray | None:
@@ -116,21 +123,39 @@ class Clip:
         Raises:
             ValueError: there is no face in any frame.
         """
-        return face_boxes(self.faces if self.reference_faces is None else self.reference_faces)
+        return face_boxes(self.framing_faces)
+
+    @property
+    def framing_faces(self) -> list[Face | None]:
+        """The faces that say where both videos are cut: the reference's, if there is one."""
+        return self.faces if self.reference_faces is None else self.reference_faces
 
     @cached_property
-    def portrait(self) -> np.ndarray:
-        """The picture that shows who it is, uint8 [H, W, 3]."""
+    def portrait(self) -> tuple[np.ndarray, Face]:
+        """The picture that shows who it is, uint8 [H, W, 3], and the face in it.
+
+        Raises:
+            ValueError: it cannot be read, or has no face.
+        """
         if self.files.portrait is not None:
-            return np.asarray(load_image(self.files.portrait))
-        return next(self._read(self.files.reference or self.files.generated)).numpy()
+            picture = np.array(load_image(self.files.portrait))
+            found = FaceFinder().faces(torch.from_numpy(picture))
+            if not found:
+                raise ValueError(f"there is no face in {self.files.portrait}")
+            return picture, max(found, key=lambda face: face.size)
+        place, face = next(((place, face) for place, face in enumerate(self.framing_faces) if face), (0, None))
+        if face is None:
+            raise ValueError("there is no face in any frame of the reference")
+        frames = self._read(self.files.reference or self.files.generated)
+        return next(islice(frames, place, None)).numpy(), face
 
     def windows(self) -> Iterator[Window]:
-        """All frames, in windows of 25; the last is shorter."""
+        """All frames, in windows of up to 25."""
         ours = self._read(self.files.generated)
         theirs = None if self.files.reference is None else self._read(self.files.reference)
-        for start in range(0, self.frames, WINDOW):
-            count = min(WINDOW, self.frames - start)
+        longest = min(LONGEST_WINDOW, max(1, WINDOW_PIXELS // (self.info.height * self.info.width)))
+        for start in range(0, self.frames, longest):
+            count = min(longest, self.frames - start)
             yield Window(
                 start=start,
                 frames=torch.stack(list(islice(ours, count))),
@@ -144,7 +169,7 @@ class Clip:
         Raises:
             ValueError: there is no face in any frame.
         """
-        faces = self.faces if self.reference_faces is None else self.reference_faces
+        faces = self.framing_faces
         known = [place for place, face in enumerate(faces) if face is not None]
         if not known:
             raise ValueError("there is no face in any frame")
@@ -158,6 +183,15 @@ class Clip:
 
     def _read(self, path: Path) -> Iterator[Tensor]:
         return iter_frames(path, 0, self.frames, (self.info.height, self.info.width))
+
+
+def _check_shapes(files: ClipFiles, video: VideoInfo, reference: VideoInfo) -> None:
+    ours, theirs = video.width / video.height, reference.width / reference.height
+    if abs(theirs / ours - 1) > OTHER_SHAPE:
+        raise ValueError(
+            f"{files.reference} has {reference.width}x{reference.height} pixels, {files.generated} "
+            f"{video.width}x{video.height}: another shape, so it cannot show the same; cut one to the other's shape"
+        )
 
 
 def main_faces(tracks: Sequence[Track], count: int) -> list[Face | None]:

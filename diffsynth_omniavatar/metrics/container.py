@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..media.files import open_media, video_stream
+from ..media.files import open_media, sound_stream, video_stream
 from ..media.sound import load_sound
 from ..media.video import probe_video
 
@@ -28,7 +28,7 @@ def file_facts(path: str | Path) -> dict[str, float]:
         stated = float("nan") if container.duration is None else container.duration / 1_000_000
         offset = float("nan")
         if container.streams.audio:
-            audio = container.streams.audio[0]
+            audio = sound_stream(container, path)
             starts = [
                 float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
                 for stream in (video, audio)
@@ -36,7 +36,7 @@ def file_facts(path: str | Path) -> dict[str, float]:
             offset = starts[1] - starts[0]
     sound_duration = float("nan")
     if info.has_sound:
-        sound = load_sound(path)
+        sound = load_sound(path, allow_silent=True)
         sound_duration = sound.samples.shape[1] / sound.rate
     return {
         "container_duration": stated,

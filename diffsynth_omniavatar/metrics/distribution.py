@@ -1,86 +1,197 @@
-"""FID and FVD: how far generated pictures and videos as a whole are from real ones, by their packages' own calls."""
+"""FID and FVD: how far generated pictures and videos as a whole are from real ones.
+
+Networks, features and distances are those of torch-fidelity and cd-fvd. Here frames are given to them as they come, so
+that neither videos nor pictures are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..losses.frozen import read_weights
 from .identity import INSTALL
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 I3D_URL = "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt"
+INCEPTION_FEATURES = 2048
 FVD_FRAMES = 16
 """Frames of a video that FVD looks at together."""
 
 
-def fid(generated: Path, reference: Path, *, weights: str | Path, device: str = "cpu") -> float:
-    """Frechet Inception Distance of the pictures in two folders, by torch-fidelity.
+class Moments:
+    """Mean and covariance of features, without keeping them.
 
     Args:
-        generated, reference: folders of PNG files of equal size.
-        weights: Inception's.
-        device: "cuda" or "cpu".
+        width: numbers of a feature.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self._sum = np.zeros(width)
+        self._products = np.zeros((width, width))
+
+    def add(self, features: np.ndarray) -> None:
+        """Take features, float [n, width]."""
+        values = features.astype(np.float64)
+        self.count += len(values)
+        self._sum += values.sum(axis=0)
+        self._products += values.T @ values
+
+    def merge(self, other: Moments) -> None:
+        """Take all that another one has taken."""
+        self.count += other.count
+        self._sum += other._sum
+        self._products += other._products
+
+    def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
+        """Float64 [width] and [width, width], the covariance with n - 1; 2 features or more are needed."""
+        mean = self._sum / self.count
+        return mean, (self._products - self.count * np.outer(mean, mean)) / (self.count - 1)
+
+
+class Fid:
+    """Frechet Inception Distance by torch-fidelity.
+
+        fid.add(generated, reference)  # frames, as often as wanted
+        fid.end_clip()
+        fid.compute()
+
+    Args:
+        network: of torch-fidelity, uint8 [n, 3, H, W] -> features [n, 2048].
+        device: where it works.
+    """
+
+    def __init__(self, network: Any, device: str = "cpu") -> None:
+        self._network, self._device = network, device
+        self._all = [Moments(INCEPTION_FEATURES) for _ in range(2)]
+        self.discard()
+
+    @torch.no_grad()
+    def add(self, generated: Tensor, reference: Tensor) -> None:
+        """Take frames of a clip, uint8 [n, H, W, 3]."""
+        for frames, moments in zip((generated, reference), self._clip, strict=True):
+            (features,) = self._network(frames.permute(0, 3, 1, 2).contiguous().to(self._device))
+            moments.add(features.float().cpu().numpy())
+
+    def end_clip(self) -> None:
+        """The clip is complete: it counts."""
+        for whole, part in zip(self._all, self._clip, strict=True):
+            whole.merge(part)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what was taken of a clip that cannot be read to its end."""
+        self._clip = [Moments(INCEPTION_FEATURES) for _ in range(2)]
+
+    def compute(self) -> float | None:
+        """The distance of all clips; None of fewer than 2 frames."""
+        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+        if self._all[0].count < 2:
+            return None
+        ours, theirs = (dict(zip(("mu", "sigma"), all_.mean_and_covariance(), strict=True)) for all_ in self._all)
+        return float(fid_statistics_to_metric(ours, theirs, verbose=False)[KEY_METRIC_FID])
+
+
+def load_inception(weights: str | Path, device: str = "cpu") -> Any:
+    """The network of FID.
 
     Raises:
         ImportError: torch-fidelity is not installed.
+        FileNotFoundError, ValueError: the file is not there, or is another one.
     """
     try:
-        import torch_fidelity
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise ImportError(f"FID needs torch-fidelity: {INSTALL}") from error
-    figures = torch_fidelity.calculate_metrics(
-        input1=str(generated),
-        input2=str(reference),
-        cuda=device.startswith("cuda"),
-        fid=True,
-        verbose=False,
-        cache=False,
-        feature_extractor_weights_path=str(weights),
-    )
-    return float(figures["frechet_inception_distance"])
+    read_weights(weights, f"get {INCEPTION_URL}")
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", [str(INCEPTION_FEATURES)], feature_extractor_weights_path=str(weights)
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{weights} is not Inception's: {error}; get {INCEPTION_URL}") from error
+    return network.requires_grad_(False).eval().to(device)
 
 
 class Fvd:
-    """Frechet Video Distance by cd-fvd with I3D, fed clip by clip.
+    """Frechet Video Distance by cd-fvd with I3D, of pieces of 16 frames; the methods are those of `Fid`.
+
+    Frames behind the last whole piece of a clip do not count.
 
     Args:
-        weights: I3D's.
-        device: where it works.
+        evaluator: cd-fvd's, from `load_fvd`.
+    """
+
+    def __init__(self, evaluator: Any) -> None:
+        self._evaluator = evaluator
+        evaluator.empty_fake_stats()
+        evaluator.empty_real_stats()
+        self.discard()
+
+    @torch.no_grad()
+    def add(self, generated: Tensor, reference: Tensor) -> None:
+        """Take frames of a clip, uint8 [n, H, W, 3]."""
+        for side, frames in enumerate((generated, reference)):
+            waiting = torch.cat([self._waiting[side], frames]) if side in self._waiting else frames
+            while len(waiting) >= FVD_FRAMES:
+                self._features[side].append(self._feature(waiting[:FVD_FRAMES].numpy()))
+                waiting = waiting[FVD_FRAMES:]
+            self._waiting[side] = waiting.clone()
+
+    def end_clip(self) -> None:
+        """The clip is complete: it counts."""
+        for stats, features in zip(
+            (self._evaluator.fake_stats, self._evaluator.real_stats), self._features, strict=True
+        ):
+            for feature in features:
+                stats.append(feature)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what was taken of a clip that cannot be read to its end."""
+        self._features: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._waiting: dict[int, Tensor] = {}
+
+    def compute(self) -> float | None:
+        """The distance of all clips; None of fewer than 2 pieces."""
+        if self._evaluator.fake_stats.num_items < 2:
+            return None
+        return float(self._evaluator.compute_fvd_from_stats())
+
+    def _feature(self, piece: np.ndarray) -> np.ndarray:
+        """Float32 [1, 400] of a piece uint8 [16, H, W, 3]."""
+        made = type(self._evaluator.fake_stats)(capture_all=True)
+        evaluator = self._evaluator
+        evaluator.feature_fn(
+            made, evaluator.model, piece[None], device=evaluator.device, model_dtype=evaluator.model_dtype
+        )
+        return made.get_all()
+
+
+def load_fvd(weights: str | Path, device: str = "cpu") -> Any:
+    """What `Fvd` needs.
 
     Raises:
         ImportError: cd-fvd is not installed.
+        FileNotFoundError, ValueError: the file is not there, or is another one.
     """
-
-    def __init__(self, *, weights: str | Path, device: str = "cpu") -> None:
-        try:
-            from cdfvd import fvd
-        except ImportError as error:
-            raise ImportError(f"FVD needs cd-fvd: {INSTALL}") from error
-        self._evaluator: Any = fvd.cdfvd("i3d", ckpt_path=str(weights), n_real="full", n_fake="full", device=device)
-
-    @torch.no_grad()
-    def add(self, generated: np.ndarray, reference: np.ndarray) -> None:
-        """Take the pieces of 16 frames of a clip; frames behind the last whole piece are left out.
-
-        Args:
-            generated, reference: uint8 [F, H, W, 3].
-        """
-        for video, take in ((generated, self._evaluator.add_fake_stats), (reference, self._evaluator.add_real_stats)):
-            for piece in pieces(video):
-                take(piece[None])
-
-    def compute(self) -> float:
-        """The distance of all that was taken."""
-        return float(self._evaluator.compute_fvd_from_stats())
-
-
-def pieces(video: np.ndarray) -> Iterable[np.ndarray]:
-    """The pieces [16, H, W, 3] of a video [F, H, W, 3], one after the other."""
-    for start in range(0, len(video) - FVD_FRAMES + 1, FVD_FRAMES):
-        yield video[start : start + FVD_FRAMES]
+    try:
+        from cdfvd import fvd
+    except ImportError as error:
+        raise ImportError(f"FVD needs cd-fvd: {INSTALL}") from error
+    read_weights(weights, f"get {I3D_URL}")  # cd-fvd would download a file that is not there
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return fvd.cdfvd("i3d", ckpt_path=str(weights), n_real="full", n_fake="full", device=device)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} is not I3D's: {error}; get {I3D_URL}") from error

@@ -1,35 +1,26 @@
 """Measures videos: groups of figures for each clip, and what clips say together.
 
-results = evaluate([ClipFiles(generated=Path("talk.mp4"), reference=Path("real.mp4"))], ["lips", "picture"])
-results.table()
+found = evaluate([ClipFiles(generated=Path("talk.mp4"), reference=Path("real.mp4"))], ["lips", "picture"])
+found.summary(), found.clips[0].values
 """
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import math
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
 
-from .clip import PROTOCOL, Clip, ClipFiles, Window
-from .crops import cut_squares
-from .distribution import Fvd, fid
-from .groups import FACE_SIZE, GROUPS, Group
+from .clip import PROTOCOL, Clip, ClipFiles
+from .groups import GROUPS, Group, has_square
 from .networks import Networks, missing_for
+from .together import SET_GROUPS, Together
 
-logger = logging.getLogger(__name__)
-
-SET_GROUPS = {
-    "fid": "FID of all frames, whole and face, to the references'",
-    "fvd": "FVD of all clips to the references",
-}
-"""Figures of all clips together."""
 ALL_GROUPS = (*GROUPS, *SET_GROUPS)
 
 LOWER_IS_BETTER = frozenset(
@@ -109,7 +100,7 @@ def evaluate(
     groups: Sequence[str] = (),
     networks: Networks | None = None,
     *,
-    on_clip: Callable[[int, ClipResult | None], None] | None = None,
+    on_clip: Callable[[int, ClipResult | str], None] | None = None,
 ) -> Evaluation:
     """Measure clips. One that cannot be read is listed, and the others are measured.
 
@@ -117,45 +108,93 @@ def evaluate(
         clips: their files.
         groups: names out of `ALL_GROUPS`; none for all. Those whose package or weights are missing are listed so.
         networks: where weights lie, and the device.
-        on_clip: called after each clip with its place and result, None if it failed.
+        on_clip: called for each clip with its place and result, or why it failed. Files that cannot be opened are told
+            before anything is measured.
 
     Raises:
-        ValueError: an unknown group; or weights that are given cannot be used.
+        ValueError: an unknown group; or weights that are given cannot be used; or of the groups that were asked for
+            none can be had.
     """
     networks = networks or Networks()
-    names = check_groups(groups)
-    missing = {name: why for name in names if (why := missing_for(name, networks)) is not None}
-    usable = [name for name in names if name not in missing]
-    _load_all(usable, networks)
+    usable, missing = usable_groups(groups, networks)
     results: list[ClipResult] = []
     failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        together = _Together([name for name in usable if name in SET_GROUPS], networks, Path(scratch))
-        for place, files in enumerate(clips):
-            result = None
-            try:
-                result = _evaluate_clip(files, [GROUPS[name] for name in usable if name in GROUPS], networks, together)
-                results.append(result)
-            except (ValueError, OSError) as error:
-                failed[files.name] = str(error)
-            if on_clip is not None:
-                on_clip(place, result)
-        values = together.compute(missing)
-    return Evaluation(clips=results, values=values, missing=missing, failed=failed)
+
+    def tell(place: int, result: ClipResult | str) -> None:
+        if isinstance(result, str):
+            failed[clips[place].name] = result
+        else:
+            results.append(result)
+        if on_clip is not None:
+            on_clip(place, result)
+
+    opened: list[int] = []
+    for place, files in enumerate(clips):
+        try:
+            Clip(files)
+            opened.append(place)
+        except (ValueError, OSError) as error:
+            tell(place, str(error))
+    together = Together([name for name in usable if name in SET_GROUPS], networks)
+    chosen = [GROUPS[name] for name in usable if name in GROUPS]
+    for place in opened:
+        tell(place, _measured_or_why(clips[place], chosen, networks, together))
+    values: dict[str, float] = {}
+    for name, value in together.results():
+        if value is not None:
+            values[name] = value
+        elif name in SET_GROUPS:
+            missing[name] = "fewer than two frames, or pieces of 16 frames, have a reference"
+    protocol = PROTOCOL | {"weights": {name: _sha256(path) for name in usable if (path := networks.file(name))}}
+    return Evaluation(clips=results, values=values, missing=missing, failed=failed, protocol=protocol)
 
 
-def _load_all(names: Sequence[str], networks: Networks) -> None:
-    """Wrong weights are told before any clip is read."""
-    loaders = {"sync": "syncnet", "stable_sync": "stable_syncnet", "lpips": "lpips", "identity": "embedder"}
+def usable_groups(groups: Sequence[str], networks: Networks) -> tuple[list[str], dict[str, str]]:
+    """The groups that can be measured, with their networks loaded, and why others cannot; raises as `evaluate`."""
+    names = check_groups(groups)
+    missing = {name: why for name in names if (why := missing_for(name, networks)) is not None}
     for name in names:
-        if name in loaders:
-            getattr(networks, loaders[name])
+        if name not in missing:
+            try:
+                networks.load(name)
+            except ImportError as error:
+                missing[name] = str(error)
+    usable = [name for name in names if name not in missing]
+    if not usable:
+        raise ValueError("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in missing.items()))
+    return usable, missing
 
 
-def _evaluate_clip(
-    files: ClipFiles, groups: Sequence[type[Group]], networks: Networks, together: _Together
-) -> ClipResult:
-    clip = Clip(files)
+def load_networks(names: Sequence[str], networks: Networks) -> None:
+    """Load what groups need, so that wrong weights are told before any clip is read."""
+    for name in names:
+        networks.load(name)
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _measured_or_why(
+    files: ClipFiles, groups: Sequence[type[Group]], networks: Networks, together: Together
+) -> ClipResult | str:
+    """The figures of a clip, or why it cannot be measured."""
+    complete = False
+    try:
+        result = _evaluate_clip(Clip(files), groups, networks, together)
+        complete = True
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        return str(error) or type(error).__name__
+    finally:
+        together.end_clip(complete)
+    return result
+
+
+def _evaluate_clip(clip: Clip, groups: Sequence[type[Group]], networks: Networks, together: Together) -> ClipResult:
     missing: dict[str, str] = {}
     active: list[Group] = []
     for group in groups:
@@ -168,7 +207,6 @@ def _evaluate_clip(
         for watching in active:
             watching.watch(window)
         together.watch(clip, window)
-    together.end_clip()
     values: dict[str, float] = {}
     curves: dict[str, np.ndarray] = {}
     for watching in active:
@@ -179,7 +217,7 @@ def _evaluate_clip(
             continue
         values |= measured.values
         curves |= measured.curves
-    return ClipResult(files=files, values=values, curves=curves, missing=missing)
+    return ClipResult(files=clip.files, values=values, curves=curves, missing=missing)
 
 
 def _lacks(clip: Clip, group: type[Group]) -> str | None:
@@ -189,67 +227,9 @@ def _lacks(clip: Clip, group: type[Group]) -> str | None:
         return "there is no sound"
     if "face" in group.needs and not any(face is not None for face in clip.faces):
         return "there is no face in any frame"
+    if "square" in group.needs and not has_square(clip):
+        return f"there is no face in any frame{'' if clip.files.reference is None else ' of the reference'}"
     return None
-
-
-class _Together:
-    """Collects what FID and FVD need: pictures in folders, and pieces of clips."""
-
-    def __init__(self, names: Sequence[str], networks: Networks, scratch: Path) -> None:
-        self._networks = networks
-        self._scratch = scratch if "fid" in names else None
-        self._fvd = Fvd(weights=networks.fvd_path or "", device=networks.device) if "fvd" in names else None
-        self._frames = 0
-        self._clips = 0
-        self._pieces: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-
-    def watch(self, clip: Clip, window: Window) -> None:
-        """Take the next frames of a clip that has a reference."""
-        if window.reference is None:
-            return
-        if self._scratch is not None:
-            pairs = {"whole": (window.frames, window.reference)}
-            if any(face is not None for face in clip.reference_faces or ()):
-                boxes = clip.boxes[window.places]
-                pairs["face"] = tuple(cut_squares(video, boxes, FACE_SIZE) for video in pairs["whole"])  # type: ignore[assignment]
-            for what, videos in pairs.items():
-                for side, frames in zip(("generated", "reference"), videos, strict=True):
-                    folder = self._scratch / what / side
-                    folder.mkdir(parents=True, exist_ok=True)
-                    for place, frame in enumerate(frames):
-                        Image.fromarray(frame.numpy()).save(
-                            folder / f"{self._frames + place:08d}.png", compress_level=1
-                        )
-            self._frames += len(window.frames)
-        if self._fvd is not None:
-            self._pieces[0].append(window.frames.numpy())
-            self._pieces[1].append(window.reference.numpy())
-
-    def end_clip(self) -> None:
-        """The clip's frames are all there."""
-        ours, theirs = (np.concatenate(parts) if parts else None for parts in self._pieces)
-        self._pieces = ([], [])
-        if self._fvd is not None and ours is not None and theirs is not None:
-            self._fvd.add(ours, theirs)
-            self._clips += 1
-
-    def compute(self, missing: dict[str, str]) -> dict[str, float]:
-        """The figures; what cannot be computed goes into `missing`."""
-        values: dict[str, float] = {}
-        if self._scratch is not None:
-            for name, what in (("fid", "whole"), ("fid_face", "face")):
-                folder = self._scratch / what
-                if folder.exists():
-                    weights, device = self._networks.inception_path or "", self._networks.device
-                    values[name] = fid(folder / "generated", folder / "reference", weights=weights, device=device)
-            if not self._frames:
-                missing["fid"] = "no clip has a reference"
-        if self._fvd is not None:
-            if self._clips:
-                values["fvd"] = self._fvd.compute()
-            else:
-                missing["fvd"] = "no clip has a reference"
-        return values
 
 
 def measured_rows(evaluation: Evaluation) -> Iterator[dict[str, float | str]]:

@@ -8,7 +8,7 @@ A curve has a number for each frame, at 25 per second; NaN where there is none. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,6 @@ from ..losses.mel import WINDOW as SYNC_WINDOW
 from ..losses.sync import PICTURE_SIZE as STABLE_SIZE
 from ..losses.sync import SyncLoss
 from ..media.faces.align import align
-from ..media.faces.find import FaceFinder
 from ..media.faces.paste import paste
 from ..media.timeline import FRAME_RATE
 from . import heard, lips, motion, stability
@@ -30,9 +29,9 @@ from .container import file_facts
 from .crops import SYNC_FILL, cut_squares, sync_boxes
 from .identity import csim
 from .networks import Networks
-from .picture import frame_psnr, frame_ssim
+from .picture import Weights, frame_psnr, frame_ssim
 from .sync import best_lag, correlation
-from .syncnet import PICTURE_SIZE
+from .syncnet import LARGEST_SHIFT, PICTURE_SIZE
 from .syncnet import WINDOW as LIP_WINDOW
 
 
@@ -52,7 +51,8 @@ class Group:
     about: str
     """What it measures, for the help text."""
     needs: tuple[str, ...] = ()
-    """Of "reference", "sound" and "face": without them the clip has no such figures."""
+    """Of "reference", "sound", "face" (of the video) and "square" (of the face: the reference's, if there is one):
+    without them the clip has no such figures."""
 
     def __init__(self, clip: Clip, networks: Networks) -> None:
         self.clip, self.networks = clip, networks
@@ -91,14 +91,12 @@ class LipsGroup(Group):
             curves["loudness"] = lips.sound_envelope(clip.waveform, clip.frames)
             values["openness_heard_r"] = heard.heard_correlation(curves["openness"], clip.waveform)
             values["openness_heard_lag"] = heard.heard_lag(curves["openness"], clip.waveform)
-        if clip.reference_faces is not None:
+        if clip.reference_faces is not None and any(face is not None for face in clip.reference_faces):
             truth = lips.mouth_curves(clip.reference_faces)
-            for name, curve in truth.items():
-                known = np.where(np.isfinite(curve), curve, _mean(curve))
-                values[f"{name}_r"] = correlation(curves[name], known)
-                curves[f"reference_{name}"] = curve
-            known = np.where(np.isfinite(truth["openness"]), truth["openness"], _mean(truth["openness"]))
-            values["openness_lag"] = float(best_lag(curves["openness"], known))
+            known = {name: np.where(np.isfinite(curve), curve, _mean(curve)) for name, curve in truth.items()}
+            values |= {f"{name}_r": correlation(curves[name], curve) for name, curve in known.items()}
+            values["openness_lag"] = float(best_lag(curves["openness"], known["openness"]))
+            curves |= {f"reference_{name}": curve for name, curve in truth.items()}
             curves["lmd"] = lips.landmark_distance(clip.faces, clip.reference_faces)
             values["lmd"] = _mean(curves["lmd"])
         return Measured(values=values, curves=curves)
@@ -137,8 +135,9 @@ class StabilityGroup(Group):
 
     def watch(self, window: Window) -> None:
         frames = window.frames.to(self.networks.device)
-        self._curves["sharpness"].append(stability.sharpness(frames))
-        self._curves["brightness"].append(stability.luma(frames).mean(dim=(1, 2)))
+        luma = stability.luma(frames)
+        self._curves["sharpness"].append(stability.sharpness(luma))
+        self._curves["brightness"].append(luma.mean(dim=(1, 2)))
         self._curves["change"].append(stability.change(frames, self._last))
         self._curves["background"].append(stability.border_colours(frames))
         self._last = frames[-1]
@@ -168,21 +167,23 @@ class PictureGroup(Group):
     def __init__(self, clip: Clip, networks: Networks) -> None:
         super().__init__(clip, networks)
         self._curves: dict[str, list[Tensor]] = {}
-        self._has_face = any(face is not None for face in clip.reference_faces or ())
+        self._has_face = has_square(clip)
 
     def watch(self, window: Window) -> None:
         assert window.reference is not None
         device = self.networks.device
         ours, theirs = window.frames.to(device), window.reference.to(device)
-        self._add("", ours, theirs)
-        if self._has_face:
-            boxes, size = self.clip.boxes[window.places], FACE_SIZE
-            self._add("_face", cut_squares(ours, boxes, size), cut_squares(theirs, boxes, size))
-            self._add("_outside", ours, theirs, 1 - _mouth(window, self.clip).to(device))
+        if not self._has_face:
+            self._add(("",), ours, theirs, (None,))
+            return
+        self._add(("", "_outside"), ours, theirs, (None, 1 - _mouth(window, self.clip).to(device)))
+        boxes, size = self.clip.boxes[window.places], FACE_SIZE
+        self._add(("_face",), cut_squares(ours, boxes, size), cut_squares(theirs, boxes, size), (None,))
 
-    def _add(self, where: str, ours: Tensor, theirs: Tensor, weight: Tensor | None = None) -> None:
+    def _add(self, where: Sequence[str], ours: Tensor, theirs: Tensor, weights: Weights) -> None:
         for name, figure in (("psnr", frame_psnr), ("ssim", frame_ssim)):
-            self._curves.setdefault(name + where, []).append(figure(ours, theirs, weight))
+            for part, values in zip(where, figure(ours, theirs, weights), strict=True):
+                self._curves.setdefault(name + part, []).append(values)
 
     def result(self) -> Measured:
         return _means(self._curves)
@@ -198,7 +199,7 @@ class LpipsGroup(Group):
         super().__init__(clip, networks)
         self._network = networks.lpips
         self._curves: dict[str, list[Tensor]] = {}
-        self._has_face = any(face is not None for face in clip.reference_faces or ())
+        self._has_face = has_square(clip)
 
     def watch(self, window: Window) -> None:
         assert window.reference is not None
@@ -226,7 +227,7 @@ class SyncGroup(Group):
     """SyncNet's figures."""
 
     name, about = "sync", "Sync-C, Sync-D and offset by SyncNet"
-    needs = ("face", "sound")
+    needs = ("square", "sound")
 
     def __init__(self, clip: Clip, networks: Networks) -> None:
         super().__init__(clip, networks)
@@ -245,14 +246,16 @@ class SyncGroup(Group):
         assert self.clip.waveform is not None
         found = self._network.compare(torch.cat(self._features), self.clip.waveform)
         values = {"sync_c": found.confidence, "sync_d": found.distance, "sync_offset": float(found.offset)}
-        return Measured(values=values, curves={"sync_distance": found.distances.min(axis=1)})
+        curve = np.full(self.clip.frames, np.nan)
+        curve[: len(found.distances)] = found.distances[:, LARGEST_SHIFT - found.offset]
+        return Measured(values=values, curves={"sync_distance": curve})
 
 
 class StableSyncGroup(Group):
     """StableSyncNet's cosine."""
 
     name, about = "stable_sync", "cosine of lips and sound by StableSyncNet"
-    needs = ("face", "sound")
+    needs = ("square", "sound")
 
     def __init__(self, clip: Clip, networks: Networks) -> None:
         super().__init__(clip, networks)
@@ -303,11 +306,7 @@ class IdentityGroup(Group):
                 self._found[place] = self._embedder(frame.numpy(), face)
 
     def result(self) -> Measured:
-        portrait = self.clip.portrait
-        faces = FaceFinder().faces(torch.from_numpy(portrait))
-        if not faces or not self._found:
-            raise ValueError("there is no face in the portrait" if self._found else "there is no face in any frame")
-        reference = self._embedder(portrait, faces[0])
+        reference = self._embedder(*self.clip.portrait)
         curve = np.full(self.clip.frames, np.nan)
         for place, embedding in self._found.items():
             curve[place] = csim(embedding, reference)
@@ -330,6 +329,11 @@ GROUPS: dict[str, type[Group]] = {
     )
 }
 """All groups by name."""
+
+
+def has_square(clip: Clip) -> bool:
+    """Whether there is a face by which both videos can be cut."""
+    return any(face is not None for face in clip.framing_faces)
 
 
 def _mouth(window: Window, clip: Clip) -> Tensor:

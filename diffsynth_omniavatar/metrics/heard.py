@@ -46,9 +46,13 @@ def heard_lag(curve: np.ndarray, waveform: np.ndarray) -> float:
 
     Since a frame's mouth is told from seven frames of sound, `heard_correlation` hardly changes over a few lags around
     the right one: the mean of the lags of -12 to 12 is taken, weighted by how far they come above the best r - 0.15.
+    NaN where fewer than 100 frames have a mouth and sound.
     """
     features = _features(waveform, len(curve))
-    fits = np.nan_to_num([_judge(curve, features, lag) for lag in LAGS], nan=-1.0)
+    judged = np.array([_judge(curve, features, lag) for lag in LAGS])
+    if np.isnan(judged).all():
+        return float("nan")
+    fits = np.nan_to_num(judged, nan=-1.0)
     weights = (fits - fits.max() + PLATEAU).clip(0)
     return float(weights @ np.array(LAGS) / weights.sum())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..losses.lpips import SOURCE as VGG_SOURCE
 from ..losses.lpips import load_lpips
 from ..losses.syncnet import SOURCE as STABLE_SOURCE
 from ..losses.syncnet import StableSyncNet, load_syncnet
-from .distribution import I3D_URL, INCEPTION_URL
+from .distribution import I3D_URL, INCEPTION_URL, load_fvd, load_inception
 from .identity import INSTALL, FaceEmbedder
 from .syncnet import SOURCE, SyncNet
 
@@ -56,16 +56,57 @@ class Networks:
         """Raises as `FaceEmbedder`."""
         return self._once("embedder", FaceEmbedder)
 
+    @property
+    def inception(self) -> Any:
+        """Raises as `load_inception`."""
+        return self._once("inception", lambda: load_inception(self.inception_path or "", self.device))
+
+    @property
+    def fvd(self) -> Any:
+        """Raises as `load_fvd`."""
+        return self._once("fvd", lambda: load_fvd(self.fvd_path or "", self.device))
+
+    def load(self, group: str) -> None:
+        """Load what a group of figures needs; raises as its network's property."""
+        if group in _NETWORKS:
+            getattr(self, _NETWORKS[group])
+
+    def file(self, group: str) -> str | Path | None:
+        """The file of weights that a group of figures needs; None if it needs none, or none is given."""
+        return getattr(self, _FILES[group]) if group in _FILES else None
+
     def _once(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self._loaded:
             self._loaded[name] = load()
         return self._loaded[name]
 
 
-def missing_for(group: str, networks: Networks) -> str | None:
-    """Why figures of a group cannot be had, and the command or flag that brings what is missing; None if they can."""
+_NETWORKS = {
+    "sync": "syncnet",
+    "stable_sync": "stable_syncnet",
+    "lpips": "lpips",
+    "identity": "embedder",
+    "fid": "inception",
+    "fvd": "fvd",
+}
+_FILES = {
+    "sync": "syncnet_path",
+    "stable_sync": "stable_syncnet_path",
+    "lpips": "vgg_path",
+    "fid": "inception_path",
+    "fvd": "fvd_path",
+}
+
+
+def missing_for(group: str, networks: Networks, flags: Mapping[str, str] | None = None) -> str | None:
+    """Why figures of a group cannot be had, and the command or flag that brings what is missing; None if they can.
+
+    Args:
+        group: its name.
+        networks: where weights lie.
+        flags: field of `Networks` -> the flag that sets it, where that has another name.
+    """
     packages = {
-        "picture": ("torchmetrics",),
         "lpips": ("lpips", "torchvision"),
         "identity": ("dlib", "face_recognition_models"),
         "fid": ("torch_fidelity",),
@@ -74,11 +115,14 @@ def missing_for(group: str, networks: Networks) -> str | None:
     absent = [name for name in packages.get(group, ()) if find_spec(name) is None]
     if absent:
         return f"{', '.join(absent)} not installed: {INSTALL}"
-    path, source = {
-        "sync": (networks.syncnet_path, f"--syncnet_path: {SOURCE}"),
-        "stable_sync": (networks.stable_syncnet_path, f"--stable_syncnet_path: {STABLE_SOURCE}"),
-        "lpips": (networks.vgg_path, f"--vgg_path: {VGG_SOURCE}"),
-        "fid": (networks.inception_path, f"--inception_path: get {INCEPTION_URL}"),
-        "fvd": (networks.fvd_path, f"--fvd_path: get {I3D_URL}"),
-    }.get(group, ("", ""))
-    return None if path is not None else f"needs {source}"
+    if group not in _FILES or networks.file(group) is not None:
+        return None
+    sources = {
+        "sync": SOURCE,
+        "stable_sync": STABLE_SOURCE,
+        "lpips": VGG_SOURCE,
+        "fid": f"get {INCEPTION_URL}",
+        "fvd": f"get {I3D_URL}",
+    }
+    flag = (flags or {}).get(_FILES[group], f"--{_FILES[group]}")
+    return f"needs {flag}: {sources[group]}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LUMA = (0.2126, 0.7152, 0.0722)
@@ -18,14 +17,16 @@ def luma(frames: Tensor) -> Tensor:
     return frames.float() @ torch.tensor(LUMA, device=frames.device)
 
 
-def sharpness(frames: Tensor) -> Tensor:
-    """Standard deviation of the Laplacian of the luma in each frame: float [F]; less is more blurred.
+def sharpness(brightness: Tensor) -> Tensor:
+    """Standard deviation of the Laplacian of each frame: float [F]; less is more blurred.
 
     Args:
-        frames: uint8 [F, H, W, 3], H and W of 3 or more.
+        brightness: luma of the frames, float [F, H, W], H and W of 3 or more.
     """
-    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float32)
-    return F.conv2d(luma(frames)[:, None], kernel[None, None]).flatten(1).std(dim=1)
+    inner = brightness[:, 1:-1, 1:-1]
+    across = brightness[:, 1:-1, :-2] + brightness[:, 1:-1, 2:]
+    down = brightness[:, :-2, 1:-1] + brightness[:, 2:, 1:-1]
+    return (across + down - 4 * inner).flatten(1).std(dim=1)
 
 
 def change(frames: Tensor, before: Tensor | None) -> Tensor:

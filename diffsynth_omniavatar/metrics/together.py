@@ -1,0 +1,62 @@
+"""The figures of all clips together, FID and FVD, collected while the clips are watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from .clip import FACE_SIZE, Clip, Window
+from .crops import cut_squares
+from .distribution import Fid, Fvd
+from .groups import has_square
+from .networks import Networks
+
+SET_GROUPS = {
+    "fid": "FID of all frames, whole and face, to the references'",
+    "fvd": "FVD of all clips to the references",
+}
+"""What can be asked for, and what it measures, for the help text."""
+
+
+class Together:
+    """Takes the clips that have a reference, window by window.
+
+    Args:
+        names: out of `SET_GROUPS`.
+        networks: where their weights lie.
+    """
+
+    def __init__(self, names: Sequence[str], networks: Networks) -> None:
+        self._figures: dict[str, Fid | Fvd] = {}
+        if "fid" in names:
+            self._figures |= {name: Fid(networks.inception, networks.device) for name in ("fid", "fid_face")}
+        if "fvd" in names:
+            self._figures["fvd"] = Fvd(networks.fvd)
+
+    def watch(self, clip: Clip, window: Window) -> None:
+        """Take the next frames of a clip."""
+        if window.reference is None or not self._figures:
+            return
+        whole = (window.frames, window.reference)
+        for name, figure in self._figures.items():
+            if name != "fid_face":
+                figure.add(*whole)
+            elif has_square(clip):
+                figure.add(*_faces(clip, window))
+
+    def end_clip(self, complete: bool) -> None:
+        """The clip has ended; only if it is complete it counts."""
+        for figure in self._figures.values():
+            (figure.end_clip if complete else figure.discard)()
+
+    def results(self) -> Iterator[tuple[str, float | None]]:
+        """Each figure by name; None where there was too little."""
+        for name, figure in self._figures.items():
+            yield name, figure.compute()
+
+
+def _faces(clip: Clip, window: Window) -> tuple[Tensor, Tensor]:
+    assert window.reference is not None
+    boxes = clip.boxes[window.places]
+    return cut_squares(window.frames, boxes, FACE_SIZE), cut_squares(window.reference, boxes, FACE_SIZE)
