@@ -1,7 +1,7 @@
 const data = JSON.parse(document.getElementById("data").textContent), by = id => document.getElementById(id);
 const state = { sort: data.sort, down: true, shown: null };
 const colours = ["#1f6fb4", "#d1495b", "#3a7d44", "#8a5a9e", "#b07d2b"];
-const text = value => value == null ? "" : Number(value).toPrecision(4).replace(/\.?0+$/, "");
+const text = value => value == null ? "" : Number(Number(value).toPrecision(4)).toString();
 function better(name) { return data.lower.includes(name) ? 1 : data.higher.includes(name) ? -1 : 0; }
 function option(select, value, words) {
   const item = document.createElement("option");
@@ -41,7 +41,7 @@ function list() {
   return clips;
 }
 function sortBy(name) {
-  state.down = state.sort === name ? !state.down : better(name) >= 0;
+  state.down = state.sort === name ? !state.down : name !== "" && better(name) >= 0;
   state.sort = name; list();
 }
 function videos() { return [...by("videos").querySelectorAll("video")]; }
@@ -74,7 +74,7 @@ function seek(seconds) { for (const video of videos()) video.currentTime = secon
 function curves() {
   const name = by("curve").value, found = state.shown ? state.shown.curves : {};
   const pair = name.startsWith("reference_") ? name.slice(10) : "reference_" + name;
-  return [name, pair].filter(key => key in found).map(key => [key, found[key]]);
+  return (name.startsWith("reference_") ? [pair, name] : [name, pair]).filter(key => key in found).map(key => [key, found[key]]);
 }
 function draw() {
   const canvas = by("plot"), context = canvas.getContext("2d"), ratio = devicePixelRatio || 1;
@@ -106,7 +106,7 @@ function draw() {
       if (pen) context.lineTo(x(frame), y(value)); else context.moveTo(x(frame), y(value));
       pen = true;
     });
-    context.stroke(); context.textAlign = "left"; context.fillText(name, left + 4 + 190 * index, 14);
+    context.stroke(); context.textAlign = "left"; context.fillText(index ? "reference" : name, left + 4 + 190 * index, 14);
   });
   const first = videos()[0];
   if (first) {
@@ -142,7 +142,7 @@ by("plot").onclick = event => {
   if (first && shown.length) seek((event.offsetX - 60) / (by("plot").clientWidth - 70) * shown[0][1].length / data.rate);
 };
 addEventListener("resize", draw);
-state.down = better(state.sort) >= 0;
+state.down = state.sort !== "" && better(state.sort) >= 0;
 const clips = list();
 if (clips.length) show(clips[0]);
 follow();

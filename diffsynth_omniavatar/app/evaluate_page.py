@@ -67,7 +67,7 @@ def page(found: Evaluation, out: Path) -> str:
 <label><input id="sound" type="checkbox" checked> sound</label>
 <label>Curve <select id="curve"></select></label></div>
 <canvas id="plot" aria-label="the chosen figure over time"></canvas>
-<h2>Protocol</h2><div class="wide"><table><tbody>{_protocol(found)}</tbody></table></div>
+<h2>Protocol</h2><div class="wide"><table id="protocol"><tbody>{_protocol(found)}</tbody></table></div>
 <script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """
 

@@ -47,7 +47,7 @@ def _from_table(path: Path) -> list[ClipFiles]:
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown or not row.get("generated"):
             raise ValueError(
-                f"{path} has the columns {', '.join(row)}; wanted {', '.join(COLUMNS)}, the first filled in"
+                f"{path}, {place} has the columns {', '.join(row)}; wanted {', '.join(COLUMNS)}, the first filled in"
             )
         files = {name: path.parent / value for name, value in row.items() if value}
         for file in files.values():

@@ -1,0 +1,181 @@
+"""Videos of a drawn person, measured from file to figures."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffsynth_omniavatar.media.sound import Sound
+from diffsynth_omniavatar.media.writer import VideoWriter
+from diffsynth_omniavatar.metrics import clip as clips
+from diffsynth_omniavatar.metrics import evaluate as evaluation
+from diffsynth_omniavatar.metrics import groups
+from diffsynth_omniavatar.metrics.clip import Clip, ClipFiles
+from diffsynth_omniavatar.metrics.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation, evaluate
+from diffsynth_omniavatar.metrics.meanings import MEANINGS
+from diffsynth_omniavatar.metrics.networks import Networks
+from diffsynth_omniavatar.nano.speaker.clips import SpeakerClip, draw_clip
+
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
+FREE = ["lips", "motion", "stability", "picture", "file"]
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def drawn() -> SpeakerClip:
+    return draw_clip(3, FRAMES, split="evaluation")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, drawn: SpeakerClip) -> Path:
+    """real.mp4 of a drawn person, blurred.mp4, and wide.mp4 and grey.mp4 of nobody."""
+    folder = tmp_path_factory.mktemp("videos")
+    frames = torch.from_numpy(drawn.frames)
+    soft = F.avg_pool2d(frames.permute(0, 3, 1, 2).float(), 5, 1, 2).permute(0, 2, 3, 1).round().to(torch.uint8)
+    grey = torch.full((FRAMES, 96, 96, 3), 128, dtype=torch.uint8)
+    videos = {"real": frames, "blurred": soft, "grey": grey, "wide": grey[:, :48]}
+    for name, video in videos.items():
+        sound = Sound(drawn.waveform[None], 16000)
+        with VideoWriter(folder / f"{name}.mp4", *video.shape[1:3], sound=sound) as writer:
+            writer.write(video)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Evaluation:
+    """real and blurred against real."""
+    real = folder / "real.mp4"
+    return evaluate([ClipFiles(generated=folder / f"{name}.mp4", reference=real) for name in ("real", "blurred")], FREE)
+
+
+def test_a_video_equals_itself(found: Evaluation):
+    same = found.clips[0].values
+    best = {"psnr": 100, "psnr_face": 100, "psnr_outside": 100, "ssim": 1, "ssim_face": 1, "ssim_outside": 1}
+    best |= {"lmd": 0, "openness_r": 1, "width_r": 1, "openness_lag": 0, "face_share": 1, "frame_rate": 25}
+    assert {name: same[name] for name in best} == pytest.approx(best, abs=1e-5)
+    assert not found.failed and not found.missing
+
+
+def test_a_blurred_video_is_the_worst_of_both(found: Evaluation):
+    summary = found.summary()
+    for name in ("psnr", "ssim", "ssim_face", "psnr_outside", "sharpness"):
+        assert str(summary[name]["worst_clip"]).endswith("blurred.mp4")
+    assert summary["ssim"]["mean"] == pytest.approx((1 + found.clips[1].values["ssim"]) / 2)
+    assert summary["ssim"]["clips"] == 2 and "worst" not in summary["mouth_openness"]
+
+
+def test_too_short_a_clip_has_no_figures_of_its_sound(found: Evaluation):
+    assert np.isnan([found.clips[0].values[name] for name in ("openness_heard_r", "openness_heard_lag")]).all()
+    assert "openness_heard_lag" not in found.summary()
+
+
+def test_curves_have_a_number_for_each_frame(found: Evaluation):
+    assert {len(curve) for curve in found.clips[1].curves.values()} == {FRAMES}
+
+
+def test_each_figure_has_a_meaning_and_is_described(found: Evaluation):
+    measured = {name for clip in found.clips for name in clip.values}
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert measured <= set(MEANINGS) and set(MEANINGS) >= LOWER_IS_BETTER | HIGHER_IS_BETTER
+    assert [name for name in MEANINGS if f"`{name}`" not in documented] == []
+
+
+def test_small_windows_change_nothing(folder: Path, found: Evaluation, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clips, "WINDOW_PIXELS", 5 * 128 * 128)
+    files = ClipFiles(generated=folder / "blurred.mp4", reference=folder / "real.mp4")
+    again = evaluate([files], ["stability", "picture"]).clips[0].values
+    assert again == pytest.approx({name: found.clips[1].values[name] for name in again}, rel=1e-5)
+
+
+def test_what_cannot_be_opened_is_told_first_and_the_rest_is_measured(folder: Path):
+    files = [ClipFiles(generated=folder / f"{name}.mp4") for name in ("grey", "broken")]
+    files.append(ClipFiles(generated=folder / "grey.mp4", reference=folder / "wide.mp4"))
+    told: list[tuple[int, bool]] = []
+    found = evaluate(files, ["motion", "file"], on_clip=lambda place, result: told.append((place, type(result) is str)))
+    assert told == [(1, True), (2, True), (0, False)]
+    assert "broken.mp4" in found.failed[str(folder / "broken.mp4")]
+    assert "wide.mp4 has 96x48 pixels" in found.failed[str(folder / "grey.mp4")]
+    assert found.clips[0].missing == {"motion": "there is no face in any frame"}
+
+
+def test_a_reference_without_a_face_leaves_the_figures_that_need_none(folder: Path):
+    files = ClipFiles(generated=folder / "real.mp4", reference=folder / "grey.mp4")
+    networks = Networks()
+    networks._loaded |= {"syncnet": None}
+    networks.syncnet_path = folder / "real.mp4"
+    clip = evaluate([files], ["lips", "picture", "sync"], networks).clips[0]
+    assert clip.missing == {"sync": "there is no face in any frame of the reference"}
+    assert {"psnr", "mouth_openness"} <= set(clip.values) and not {"psnr_face", "lmd", "openness_lag"} & set(
+        clip.values
+    )
+
+
+def test_wrong_requests_are_told_before_a_video_is_opened(tmp_path: Path):
+    clip = [ClipFiles(generated=tmp_path / "none.mp4")]
+    with pytest.raises(ValueError, match="there are no figures lip; wanted some of lips"):
+        evaluate(clip, ["lip"])
+    with pytest.raises(ValueError, match=r"nothing can be measured: sync: needs --syncnet_path: get syncnet_v2.model"):
+        evaluate(clip, ["sync"])
+    with pytest.raises(FileNotFoundError, match=r"other.pt does not exist.*stable_syncnet.pt"):
+        evaluate(clip, ["lips", "stable_sync"], Networks(stable_syncnet_path=tmp_path / "other.pt"))
+
+
+def test_weights_are_written_into_the_protocol(folder: Path):
+    weights = folder / "w.pt"
+    weights.write_bytes(b"abc")
+    networks = Networks(syncnet_path=weights)
+    networks._loaded["syncnet"] = None
+    found = evaluate([ClipFiles(generated=folder / "grey.mp4")], ["file", "sync"], networks)
+    assert re.fullmatch("ba7816bf[0-9a-f]{56}", found.protocol["weights"]["sync"])  # the SHA-256 of abc
+
+
+def test_a_clip_that_breaks_does_not_count_for_the_distances(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    ended = []
+
+    class Together:
+        def __init__(self, *_):
+            self.watch = lambda clip, window: None
+            self.end_clip = ended.append
+            self.results = {}.items
+
+    class Breaking(groups.FileGroup):
+        def watch(self, window):
+            if "real" in str(self.clip.files.generated):
+                raise ValueError("damaged after 1 s")
+
+    monkeypatch.setattr(evaluation, "Together", Together)
+    monkeypatch.setitem(evaluation.GROUPS, "file", Breaking)
+    found = evaluate([ClipFiles(generated=folder / f"{name}.mp4") for name in ("real", "grey")], ["file"])
+    assert ended == [False, True] and list(found.failed.values()) == ["damaged after 1 s"]
+
+
+class ByColour:
+    """Takes a picture's mean colour for its embedding."""
+
+    def __call__(self, frame, face):
+        colour = frame.mean(axis=(0, 1))
+        return colour / np.linalg.norm(colour)
+
+
+def test_csim_is_the_cosine_to_the_first_frame_with_a_face(folder: Path):
+    clip = Clip(ClipFiles(generated=folder / "real.mp4"))
+    face = clip.faces[0]
+    clip.faces = [None, *[face] * 11]
+    networks = Networks()
+    networks._loaded["embedder"] = ByColour()
+    group = groups.IdentityGroup(clip, networks)
+    window = next(clip.windows())
+    changed = window.frames.clone()
+    changed[10, ..., 0] = 0
+    group.watch(dataclasses.replace(window, frames=changed))
+    curve = group.result().curves["csim"]
+    first, last = (frames.numpy().mean(axis=(0, 1)) for frames in (window.frames[1], changed[10]))
+    cosine = first @ last / np.linalg.norm(first) / np.linalg.norm(last)
+    assert np.flatnonzero(np.isfinite(curve)).tolist() == [5, 10]
+    assert curve[[5, 10]] == pytest.approx([1, cosine], abs=1e-3) and cosine < 0.95
