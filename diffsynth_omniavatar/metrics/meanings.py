@@ -32,7 +32,7 @@ MEANINGS = {
     "sync_d": "Sync-D: distance of lips and sound at that offset (SyncNet)",
     "sync_offset": "frames by which the picture is later than the sound (SyncNet)",
     "stable_sync": "how well lips and sound fit, cosine of StableSyncNet",
-    "csim": "likeness of the face to the portrait, cosine; above about 0.9 the same person",
+    "csim": "likeness of the face to the portrait, cosine; the same person has about 0.95 and more",
     "csim_late": "likeness in the last second less that in the first",
     "container_duration": "seconds that the file's header states",
     "picture_duration": "seconds from the first picture to the end of the last",
