@@ -1,10 +1,12 @@
-"""The whole way on a processor with two cores, in minutes: generate, fine-tune on a new person, generate again, report.
+"""The whole way on a processor with two cores, in minutes: generate, fine-tune on a new person, generate again, dub a
+film, report.
 
     omniavatar demo
 
 The small model that is part of this package speaks with the face of somebody that it has never seen and that no face
 of its training resembles. A data set of that person is drawn, encoded and trained on, with the same commands as for
-the big models. A page shows videos, curves and figures of before and after.
+the big models. Then somebody small in a film gets other words. A page shows videos, curves and figures of before and
+after.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from ..nano.speaker.drawing import SIZE
 from ..nano.speaker.identity import Identity
 from ..nano.stage import generate_file, load_family, write_video
 from ..nano.validation import validation_loss
-from .demo_page import Shown, page, table, training_losses
+from .demo_dub import DubbedFilm, dub_command, dub_film
+from .demo_page import Shown, dubbing_conclusion, page, table, training_losses
 
 FRAMES = 53
 """Of a video: two chunks."""
@@ -161,13 +164,18 @@ class Demo:
             *("--out", str(self.out / f"{name}.mp4")),
         ]
 
-    def commands_by_hand(self) -> list[list[str]]:
-        """All that is done once the clips are drawn, as one types it in the folder of the report."""
+    def commands_by_hand(self, prompt: str) -> list[list[str]]:
+        """All that is done once clips and film are drawn, as one types it in the folder of the report.
+
+        Args:
+            prompt: what the film shows.
+        """
         here = replace(self, out=Path())
         return [
             here.generate_command("before"),
             *here.commands("again"),  # a run does not go over another's checkpoints
             here.generate_command("after", here.tuned),
+            dub_command(here.out, here.family, prompt, here.steps),
         ]
 
 
@@ -219,18 +227,30 @@ def run_demo(
     after = _generate(demo, pipe, newcomer, "after", "after")
     losses.append(validation_loss(pipe, held_out, draws=4, batch=2))
     shown = [before, after, _drawn(demo, newcomer)]
+    del pipe
 
-    return _report(demo, shown, losses, newcomer, time.monotonic() - started)
+    _say("4. Somebody in a film says something else")
+    dubbed = dub_film(demo.out, demo.folder, demo.steps)
+
+    return _report(demo, shown, losses, newcomer, dubbed, time.monotonic() - started)
 
 
-def _report(demo: Demo, shown: Sequence[Shown], losses: Sequence[float], newcomer: SpeakerClip, seconds: float) -> Path:
+def _report(
+    demo: Demo,
+    shown: Sequence[Shown],
+    losses: Sequence[float],
+    newcomer: SpeakerClip,
+    dubbed: DubbedFilm,
+    seconds: float,
+) -> Path:
     """Write the page, and print its figures."""
     content = page(
         shown,
         losses,
         training_losses(demo.work / "run" / "loss.csv"),
         newcomer,
-        demo.commands_by_hand(),
+        dubbed,
+        demo.commands_by_hand(dubbed.film.speaker.prompt),
         train_clips=TRAIN_CLIPS,
         held_out_clips=HELD_OUT_CLIPS,
         seconds=seconds,
@@ -240,6 +260,7 @@ def _report(demo: Demo, shown: Sequence[Shown], losses: Sequence[float], newcome
     print()
     for name, *values in table(shown, losses):
         print(f"{name:<44}" + "".join(f" {value:>8}" for value in values))
+    print(f"\n{dubbing_conclusion(dubbed)}")
     print(f"\n{path}: open it in a browser. {seconds:.0f} s in all.")
     return path
 

@@ -1,74 +1,85 @@
-"""The page that `omniavatar demo` writes: videos, curves and figures of before and after."""
+"""The page that `omniavatar demo` writes: videos, curves and figures of before and after, and a dubbed film."""
 
 from __future__ import annotations
 
 import html
+import json
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..media.timeline import FRAME_RATE
+from ..media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ..metrics.plots import line_plot
 from ..nano.regions import mouth_box
 from ..nano.speaker.clips import SpeakerClip
-from ..nano.speaker.drawing import SIZE
 from ..system import pages
 from ..training.log_table import read_table
+from .demo_dub import DUBBED, FILM, FOUND, DubbedFilm
 
 STYLE = """
 .videos { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem; }
 figcaption { font-size: .9rem; text-align: center; }
 video, canvas { display: block; width: 100%; aspect-ratio: 1; background: #ddd; }
 canvas { margin-top: .5rem; }
+.film .videos { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.film video { aspect-ratio: 16 / 9; } .film canvas { width: 60%; margin: .5rem auto 0; }
 .control { display: flex; flex-wrap: wrap; gap: .75rem; align-items: center; margin: .75rem 0; }
 .control button { min-width: 5rem; padding: .35rem .75rem; font: inherit; }
 .control input[type=range] { flex: 1; min-width: 8rem; }
 """
 
 SCRIPT = """
-const videos = [...document.querySelectorAll("video")], zooms = [...document.querySelectorAll("canvas")];
-const [first, ...others] = videos, play = document.getElementById("play"), place = document.getElementById("place");
-function move(seconds) { for (const video of videos) video.currentTime = seconds; }
-function start() {
-  for (const video of videos) video.play();
-  play.textContent = "Pause";
-}
-function stop() {
-  for (const video of videos) video.pause();
-  play.textContent = "Play";
-}
-function draw() {
-  const now = first.currentTime;
-  if (!first.paused) {
-    for (const other of others) {
-      const late = now - other.currentTime;
-      if (Math.abs(late) > 0.2) other.currentTime = now;
-      other.playbackRate = 1 + 3 * Math.max(-0.2, Math.min(0.2, late));
-    }
-    place.value = now / first.duration;
+let stopPlaying = () => {};
+for (const player of document.querySelectorAll(".player")) {
+  const videos = [...player.querySelectorAll("video")], zooms = [...player.querySelectorAll("canvas")];
+  const first = videos.find(video => !video.muted), others = videos.filter(video => video !== first);
+  const play = player.querySelector("button"), place = player.querySelector("[type=range]");
+  const move = seconds => { for (const video of videos) video.currentTime = seconds; };
+  function start() {
+    if (stopPlaying !== stop) stopPlaying();
+    stopPlaying = stop;
+    for (const video of videos) video.play();
+    play.textContent = "Pause";
   }
-  zooms.forEach((zoom, index) => {
-    const video = videos[index], { row, column, side } = zoom.dataset, [w, h] = [video.videoWidth, video.videoHeight];
-    zoom.getContext("2d").drawImage(video, column * w, row * h, side * w, side * h, 0, 0, zoom.width, zoom.height);
-  });
-  requestAnimationFrame(draw);
+  function stop() {
+    for (const video of videos) video.pause();
+    play.textContent = "Play";
+  }
+  function draw() {
+    const now = first.currentTime;
+    if (!first.paused) {
+      for (const other of others) {
+        const late = now - other.currentTime;
+        if (Math.abs(late) > 0.2) other.currentTime = now;
+        other.playbackRate = 1 + 3 * Math.max(-0.2, Math.min(0.2, late));
+      }
+      place.value = now / first.duration;
+    }
+    zooms.forEach((zoom, index) => {
+      const squares = zoom.squares ??= JSON.parse(zoom.dataset.squares);
+      const frame = Math.min(squares.length - 1, Math.floor(videos[index].currentTime * FRAME_RATE));
+      const [left, top, side] = squares[frame];
+      zoom.getContext("2d").drawImage(videos[index], left, top, side, side, 0, 0, zoom.width, zoom.height);
+    });
+    requestAnimationFrame(draw);
+  }
+  play.onclick = () => first.paused ? start() : stop();
+  place.oninput = () => move(place.value * first.duration);
+  player.querySelector("[type=checkbox]").onchange = event => { first.muted = !event.target.checked; };
+  first.onended = () => { move(0); start(); };
+  for (const video of videos) video.onloadedmetadata = () => {
+    video.currentTime = video.dataset.still;
+    place.value = video.currentTime / video.duration;
+  };
+  draw();
 }
-play.onclick = () => first.paused ? start() : stop();
-place.oninput = () => move(place.value * first.duration);
-document.getElementById("sound").onchange = event => { first.muted = !event.target.checked; };
-first.onended = () => { move(0); start(); };
-for (const video of videos) video.onloadedmetadata = () => {
-  video.currentTime = video.dataset.still;
-  place.value = video.currentTime / video.duration;
-};
-draw();
-"""
-"""Plays all videos as one, and shows the mouths of their present frames enlarged."""
+""".replace("FRAME_RATE", str(FRAME_RATE))
+"""Plays the videos of a group as one, and shows places of their present frames enlarged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +139,11 @@ def _loss_plot(values: Sequence[float]) -> str:
     return line_plot(series, title="training loss", x_label="step", y_label="loss", x=range(1, len(values) + 1))
 
 
-def _mouth_plots(shown: Sequence[Shown], clip: SpeakerClip) -> str:
-    """Loudness of the sound, and the mouths of before, after and the truth over it."""
-    frames = len(clip.openness)
+def _mouth_plots(curves: Mapping[str, np.ndarray], waveform: np.ndarray) -> str:
+    """Loudness of the sound, and openness of mouths [F] over it."""
+    frames = len(waveform) // SAMPLES_PER_FRAME
     seconds = ((np.arange(frames) + 0.5) / FRAME_RATE).tolist()
-    level = np.sqrt((clip.waveform.reshape(frames, -1) ** 2).mean(axis=1))
-    curves = {"true": clip.openness, "before": shown[0].openness, "after": shown[1].openness}
+    level = np.sqrt((waveform.reshape(frames, -1) ** 2).mean(axis=1))
     mouth = {name: curve.tolist() for name, curve in curves.items()}
     return line_plot(
         {"sound": (level / level.max()).tolist()}, title="loudness", x=seconds, x_label="seconds", y_label="of the most"
@@ -145,6 +155,7 @@ def page(
     losses: Sequence[float],
     training: Sequence[float],
     clip: SpeakerClip,
+    dubbed: DubbedFilm,
     commands: Sequence[Sequence[str]],
     *,
     train_clips: int,
@@ -158,6 +169,7 @@ def page(
         losses: validation losses before and after.
         training: the loss of each training step.
         clip: what the new person says.
+        dubbed: the film in which somebody says something else.
         commands: what does the same, in the folder of the page.
         train_clips, held_out_clips: how many were trained on, and validated on.
         seconds: that all of it took.
@@ -166,6 +178,7 @@ def page(
     lines = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body]
     headings = "".join(f"<th>{cell}</th>" for cell in head)
     lines_of_commands = "\n\n".join(shlex.join(command) for command in commands)
+    mouths = {"true": clip.openness, "before": shown[0].openness, "after": shown[1].openness}
     content = f"""<h1>A small OmniAvatar learns a new face</h1>
 <p class="result">{conclusion(shown[0], shown[1], len(training))}</p>
 {_videos(shown, clip)}
@@ -179,9 +192,10 @@ cores.</p>
 <p>The PSNR around the mouth has a bound: how the head drifts is not in the sound. The validation loss is the mean
 squared error of the predicted flow on {held_out_clips} clips of the new person that are not trained on, with the same
 noise before and after.</p>
-<h2>Mouth against sound</h2>{_mouth_plots(shown, clip)}
+<h2>Mouth against sound</h2>{_mouth_plots(mouths, clip.waveform)}
 <h2>Training</h2>{_loss_plot(training)}
 <p>Each step's loss is at a noise level of its own, which makes most of its ups and downs.</p>
+{_dubbing(dubbed)}
 <h2>Commands</h2><p>These do the same again, in the folder of this page. The training here writes to
 finetune/again, beside the checkpoint that the last command takes.</p>
 <pre>{html.escape(lines_of_commands)}</pre>"""
@@ -189,18 +203,59 @@ finetune/again, beside the checkpoint that the last command takes.</p>
 
 
 def _videos(shown: Sequence[Shown], clip: SpeakerClip) -> str:
-    """The videos with their mouths enlarged below, and one control for all; at rest they show the widest open mouth."""
-    row, column, side = (pixels / SIZE for pixels in mouth_box(clip.identity))
-    still = (int(clip.openness.argmax()) + 0.5) / FRAME_RATE
+    """The videos with their mouths enlarged below; at rest they show the widest open mouth."""
+    row, column, side = mouth_box(clip.identity)
+    files = [(one.path.name, one.title) for one in shown]
+    return _player(files, heard=0, still=int(clip.openness.argmax()), squares=[[column, row, side]])
+
+
+def dubbing_conclusion(dubbed: DubbedFilm) -> str:
+    """One sentence with the figures of the dubbed film."""
+    return (
+        f"In the dubbed film the mouth's openness follows the new words with a correlation of {dubbed.after_r:.2f} "
+        f"(before: {dubbed.before_r:.2f}), its width with {dubbed.width_r:.2f}."
+    )
+
+
+def _dubbing(dubbed: DubbedFilm) -> str:
+    """The film before and after, with the speaker enlarged below."""
+    height, width = dubbed.film.frames.shape[1:3]
+    largest, smallest = dubbed.film.squares[:, 2].max(), dubbed.film.squares[:, 2].min()
+    files = [(FILM, "before"), (DUBBED, "dubbed")]
+    player = _player(files, heard=1, still=int(dubbed.speech.openness.argmax()), squares=dubbed.squares, kind="film")
+    mouths = {"true": dubbed.speech.openness, "before": dubbed.before, "dubbed": dubbed.after}
+    return f"""<h2>A film is dubbed</h2>
+<p class="result">{dubbing_conclusion(dubbed)}</p>
+{player}
+<p>The film has {width}x{height} pixels; the speaker's head with the shoulders takes {smallest:.0f} to {largest:.0f} of
+them, walks, and after a cut sits beside somebody else, who keeps silent. <code>omniavatar dub</code> finds cut and
+faces by itself (<a href="{FOUND}">what it found</a>), cuts the larger face out as the small V2V model knows faces, and
+puts the new mouth back. All pixels around it are the film's. The true mouth is that of the new words.</p>
+{_mouth_plots(mouths, dubbed.speech.waveform)}"""
+
+
+def _player(
+    files: Sequence[tuple[str, str]], *, heard: int, still: int, squares: Sequence[Sequence[float]], kind: str = ""
+) -> str:
+    """Videos side by side with one control for all.
+
+    Args:
+        files: name and title of each.
+        heard: whose sound is heard.
+        still: frame that is shown at rest.
+        squares: what is shown enlarged below, for each frame or for all: left, top and side in pixels.
+        kind: class of its own.
+    """
+    seconds = (still + 0.5) / FRAME_RATE
     figures = "".join(
-        f'<figure><figcaption>{html.escape(one.title)}</figcaption><video src="{html.escape(one.path.name)}" '
-        f'data-still="{still:g}" playsinline preload="auto"{" muted" if index else ""}></video>'
-        f'<canvas width="448" height="448" data-row="{row:g}" data-column="{column:g}" data-side="{side:g}"></canvas>'
-        "</figure>"
-        for index, one in enumerate(shown)
+        f'<figure><figcaption>{html.escape(title)}</figcaption><video src="{html.escape(name)}" '
+        f'data-still="{seconds:g}" playsinline preload="auto"{"" if index == heard else " muted"}></video>'
+        f'<canvas width="448" height="448" data-squares="{json.dumps(squares)}"></canvas></figure>'
+        for index, (name, title) in enumerate(files)
     )
     return (
-        f'<div class="videos">{figures}</div><div class="control"><button id="play" type="button">Play</button>'
-        '<input id="place" type="range" min="0" max="1" step="any" value="0" aria-label="place in the videos">'
-        '<label><input id="sound" type="checkbox" checked> sound</label></div>'
+        f'<div class="player {kind}"><div class="videos">{figures}</div><div class="control">'
+        '<button type="button">Play</button>'
+        '<input type="range" min="0" max="1" step="any" value="0" aria-label="place in the videos">'
+        '<label><input type="checkbox" checked> sound</label></div></div>'
     )

@@ -12,7 +12,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from stand_in import write_nano_like_family
 
-from diffsynth_omniavatar.app import cli, demo, demo_page
+from diffsynth_omniavatar.app import cli, demo, demo_dub, demo_page
 from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
@@ -23,6 +23,7 @@ from diffsynth_omniavatar.training import run
 pytestmark = pytest.mark.one_host("the page of the small model; its commands are tested on both hosts elsewhere")
 
 SMALL = {"FRAMES": 9, "TRAIN_CLIPS": 2, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1, "BATCH": 1}
+FILM_FRAMES = 12
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,7 @@ def made(tmp_path_factory):
         patch.setattr(demo, "_run", run_here)
         for name, value in SMALL.items():
             patch.setattr(demo, name, value)
+        patch.setattr(demo_dub, "FRAMES", FILM_FRAMES)
         page = demo.run_demo(folder / "out", family, steps=1, train_steps=3)
     return page, commands
 
@@ -82,11 +84,11 @@ def test_the_page_shows_videos_with_sound_and_the_figures(made):
     path, _ = made
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    assert not page.open and page.videos == ["before.mp4", "after.mp4", "drawn.mp4"]
-    for name in page.videos:
+    assert not page.open and page.videos == ["before.mp4", "after.mp4", "drawn.mp4", "film.mp4", "film_dubbed.mp4"]
+    for name, frames in zip(page.videos, [*[SMALL["FRAMES"]] * 3, *[FILM_FRAMES] * 2], strict=True):
         info = probe_video(path.parent / name)
-        assert info.has_sound and info.frames == SMALL["FRAMES"]
-    assert text.count("<svg") == 3 and text.count("<canvas") == 3 and str(path.parent) not in text
+        assert info.has_sound and info.frames == frames
+    assert text.count("<svg") == 5 and text.count("<canvas") == 5 and str(path.parent) not in text
     assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
     *lines, losses = [page.cells[start + 1 : start + 4] for start in range(0, len(page.cells), 4)]
     assert len(lines) == 4 and all(math.isfinite(float(cell)) for line in lines for cell in line)
@@ -109,13 +111,13 @@ def test_training_is_by_the_launcher_and_left_its_checkpoint(made):
 def test_the_commands_on_the_page_do_the_same_in_its_folder_wherever_that_is(made, tmp_path, monkeypatch):
     path, run = made
     text = re.search(r"<pre>(.*)</pre>", path.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
-    before, *middle, after = [shlex.split(line) for line in html.unescape(text).split("\n\n")]
+    before, *middle, after, dub = [shlex.split(line) for line in html.unescape(text).split("\n\n")]
     *train, folder = middle.pop()
     wanted = [[word.removeprefix(f"{path.parent}/") for word in command] for command in run]
     assert [*middle, [*train, "finetune/run"]] == wanted and folder == "finetune/again"
     moved = shutil.copytree(path.parent, tmp_path / "moved")
     monkeypatch.chdir(moved)
-    for name, command in {"before.mp4": before, "after.mp4": after}.items():
+    for name, command in {"before.mp4": before, "after.mp4": after, "film_dubbed.mp4": dub}.items():
         (moved / name).unlink()
         assert cli.main([*command[1:], "--no-show_progress", "--device", "cpu"]) == 0
         assert (moved / name).read_bytes() == (path.parent / name).read_bytes()

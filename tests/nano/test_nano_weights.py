@@ -106,10 +106,10 @@ def v2v():
 
 
 def test_dubbing_moves_the_mouth_of_a_video(v2v, clips):
-    takes = [take_of(clips[0], waveform=clips[1].waveform, video=clips[0].frames)]
-    videos = generate_batch(v2v, takes, SAMPLING)
-    assert openness_r(videos, [clips[1]])[0] > 0.9
-    assert width_r(videos, [clips[1]])[0] > 0.75
+    face, said = clips[0], clips[1]
+    video = generate_batch(v2v, [take_of(face, waveform=said.waveform[: 640 * 21], video=face.frames[:21])], SAMPLING)
+    openness, width = measure_mouth(video[0])
+    assert correlation(openness, said.openness[:21]) > 0.9 and correlation(width, said.width[:21]) > 0.75
 
 
 def test_dubbing_moves_a_small_mouth_in_a_film_and_no_pixel_around(v2v, tmp_path, monkeypatch):
