@@ -17,7 +17,7 @@ from ..nano.speaker.clips import SpeakerClip, draw_clip
 from ..nano.speaker.film import Film, draw_film
 from ..nano.stage import load_family, write_video
 
-FRAMES = 66
+FRAMES = 50
 """Of the film: a chunk in each of its two scenes."""
 SEED = 1
 
