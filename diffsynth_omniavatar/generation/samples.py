@@ -16,25 +16,27 @@ class Sample:
     source: Path
     """The portrait, or for a V2V checkpoint the video."""
     audio: Path
+    reference: Path | None = None
+    """The real video that it should equal, where lines may name one."""
 
 
-def read_sample(line: str) -> Sample:
-    """A line of such a file; spaces around its fields do not count.
+def read_sample(line: str, *, may_have_reference: bool = False) -> Sample:
+    """A line of such a file, to which a fourth field may add a reference; spaces around its fields do not count.
 
     Raises:
         ValueError: it has other fields; FileNotFoundError: a file of it is not there.
     """
     fields = [field.strip() for field in line.split("@@")]
-    if len(fields) != 3 or not all(fields):
+    if len(fields) not in ((3, 4) if may_have_reference else (3,)) or not all(fields):
         raise ValueError(f"wanted prompt@@image@@audio, got {len(fields)} fields: {line.strip()[:80]}")
-    sample = Sample(fields[0], Path(fields[1]), Path(fields[2]))
-    for path in (sample.source, sample.audio):
+    prompt, *paths = fields
+    for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there.")
-    return sample
+    return Sample(prompt, *map(Path, paths))
 
 
-def read_samples(path: str | Path) -> tuple[dict[int, Sample], dict[int, str]]:
+def read_samples(path: str | Path, *, may_have_reference: bool = False) -> tuple[dict[int, Sample], dict[int, str]]:
     """The good lines of a file, and what is wrong with the others, both by number from 1; blank ones are neither.
 
     Raises:
@@ -45,7 +47,7 @@ def read_samples(path: str | Path) -> tuple[dict[int, Sample], dict[int, str]]:
     faults: dict[int, str] = {}
     for number, line in read_lines(path):
         try:
-            samples[number] = read_sample(line)
+            samples[number] = read_sample(line, may_have_reference=may_have_reference)
         except (ValueError, OSError) as error:
             faults[number] = str(error)
     return samples, faults

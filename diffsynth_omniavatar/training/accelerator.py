@@ -300,6 +300,10 @@ class OmniAccelerator(Accelerator):
         last = (self.settings.max_steps * self.settings.gradient_accumulation_steps - 1) * self.num_processes
         return last // samples - first // samples + 1
 
+    def stop(self) -> None:
+        """End the run after the last step, before max_steps. Every process must call it, at the same step."""
+        self.loader.end = self.loader.position
+
     def _begin(self) -> None:
         callback, self.on_begin = self.on_begin, None
         if callback is not None:

@@ -2,7 +2,9 @@
 
 A checkpoint is a folder `step-N` of the output path: the trained weights in `model.safetensors`, as the export
 writes them for use, and in `loop.pt` all that resuming needs. It is written under another name and renamed when
-complete, and only then are older ones removed: what is called `step-N` can always be resumed.
+complete, and only then are older ones removed: what is called `step-N` can always be resumed. The folder `best` is
+such a checkpoint too, of the step that a figure of the validations found best. `validation.json` in each says what the
+validations up to its step, that step's own included, have shown.
 """
 
 from __future__ import annotations
@@ -20,22 +22,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..host import DiffusionTrainingModule, ModelLogger
 from ..media.video import filmstrip
 from ..system.atomic import flush
+from ..system.messages import counted
 from ..system.progress import progress_bar
 from ..system.tensor_files import write_pickle
 from .accelerator import STATE_FILE, OmniAccelerator
+from .best import PREFIX, Goal, Progress
 from .loader import rng_state, set_rng_state
 from .log_table import StepTable
 
 WEIGHTS_FILE = "model.safetensors"
 COLUMNS = ("loss", "lr", "grad_norm", "seconds_per_step", "data_seconds")
 """What `loss.csv` always has beside the step."""
+BEST = "best"
+"""The folder of the best checkpoint."""
 _CHECKPOINT = re.compile(r"step-(\d+)")
-_UNFINISHED = re.compile(r"\.step-\d+\.(partial|removed)")
+_UNFINISHED = re.compile(rf"\.(step-\d+|{BEST})\.(partial|removed)")
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +63,37 @@ def find_latest(output_path: str | Path) -> Path | None:
     return next(reversed(find_checkpoints(output_path)), None)
 
 
-def begin_checkpoint(output_path: str | Path, step: int) -> Path:
-    """The folder in which the checkpoint of a step is being written."""
-    return Path(output_path, f".step-{step}.partial")
+def begin_checkpoint(output_path: str | Path, name: str) -> Path:
+    """The folder in which a checkpoint, `step-<step>` or `best`, is being written."""
+    return Path(output_path, f".{name}.partial")
 
 
 def finish_checkpoint(partial: Path, keep: int | None) -> Path:
-    """Call what was written `step-<step>`, then remove all but the newest `keep` checkpoints; None keeps all."""
+    """Give what was written its name, then remove all but the newest `keep` `step-N`; None keeps all."""
     output_path = partial.parent
     flush(partial)
-    folder = partial.rename(output_path / partial.name.removeprefix(".").removesuffix(".partial"))
+    folder = output_path / partial.name.removeprefix(".").removesuffix(".partial")
+    replaced = [folder.rename(_removed(folder))] if folder.is_dir() else []
+    partial.rename(folder)
     flush(output_path)
-    for old in find_checkpoints(output_path)[: -keep if keep is not None else 0]:
-        shutil.rmtree(old.rename(old.with_name(f".{old.name}.removed")))
+    replaced += [old.rename(_removed(old)) for old in find_checkpoints(output_path)[: -keep if keep is not None else 0]]
+    for old in replaced:
+        shutil.rmtree(old)
     return folder
+
+
+def _removed(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.removed")
+
+
+def clear_unfinished(output_path: str | Path) -> None:
+    """Remove what a crash left of checkpoints; a `best` that was about to be replaced gets its name back."""
+    best = Path(output_path, BEST)
+    if _removed(best).is_dir() and not best.exists():
+        _removed(best).rename(best)
+    for path in Path(output_path).glob(".*"):
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path)
 
 
 def refuse_later_checkpoints(output_path: str | Path, step: int) -> None:
@@ -113,7 +137,7 @@ class ValidationResult:
     """What a validation found."""
 
     metrics: dict[str, float]
-    """Means over the videos, by `validation_<name>`."""
+    """By `validation_<name>`: `validation_loss`, and means over the videos."""
     videos: list[Path]
 
 
@@ -134,13 +158,16 @@ class TrainingLogger(ModelLogger):
             gradients, by the module's own call, in which sharded weights are brought together; what it returns on the
             main process is logged.
         validation_steps: optimizer steps between validations; one also precedes the first step of a new run.
+        goal: the figure of the validations by which `best` is chosen; None for no such checkpoint.
+        patience: end the run after so many validations in a row without a better figure; None for never.
         log_steps: optimizer steps between lines on the console; other logs get every step.
         loss_parts: names of the losses that a loss is made of: columns of `loss.csv`.
         enable_csv_log: write `loss.csv`, a row a step, and `validation.csv`.
         host_options: of the host's ModelLogger, for instance `enable_tensorboard_log`.
 
     Raises:
-        ValueError: a limit or an interval is less than 1, or exactly one of validate and validation_steps is given.
+        ValueError: a limit or an interval is less than 1, exactly one of validate and validation_steps is given, or
+            patience without a goal.
     """
 
     def __init__(
@@ -154,6 +181,8 @@ class TrainingLogger(ModelLogger):
         checkpoints_total_limit: int | None = None,
         validate: Callable[[int], ValidationResult | None] | None = None,
         validation_steps: int | None = None,
+        goal: Goal | None = None,
+        patience: int | None = None,
         log_steps: int = 1,
         loss_parts: Sequence[str] = (),
         enable_csv_log: bool = False,
@@ -163,12 +192,15 @@ class TrainingLogger(ModelLogger):
         for name, value in [
             ("checkpoints_total_limit", checkpoints_total_limit),
             ("validation_steps", validation_steps),
+            ("patience", patience),
             ("log_steps", log_steps),
         ]:
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
         if (validate is None) != (validation_steps is None):
             raise ValueError("validate and validation_steps go together; give both or neither")
+        if patience is not None and goal is None:
+            raise ValueError("patience needs a goal")
         self.accelerator = accelerator
         self.module = module
         self.trained_tensors = trained_tensors
@@ -176,6 +208,9 @@ class TrainingLogger(ModelLogger):
         self.checkpoints_total_limit = checkpoints_total_limit
         self.validate = validate
         self.validation_steps = validation_steps
+        self.goal = goal
+        self.patience = patience
+        self.progress = Progress()
         self.log_steps = log_steps
         self.loss_parts = loss_parts
         self.writes_tables = enable_csv_log
@@ -186,31 +221,39 @@ class TrainingLogger(ModelLogger):
         accelerator.on_begin = self.on_training_begin
 
     def on_training_begin(self) -> None:
-        """Clear away what a crash left, and validate a new run.
+        """Clear away what a crash left; validate a new run, and one that was killed before it had validated its step.
 
         Raises:
             ValueError: the output path holds checkpoints of later steps than the one that this run goes on from.
         """
         self.num_steps = self.saved_step = self.accelerator.steps_done
         refuse_later_checkpoints(self.output_path, self.num_steps)
+        resume = self.accelerator.settings.resume
+        if resume is not None:
+            self.progress = Progress.read(resume)
+        is_due = self.is_validation_due() and self.progress.validated != self.num_steps
         if self.accelerator.is_main_process:
             if self.writes_tables:
-                self.tables["loss"] = self.table("loss", *COLUMNS, *self.loss_parts)
+                self.tables["loss"] = self.table("loss", self.num_steps, *COLUMNS, *self.loss_parts)
                 if self.validate is not None:
-                    self.tables["validation"] = self.table("validation")
+                    self.tables["validation"] = self.table("validation", self.num_steps - is_due)
             self.init_loggers()
-            for path in Path(self.output_path).glob(".step-*"):
-                if _UNFINISHED.fullmatch(path.name):
-                    shutil.rmtree(path)
-        if self.num_steps == 0:
+            clear_unfinished(self.output_path)
+        if is_due:
             self.run_validation()
+        elif self.is_patience_over():
+            self.stop()
         total = self.accelerator.settings.max_steps
         self.task = self.bar.add_task("training", total=total, completed=self.num_steps)
         self.clock = time.perf_counter()
 
-    def table(self, name: str, *columns: str) -> StepTable:
-        """A table in the output path, with the rows up to the step that the run goes on from."""
-        return StepTable(Path(self.output_path, f"{name}.csv"), columns, self.num_steps)
+    def table(self, name: str, step: int, *columns: str) -> StepTable:
+        """A table in the output path, with the rows up to a step."""
+        return StepTable(Path(self.output_path, f"{name}.csv"), columns, step)
+
+    def is_validation_due(self) -> bool:
+        """Whether a validation belongs to the last step."""
+        return self.validation_steps is not None and self.num_steps % self.validation_steps == 0
 
     def on_step_end(
         self, accelerator: OmniAccelerator, model: torch.nn.Module, save_steps: int | None = None, **_: Any
@@ -224,7 +267,7 @@ class TrainingLogger(ModelLogger):
         self.bar.refresh()
         if self.save_due or (save_steps is not None and self.num_steps % save_steps == 0):
             self.save()
-        if self.validation_steps is not None and self.num_steps % self.validation_steps == 0:
+        if self.is_validation_due():
             self.run_validation()
         self.clock = time.perf_counter()
 
@@ -288,15 +331,26 @@ class TrainingLogger(ModelLogger):
         self.save_due = False
         if self.num_steps == self.saved_step:
             return
+        self.write_checkpoint(f"step-{self.num_steps}")
+        self.saved_step = self.num_steps
+
+    def write_checkpoint(self, name: str) -> None:
+        """Write a checkpoint of the last step into a folder of this name. Every process must call it.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is left, and the older ones are as they were.
+        """
         accelerator = self.accelerator
         state = accelerator.loop_state(self.module)
         weights = accelerator.whole_weights(self.module, self.trained_tensors)
-        partial = begin_checkpoint(self.output_path, self.num_steps)
+        partial = begin_checkpoint(self.output_path, name)
         try:
             if accelerator.is_main_process:
                 partial.mkdir(parents=True)
                 self.export(partial / WEIGHTS_FILE, weights)
                 write_pickle(partial / STATE_FILE, state)
+                if self.validate is not None:
+                    self.progress.write(partial)
             accelerator.wait_for_everyone()
             accelerator.write_shards(partial)
             accelerator.wait_for_everyone()
@@ -305,17 +359,54 @@ class TrainingLogger(ModelLogger):
         finally:
             if accelerator.is_main_process:  # on a full disk what is there of it would be in the way
                 shutil.rmtree(partial, ignore_errors=True)
-        self.saved_step = self.num_steps
-        self.accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
     def run_validation(self) -> None:
-        """Validate, if asked to. Every process must call it."""
+        """Validate, if asked to, and keep the best step. Every process must call it."""
         if self.validate is None:
             return
         with untouched_training_state(self.module.pipe, self.module), torch.no_grad():
             result = self.module(partial(self.validate, self.num_steps))
         self.accelerator.window.clear()  # should the validation have gone through the training module
+        (figures,) = broadcast_object_list([None if result is None else result.metrics])  # one judgement for all
+        is_best = self.progress.judge(self.num_steps, figures, self.goal) if figures is not None else False
         if result is not None:
             self.write_metrics(result.metrics, "validation")
             self.write_videos(result.videos)
+            self.tell_validation(result.metrics)
+        if is_best:
+            self.write_checkpoint(BEST)
+        folder = Path(self.output_path, f"step-{self.num_steps}")
+        if self.accelerator.is_main_process and folder.is_dir():  # saved before, should validating fail
+            self.progress.write(folder)
         self.accelerator.wait_for_everyone()
+        if self.is_patience_over():
+            self.stop()
+
+    def tell_validation(self, metrics: Mapping[str, float]) -> None:
+        """A line on the console."""
+        if self.accelerator.is_main_process:
+            told = "  ".join(f"{name.removeprefix(PREFIX)} {value:.5g}" for name, value in metrics.items())
+            best = self.progress
+            if best.step is not None and best.figure is not None:
+                told += f"  (best {best.figure.removeprefix(PREFIX)} {best.value:.5g} at step {best.step})"
+            logger.info("validation at step %d: %s", self.num_steps, told)
+
+    def is_patience_over(self) -> bool:
+        """Whether there were too many validations without a better figure."""
+        return self.patience is not None and self.progress.worse >= self.patience
+
+    def stop(self) -> None:
+        """End the run after the last step, and say why. Every process must call it."""
+        self.accelerator.stop()
+        if self.accelerator.is_main_process:
+            best = self.progress
+            logger.info(
+                "stops at step %d of %d: %s has been no better than %.5g, of step %s, in %s",
+                self.num_steps,
+                self.accelerator.settings.max_steps,
+                best.figure,
+                best.value,
+                best.step,
+                counted(best.worse, "validation"),
+            )

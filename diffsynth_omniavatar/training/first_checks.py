@@ -16,11 +16,12 @@ from accelerate.utils import gather_object
 from ..data.clips import ClipSource
 from ..model.part_files import speech_encoder_fault, tokenizer_fault, weights_fault
 from .flags import FlagError
+from .validation_metrics import metric_faults, networks_of
 
 LOG_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab"}
 """Which package `--enable_<name>_log` needs."""
 FOLDERS = {"wav2vec2_path": speech_encoder_fault, "tokenizer_path": tokenizer_fault}
-FILES = ("mouth_mask", "syncnet_path", "vgg_path", "videomae_path")
+FILES = ("mouth_mask", "syncnet_path", "vgg_path", "videomae_path", "validation_syncnet_path")
 
 
 def check_processes() -> int:
@@ -57,6 +58,7 @@ def _file_faults(args: argparse.Namespace) -> Iterator[str]:
         if path is not None and not Path(path).is_file():
             yield f"--{name} {path} does not exist or is no file"
     yield from _model_path_faults(args.model_paths)
+    yield from metric_faults(args.validation_metrics, networks_of(args))
     for name, package in LOG_PACKAGES.items():
         if getattr(args, f"enable_{name}_log", False) and importlib.util.find_spec(package) is None:
             yield f"--enable_{name}_log needs the package {package}: pip install {package}"

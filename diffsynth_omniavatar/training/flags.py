@@ -12,12 +12,15 @@ from typing import Any, NoReturn
 from .. import host
 from ..data.flags import DTYPES
 from ..losses.decode import AUX_MEMORY
+from ..metrics.groups import GROUPS
 from ..model.config import IMAGE_SIZES, LORA_TARGETS, size_fault
 from ..system.flag_files import read_flag_file
 from ..system.messages import unknown_flags
 from ..system.output_folder import can_write, nearest_existing
 from .auxiliary import AuxiliaryLosses
+from .best import LOSS, Goal
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
+from .validation_metrics import metric_names
 
 DENOISER_FILES = "diffusion_pytorch_model"
 """How the files of Wan's transformer begin."""
@@ -58,6 +61,8 @@ AUXILIARY_FLAGS = {
     "aux_memory": ALL_LOSSES,
 }
 """Flags of the losses on decoded frames -> the losses of which one must be on."""
+FIGURE_FLAGS = {"syncnet_path": "stable_sync", "vgg_path": "lpips"}
+"""Some of them -> the group of --validation_metrics that needs them too."""
 
 
 class FlagError(ValueError):
@@ -102,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_auxiliary_flags(parser.add_argument_group("OmniAvatar: losses on decoded frames"))
     _add_speed_flags(parser.add_argument_group("OmniAvatar: speed and memory"))
     _add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
+    _add_validation_flags(parser.add_argument_group("OmniAvatar: validation"))
     return parser
 
 
@@ -271,20 +277,47 @@ def _add_loop_flags(group: Any) -> None:
         help="Checkpoint folder to go on from; latest: the newest in --output_path; auto: the newest, or from the "
         "start if there is none. (default: from the start)",
     )
-    add("--checkpoints_total_limit", type=int, help="Keep only this many of the newest checkpoints. (default: all)")
-    add(
-        "--validation_data", help="Text file with one video per line: prompt@@image@@audio (V2V: prompt@@video@@audio)."
-    )
-    add("--validation_steps", type=int, help="Optimizer steps between validations.")
-    add("--validation_num_inference_steps", type=int, default=25, help="Denoising steps of validation videos.")
-    add("--validate_at_start", action="store_true", help="Also validate before the first step.")
-    add("--validation_metrics", default="", help="Your own metrics, comma-separated: module:function.")
+    add("--checkpoints_total_limit", type=int, help="Keep only this many of the newest step-N. (default: all)")
     add("--strict_data", action="store_true", help="Stop at a faulty clip instead of leaving it out.")
     add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
     add("--config", help="YAML or JSON file with values for these flags; the command line overrides it.")
     add("--vram_report", action="store_true", help="Print the GPU memory of each stage after the third step.")
     add("--dry_run", action="store_true", help="Print samples, steps, trained parameters and memory, and end.")
     add("--debug", action="store_true", help="Show where an error comes from.")
+
+
+def _add_validation_flags(group: Any) -> None:
+    add = group.add_argument
+    add("--validation_steps", type=int, help="Optimizer steps between validations.")
+    add("--validate_at_start", action="store_true", help="Also validate before the first step.")
+    add(
+        "--validation_loss_data",
+        help="Table of held-out clips, or cache: their loss at fixed noise levels and fixed "
+        "noise is logged as validation_loss.",
+    )
+    add("--validation_loss_levels", type=int, default=8, help="Noise levels of --validation_loss_data for each clip.")
+    add(
+        "--validation_data",
+        help="Text file with one video per line: prompt@@image@@audio (V2V: prompt@@video@@audio), then "
+        "@@reference, the real video, if there is one. (V2V: the video itself, where it has that sound)",
+    )
+    add("--validation_num_inference_steps", type=int, default=25, help="Denoising steps of validation videos.")
+    add(
+        "--validation_metrics",
+        default="",
+        help=f"What to measure on validation videos, comma-separated: {', '.join(GROUPS)}, as `omniavatar evaluate` "
+        "does; or your own module:function.",
+    )
+    add(
+        "--validation_syncnet_path",
+        help="syncnet_v2.model, for sync. (stable_sync needs --syncnet_path, lpips needs --vgg_path)",
+    )
+    add(
+        "--best_by",
+        help="Keep the checkpoint that is best by this figure of the validations in best/: validation_loss, "
+        "validation_sync_c, ...; with :min or :max for figures of your own.",
+    )
+    add("--patience", type=int, help="End after so many validations in a row without a better --best_by figure.")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -368,7 +401,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         for name, instead in UNUSED_HOST_FLAGS.items()
         if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
     ]
-    faults += [*_number_faults(args), *_task_faults(args), *_loss_faults(parser, args), *_model_faults(args)]
+    faults += [*_number_faults(args), *_task_faults(args), *_validation_faults(args)]
+    faults += [*_loss_faults(parser, args), *_model_faults(args)]
     if faults:
         raise FlagError("; ".join(faults) + ".")
 
@@ -384,7 +418,9 @@ LEAST = {
     "lora_rank": 1,
     "max_steps": 1,
     "num_epochs": 1,
+    "patience": 1,
     "save_steps": 1,
+    "validation_loss_levels": 1,
     "validation_num_inference_steps": 1,
     "validation_steps": 1,
     "warmup_steps": 0,
@@ -409,7 +445,7 @@ def _number_faults(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _task_faults(args: argparse.Namespace) -> Iterator[str]:
-    """Of mode, task, sizes, validation and data."""
+    """Of mode, task, sizes and data."""
     for name in ("use_ref_sequence", "first_frame", "mouth_mask", "mouth_weight"):
         if getattr(args, name) and args.omniavatar_mode != "v2v":
             yield f"--{name} needs --omniavatar_mode v2v"
@@ -425,10 +461,6 @@ def _task_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "give both --height and --width, or neither"
     elif args.height is not None and (fault := size_fault(args.height, args.width)):
         yield f"--height and --width are {fault}"
-    if (args.validation_data is None) != (args.validation_steps is None):
-        yield "--validation_data and --validation_steps go together"
-    if args.validation_metrics and args.validation_data is None:
-        yield "--validation_metrics needs --validation_data"
     if not args.dataset_base_path and not args.dataset_metadata_path:
         yield "name the data with --dataset_metadata_path and --dataset_base_path"
     if not args.output_path:
@@ -440,16 +472,40 @@ def _task_faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--output_path {args.output_path}: nothing can be written into {there}; give another folder"
 
 
+def _validation_faults(args: argparse.Namespace) -> Iterator[str]:
+    """Of what is validated, and what follows from it."""
+    validates = args.validation_data is not None or args.validation_loss_data is not None
+    if validates != (args.validation_steps is not None):
+        yield "--validation_data and --validation_steps go together, or --validation_loss_data and --validation_steps"
+    if args.validation_metrics and args.validation_data is None:
+        yield "--validation_metrics needs --validation_data"
+    if args.validation_syncnet_path is not None and "sync" not in metric_names(args.validation_metrics)[0]:
+        yield "--validation_syncnet_path needs --validation_metrics sync"
+    if args.patience is not None and args.best_by is None:
+        yield "--patience needs --best_by"
+    if args.best_by is not None:
+        try:
+            figure = Goal.parse(args.best_by).figure
+        except ValueError as error:
+            yield f"--best_by {error}"
+        else:
+            needed = "validation_loss_data" if figure == LOSS else "validation_data"
+            if getattr(args, needed) is None:
+                yield f"--best_by {figure} needs --{needed}"
+
+
 def _loss_faults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[str]:
     """Of the losses on decoded frames."""
     for loss, path in (("sync", "syncnet_path"), ("trepa", "videomae_path")):
         if getattr(args, f"use_{loss}_loss") and getattr(args, path) is None:
             yield f"--use_{loss}_loss needs --{path}"
+    groups = metric_names(args.validation_metrics)[0]
     unused = [
         f"--{flag}"
         for flag, losses in AUXILIARY_FLAGS.items()
         if getattr(args, flag) != parser.get_default(flag)
         and not any(getattr(args, f"use_{one}_loss") for one in losses)
+        and FIGURE_FLAGS.get(flag) not in groups
     ]
     if unused:
         yield f"{', '.join(unused)}: the loss is not on; add --use_sync_loss, --use_lpips_loss, --use_trepa_loss"

@@ -92,7 +92,7 @@ class _Unreadable(NamedTuple):
     reason: str
 
 
-class _SeededSamples(Dataset[Any]):
+class SeededSamples(Dataset[Any]):
     """Makes what a sample draws a function of (seed, epoch, index), and leaves the loop's own streams alone."""
 
     def __init__(self, dataset: EpochDataset, seed: int) -> None:
@@ -179,7 +179,7 @@ class LoopLoader:
         if not keys:
             return
         samples: DataLoader[Any] = DataLoader(
-            _SeededSamples(self.loader.dataset, self.seed),  # type: ignore[arg-type]
+            SeededSamples(self.loader.dataset, self.seed),  # type: ignore[arg-type]
             sampler=keys,
             collate_fn=only_sample,
             num_workers=self.loader.num_workers,
@@ -187,6 +187,8 @@ class LoopLoader:
         )
         begun = time.perf_counter()
         for self.current, data in zip(keys, samples, strict=True):
+            if self.position >= self.end:  # the run has been stopped
+                break
             if isinstance(data, _Unreadable):
                 raise ValueError(data.reason)
             self.position += 1

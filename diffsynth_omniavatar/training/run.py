@@ -47,6 +47,7 @@ from ..system.progress import StderrLines
 from ..system.signals import exit_code, interrupts
 from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
+from .best import Goal, Progress
 from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints
 from .data_process import DataProcessAccelerator, process_data
 from .ending import error_code
@@ -56,7 +57,7 @@ from .log_table import read_table
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
 from .settings import LoopSettings, StepSettings, steps_in_epochs
-from .validation import Metric, Validation, ValidationSample, load_metrics, read_validation_samples
+from .validation_setup import make_validations, read_validation
 
 logger = logging.getLogger(__name__)
 
@@ -214,9 +215,11 @@ def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAva
     )
 
 
-def check_networks(dataset: OmniAvatarDataset, pipe: OmniAvatarPipeline, auxiliary: AuxiliaryLosses | None) -> None:
+def check_networks(
+    datasets: Sequence[OmniAvatarDataset], pipe: OmniAvatarPipeline, auxiliary: AuxiliaryLosses | None
+) -> None:
     """Raise FlagError if the samples or the losses need a network that was not loaded."""
-    needed = dataset.needed_networks()
+    needed = {name: purpose for dataset in reversed(datasets) for name, purpose in dataset.needed_networks().items()}
     if auxiliary is not None:
         needed["vae"] = "the losses on decoded frames"
     flags = {"speech_encoder": "--wav2vec2_path", "text_encoder": "--model_paths", "vae": "--model_paths"}
@@ -254,35 +257,13 @@ def load_auxiliary(args: argparse.Namespace, device: torch.device) -> AuxiliaryL
     )
 
 
-def check_lengths(dataset: OmniAvatarDataset, auxiliary: AuxiliaryLosses | None) -> None:
+def check_lengths(dataset: OmniAvatarDataset, auxiliary: AuxiliaryLosses) -> None:
     """Raise FlagError if samples can be shorter than a window of the losses."""
-    if auxiliary is not None and dataset.recipe.shortest < auxiliary.shortest:
+    if dataset.recipe.shortest < auxiliary.shortest:
         raise FlagError(
             f"samples can have {dataset.recipe.shortest} frames, but {' and '.join(auxiliary.names)} look at "
             f"{auxiliary.shortest} at once: --min_frames 17"
         )
-
-
-def make_validation(
-    args: argparse.Namespace,
-    samples: Sequence[ValidationSample],
-    metrics: Sequence[Metric],
-    module: OmniAvatarTrainingModule,
-    accelerator: OmniAccelerator,
-) -> Validation | None:
-    """What generates and measures the validation videos; None without samples for them."""
-    if not samples:
-        return None
-    return Validation(
-        module=module,
-        accelerator=accelerator,
-        samples=samples,
-        folder=Path(args.output_path) / "validation",
-        steps=args.validation_num_inference_steps,
-        seed=args.seed,
-        metrics=metrics,
-        at_start=args.validate_at_start,
-    )
 
 
 def print_plan(lines: Iterable[tuple[str, Any]]) -> None:
@@ -360,7 +341,10 @@ def check_resume(args: argparse.Namespace, checkpoint: Path | None) -> int:
     Raises:
         ValueError: the checkpoint is damaged, or the output path holds later ones.
     """
-    step = 0 if checkpoint is None else load_state(checkpoint)["step"]
+    step = 0
+    if checkpoint is not None:
+        step = load_state(checkpoint)["step"]
+        Progress.read(checkpoint)
     refuse_later_checkpoints(args.output_path, step)
     for table in ("loss.csv", "validation.csv"):
         if args.enable_csv_log and Path(args.output_path, table).is_file():
@@ -449,16 +433,18 @@ def train(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -> None:
     resume = resume_folder(args)
     step = check_resume(args, resume)
-    samples = validation_samples(args)
-    metrics = load_metrics(args.validation_metrics)
+    held_out = read_validation(
+        args, clip_settings(args, conventions), recipe_of(args, conventions), PartialState().device
+    )
     dataset = build_dataset(args, conventions)
     settings = _loop_settings(args, len(dataset), processes, resume)
     if resume is not None:
         check_same_run(resume, load_state(resume), run_of(settings, processes, len(dataset)))
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
-    module = build_module(args, conventions, dataset, accelerator)
-    validation = make_validation(args, samples, metrics, module, accelerator)
+    datasets = [dataset] if held_out.dataset is None else [dataset, held_out.dataset]
+    module = build_module(args, conventions, datasets, accelerator)
+    validate = make_validations(args, held_out, module, accelerator)
     if accelerator.is_main_process:
         print_plan(plan_of(args, dataset, module, settings, processes))
         tell_start(args, settings, step)
@@ -474,8 +460,10 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         trained_tensors=module.trained_tensors,
         export=module.export,
         checkpoints_total_limit=args.checkpoints_total_limit,
-        validate=validation,
+        validate=validate,
         validation_steps=args.validation_steps,
+        goal=None if args.best_by is None else Goal.parse(args.best_by),
+        patience=args.patience,
         log_steps=args.log_steps,
         loss_parts=[] if module.auxiliary is None else ["flow", *module.auxiliary.names],
         **_logger_options(args),
@@ -485,24 +473,26 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         host.launch_training_task(accelerator, dataset, module, training_logger, args=args)
 
 
-def validation_samples(args: argparse.Namespace) -> list[ValidationSample]:
-    """What the validation videos are made from, read and checked."""
-    if args.validation_data is None:
-        return []
-    return read_validation_samples(args.validation_data, is_v2v=args.omniavatar_mode == "v2v")
-
-
 def build_module(
-    args: argparse.Namespace, conventions: Conventions, dataset: OmniAvatarDataset, accelerator: OmniAccelerator
+    args: argparse.Namespace,
+    conventions: Conventions,
+    datasets: Sequence[OmniAvatarDataset],
+    accelerator: OmniAccelerator,
 ) -> OmniAvatarTrainingModule:
-    """Load the networks, and make of them what the host's loop trains."""
+    """Load the networks, and make of them what the host's loop trains.
+
+    Args:
+        args, conventions, accelerator: of the run.
+        datasets: what it trains on, then others whose samples it encodes.
+    """
     place = torch.device("cpu") if args.stream_weights and not args.reference else accelerator.device
     with _loading(args):
         pipe, config = load_training_pipeline(args, conventions, place)
     pipe.device = accelerator.device
     auxiliary = load_auxiliary(args, accelerator.device)
-    check_lengths(dataset, auxiliary)
-    check_networks(dataset, pipe, auxiliary)
+    if auxiliary is not None:
+        check_lengths(datasets[0], auxiliary)
+    check_networks(datasets, pipe, auxiliary)
     module = OmniAvatarTrainingModule(pipe, config, StepSettings(**_given(args, StepSettings)), auxiliary)
     module.on_parts = accelerator.report_parts
     return module

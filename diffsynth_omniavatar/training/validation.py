@@ -1,19 +1,10 @@
-"""Validation: videos that the model in training makes of given pictures and sounds, and what is measured on them.
-
-A metric is a function `metric(video, sample)` that gets what was generated and what from, and returns numbers by name:
-
-    def brightness(video: GeneratedVideo, sample: ValidationSample) -> dict[str, float]:
-        return {"brightness": float(read_frames(video.path, 0, video.frames).float().mean())}
-
-It is named as `package.module:brightness`; each number's mean over all videos is logged as `validation_<name>`.
-"""
+"""Validation: videos that the model in training makes of given pictures and sounds, and what is measured on them."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,82 +12,13 @@ from accelerate.utils import gather_object
 
 from ..generation.generate import generate
 from ..generation.result import GeneratedVideo
-from ..generation.samples import Sample, read_samples
-from ..media.images import load_image
-from ..media.sound import load_sound
-from ..media.video import iter_frames
 from .accelerator import OmniAccelerator
 from .callbacks import ValidationResult
 from .module import ENCODERS, OmniAvatarTrainingModule
+from .validation_metrics import Metric
+from .validation_samples import ValidationSample
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ValidationSample:
-    """What a validation video is made from."""
-
-    prompt: str
-    picture: Path
-    """The portrait; V2V: the video whose mouth is changed."""
-    sound: Path
-
-
-Metric = Callable[[GeneratedVideo, ValidationSample], Mapping[str, float]]
-
-
-def read_validation_samples(path: str | Path, *, is_v2v: bool) -> list[ValidationSample]:
-    """The samples of a file with a line `prompt@@image@@audio` each (V2V: `prompt@@video@@audio`).
-
-    All pictures and sounds are read, so that none of them can fail later, in the middle of training.
-
-    Raises:
-        ValueError: the file is missing or empty, or lines have faults; the message lists all of them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"--validation_data {path} does not exist or is no file.")
-    samples, faults = read_samples(path)
-    for number, sample in samples.items():
-        found = [*_faults(sample, is_v2v)]
-        if found:
-            faults[number] = "; ".join(found)
-    if faults:
-        listed = "\n".join(f"  line {number}: {faults[number]}" for number in sorted(faults))
-        raise ValueError(f"--validation_data {path} has lines that cannot be used:\n{listed}")
-    if not samples:
-        raise ValueError(f"--validation_data {path} is empty; wanted lines prompt@@image@@audio.")
-    return [ValidationSample(sample.prompt, sample.source, sample.audio) for sample in samples.values()]
-
-
-def _faults(sample: Sample, is_v2v: bool) -> Iterator[str]:
-    """The parts of a sample that cannot be read."""
-    for read, path in ((_read_video if is_v2v else load_image, sample.source), (load_sound, sample.audio)):
-        try:
-            read(path)
-        except (ValueError, OSError) as error:
-            yield str(error)
-
-
-def _read_video(path: Path) -> None:
-    for _ in iter_frames(path):
-        pass
-
-
-def load_metrics(names: str) -> list[Metric]:
-    """The functions that "module:function,module:function" names.
-
-    Raises:
-        ValueError: there is no such module or function.
-    """
-    metrics = []
-    for name in filter(None, names.split(",")):
-        module, _, function = name.strip().partition(":")
-        try:
-            metrics.append(getattr(importlib.import_module(module), function))
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"--validation_metrics {name}: {error}; wanted module:function.") from error
-    return metrics
 
 
 @dataclass(kw_only=True)

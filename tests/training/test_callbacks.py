@@ -177,6 +177,6 @@ def test_checkpoints_are_ordered_by_step_and_not_by_name(tmp_path):
         (tmp_path / f"step-{step}").mkdir()
     assert [path.name for path in find_checkpoints(tmp_path)] == ["step-9", "step-10", "step-100"]
     assert find_latest(tmp_path) == tmp_path / "step-100"
-    begin_checkpoint(tmp_path, 101).mkdir()
-    finish_checkpoint(begin_checkpoint(tmp_path, 101), keep=2)
+    begin_checkpoint(tmp_path, "step-101").mkdir()
+    finish_checkpoint(begin_checkpoint(tmp_path, "step-101"), keep=2)
     assert {path.name for path in tmp_path.iterdir()} == {"step-100", "step-101"}

@@ -27,7 +27,8 @@ from diffsynth_omniavatar.model.speech_encoder import AudioEncoder
 from diffsynth_omniavatar.training import first_checks, run
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.flags import UNUSED_HOST_FLAGS, FlagError, build_parser, parse_arguments
-from diffsynth_omniavatar.training.validation import ValidationSample
+from diffsynth_omniavatar.training.validation_metrics import networks_of
+from diffsynth_omniavatar.training.validation_samples import ValidationSample
 
 PARSER = {action.dest: action for action in build_parser()._actions if action.dest != "help"}
 """The flags that the installed host and this package have."""
@@ -95,6 +96,12 @@ class Started:
     def inputs(self) -> dict[str, Any]:
         """What a step's units start from."""
         return self.module.raw_inputs(self.sample)[0]
+
+    @property
+    def held_out(self) -> list[str]:
+        """The clips of the validation loss."""
+        loss = getattr(self.logger.validate, "loss", None)
+        return [] if loss is None else [clip.name for clip in loss.dataset.clips]
 
     @property
     def adapter(self) -> Any:
@@ -251,16 +258,20 @@ ROWS: dict[str, list[Row]] = {
         Row("max_grad_norm", "0.25", "accelerator.settings.max_grad_norm", 0.25),
         Row("fp32_master_weights", None, "accelerator.settings.fp32_master_weights", True),
         Row("seed", "8", "accelerator.settings.seed", 8),
-        Row("seed", "8", "logger.validate.seed", 8),
+        Row("seed", "8", "logger.validate.videos.seed", 8),
         Row("resume", "{folder}/step-3", "accelerator.settings.resume", Path("{folder}/step-3")),
         Row("checkpoints_total_limit", "6", "logger.checkpoints_total_limit", 6),
         Row("log_steps", "9", "logger.log_steps", 9),
-        Row("validation_data", "{folder}/validation.txt", "logger.validate.samples", [
+        Row("validation_data", "{folder}/validation.txt", "logger.validate.videos.samples", [
             ValidationSample("x", Path("{folder}/mask.png"), Path("{folder}/0.mp4"))]),
         Row("validation_steps", "11", "logger.validation_steps", 11),
-        Row("validation_num_inference_steps", "12", "logger.validate.steps", 12),
-        Row("validation_metrics", "synthetic_clips:frame_count", "logger.validate.metrics", [frame_count]),
-        Row("validate_at_start", None, "logger.validate.at_start", True),
+        Row("validation_num_inference_steps", "12", "logger.validate.videos.steps", 12),
+        Row("validation_metrics", "synthetic_clips:frame_count", "logger.validate.videos.metrics", [frame_count]),
+        *(Row("validate_at_start", None, f"logger.validate.{what}.at_start", True) for what in ("loss", "videos")),
+        Row("validation_loss_data", "{folder}/clips.csv", lambda s: s.held_out, ["0.mp4", "1.mp4"]),
+        Row("validation_loss_levels", "3", "logger.validate.loss.levels", 3),
+        Row("best_by", "validation_loss", "logger.goal.figure", "validation_loss"),
+        Row("patience", "13", "logger.patience", 13),
         Row("strict_data", None, "dataset.strict", True),
     ],
     "epochs": [Row("num_epochs", "4", "accelerator.settings.max_steps", 8)],
@@ -337,6 +348,7 @@ ELSEWHERE = {
     "vram_report": "test_a_report_of_the_memory_needs_a_gpu",
     "dry_run": "test_a_dry_run_ends_before_the_loop",
     "debug": "test_debugging_shows_the_error_itself",
+    "validation_syncnet_path": "test_weights_of_figures",
 }
 """Flags whose effect is not found in a place -> the test of them."""
 
@@ -389,6 +401,14 @@ CASES = [(name, row) for name, rows in ROWS.items() for row in rows if row.flag 
 @pytest.mark.parametrize(("name", "row"), CASES, ids=[row.flag for _, row in CASES])
 def test_a_flag_arrives(started: Callable[[str], Started], folder: Path, name: str, row: Row) -> None:
     assert row.read(started(name)) == filled(row.wanted, folder) != row.read(started("plain"))
+
+
+def test_weights_of_figures(folder: Path) -> None:
+    data = ["--validation_data", str(folder / "validation.txt"), "--validation_steps", "1"]
+    weights = ["--validation_syncnet_path", "a", "--syncnet_path", "b", "--vgg_path", "c"]
+    named = ["--validation_metrics", "sync, stable_sync,lpips,synthetic_clips:frame_count"]
+    networks = networks_of(parse_arguments(flags(folder, folder, *data, *weights, *named)))
+    assert (networks.syncnet_path, networks.stable_syncnet_path, networks.vgg_path) == ("a", "b", "c")
 
 
 def test_every_flag_has_its_place() -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from diffsynth_omniavatar.generation.samples import Sample, read_sample
 from diffsynth_omniavatar.training import validation
 from diffsynth_omniavatar.training.module import ENCODERS
-from diffsynth_omniavatar.training.validation import Validation, ValidationSample, read_validation_samples
+from diffsynth_omniavatar.training.validation import Validation
+from diffsynth_omniavatar.training.validation_samples import ValidationSample, read_validation_samples
 
 
 @pytest.fixture
