@@ -15,6 +15,10 @@ RUN = {"seed": 7, "gradient_accumulation_steps": 1, "processes": 1, "samples": 2
 """Of a run with the flags of `training_runs`."""
 
 
+LOSS = ["--validation_loss_data", "clips.csv", "--validation_steps", "1"]
+VIDEOS = ["--validation_data", "videos.txt", "--validation_steps", "1"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("checks"))
@@ -58,6 +62,23 @@ def checkpoint(output, step, state):
         (["--wav2vec2_path", "nowhere"], "--wav2vec2_path nowhere does not exist"),
         (["--tokenizer_path", "nowhere"], "--tokenizer_path nowhere does not exist"),
         (["--use_sync_loss", "--syncnet_path", "nowhere.pt"], r"--syncnet_path nowhere\.pt does not exist"),
+        (["--validation_loss_data", "clips.csv"], "--validation_loss_data and --validation_steps"),
+        ([*LOSS, "--validation_loss_data", "nowhere.csv"], r"nowhere\.csv does not exist"),
+        ([*LOSS, "--validation_loss_levels", "0"], "--validation_loss_levels is 0"),
+        ([*LOSS, "--patience", "2"], "--patience needs --best_by"),
+        ([*LOSS, "--best_by", "validation_lmd"], "--best_by validation_lmd needs --validation_data"),
+        ([*VIDEOS, "--best_by", "validation_loss"], "--best_by validation_loss needs --validation_loss_data"),
+        ([*VIDEOS, "--best_by", "validation_mine"], "--best_by .* is not known: validation_mine:min or :max"),
+        ([*VIDEOS, "--validation_metrics", "lip"], "--validation_metrics lip: wanted module:function, or some of lips"),
+        ([*VIDEOS, "--validation_metrics", "sync"], "--validation_metrics sync: needs --validation_syncnet_path: "),
+        ([*VIDEOS, "--validation_metrics", "stable_sync"], "--validation_metrics stable_sync: needs --syncnet_path: "),
+        ([*VIDEOS, "--validation_metrics", "nowhere:f"], "--validation_metrics nowhere:f: No module named 'nowhere'"),
+        ([*VIDEOS, "--validation_syncnet_path", "x"], "--validation_syncnet_path needs --validation_metrics sync"),
+        ([*VIDEOS, "--syncnet_path", "x"], "--syncnet_path: the loss is not on"),
+        (
+            [*VIDEOS, "--validation_metrics", "sync", "--validation_syncnet_path", "gone"],
+            "--validation_syncnet_path gone does not exist",
+        ),
         (["--resume", "latest"], "--resume latest: .* holds no checkpoint step-N to go on from; --resume auto"),
         (["--resume", "nowhere"], r"nowhere has no loop\.pt"),
     ],

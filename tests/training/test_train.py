@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.training import run
+from diffsynth_omniavatar.training.best import Progress
 from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
 from diffsynth_omniavatar.training.log_table import read_table
+from diffsynth_omniavatar.training.validation_samples import read_validation_samples
 
 RECORDED = Path(__file__).parents[1] / "recorded_losses.json"
 LOSS_TOLERANCE = 1e-3
@@ -163,7 +166,12 @@ def test_the_hosts_two_tasks_train_as_a_cache_does(folder, tmp_path, mode):
     assert losses_of(tmp_path / "sft:train") == losses_of(tmp_path / "sft")
 
 
-def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
+def without_time(row):
+    return {name: value for name, value in row.items() if name != "validation_seconds"}
+
+
+def test_validation_makes_videos_and_figures_and_changes_nothing(folder, tmp_path, caplog):
+    """With and without it the losses are the same; and a run that was resumed equals the uninterrupted one."""
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -179,20 +187,59 @@ def test_validation_makes_videos_and_changes_nothing(folder, tmp_path):
     validation += [
         "--validate_at_start",
         "--validation_metrics",
-        "synthetic_clips:frame_count,synthetic_clips:sound_name",
+        "stability,synthetic_clips:frame_count,synthetic_clips:sound_name",
     ]
-    validation += ["--enable_tensorboard_log"]
-    assert run.main(flags(folder, tmp_path / "validated", *options, *validation)) == 0
+    validation += ["--enable_tensorboard_log", "--validation_loss_data", str(folder / "clips.csv")]
+    validation += ["--validation_loss_levels", "2", "--best_by", "validation_loss", "--save_steps", "1"]
+    with caplog.at_level("INFO"):
+        assert run.main(flags(folder, tmp_path / "validated", *options, *validation)) == 0
     assert losses_of(tmp_path / "plain") == losses_of(tmp_path / "validated")
     for step in (0, 1, 2):
         info = probe_video(tmp_path / "validated" / "validation" / f"step-{step}" / "000.mp4")
         assert info.has_sound and (info.height, info.width) == (32, 32)
     rows = read_table(tmp_path / "validated" / "validation.csv")
+    wanted = [row["validation_loss"] for row in rows]
+    assert len({*wanted}) == 3 and "validation at step 1: loss" in caplog.text
+    best = Progress.read(tmp_path / "validated" / "best")
+    assert best.value == min(wanted) == wanted[best.step]
+    assert all(0 <= row["validation_frozen_share"] <= 1 for row in rows)
+
+    shutil.copytree(tmp_path / "validated" / "step-1", tmp_path / "resumed" / "step-1")
+    resumed = [*options, *validation, "--resume", "latest"]
+    assert run.main(flags(folder, tmp_path / "resumed", *resumed)) == 0
+    assert losses_of(tmp_path / "resumed") == losses_of(tmp_path / "plain")[1:]
+    again = read_table(tmp_path / "resumed" / "validation.csv")
+    assert [without_time(row) for row in again] == [without_time(row) for row in rows[2:]]
+    assert Progress.read(tmp_path / "resumed" / "step-2") == Progress.read(tmp_path / "validated" / "step-2")
+
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(row["validation_frames"] == info.frames for row in rows)
     assert all(row["validation_letters"] == len("speech") for row in rows)
     logged = EventAccumulator(str(tmp_path / "validated" / "tensorboard_log"), size_guidance={"images": 0}).Reload()
     assert [image.step for image in logged.Images("validation/000")] == [0, 1, 2]
+
+
+def test_v2v_validates_against_its_source(folder, tmp_path):
+    """A source with its own sound is the reference of its video; another sound has none."""
+    (folder / "dub.txt").write_text(
+        f"x@@{folder / '0.mp4'}@@{folder / '0.mp4'}\nx@@{folder / '1.mp4'}@@{folder / '0.mp4'}\n"
+    )
+    own, other = read_validation_samples(folder / "dub.txt", is_v2v=True)
+    assert own.reference == folder / "0.mp4" and other.reference is None
+    validation = ["--validation_data", str(folder / "dub.txt"), "--validation_loss_data", str(folder / "clips.csv")]
+    validation += [
+        "--validation_steps",
+        "1",
+        "--validation_num_inference_steps",
+        "1",
+        "--validation_metrics",
+        "picture",
+    ]
+    arguments = [*MODES["v2v-known"], "--max_steps", "1", "--max_tokens", "25", *validation]
+    assert run.main(flags(folder, tmp_path, *arguments, "--best_by", "validation_psnr")) == 0
+    (row,) = read_table(tmp_path / "validation.csv")
+    assert 0 < row["validation_psnr"] < 60 and 0 < row["validation_loss"] < 10
+    assert Progress.read(tmp_path / "best") == Progress(1, "validation_psnr", row["validation_psnr"], 1)
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(folder, tmp_path, capsys):
