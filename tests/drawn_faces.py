@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffsynth_omniavatar.media.faces.detections import write_detections
-from diffsynth_omniavatar.media.faces.face import Face, Track
+from diffsynth_omniavatar.media.faces.face import Face, Track, as_anchors
 
 
 def face_at(x: float, y: float, size: float = 48.0, **changes: Any) -> Face:
@@ -18,7 +16,7 @@ def face_at(x: float, y: float, size: float = 48.0, **changes: Any) -> Face:
     anchors = [[x - size / 4, y - size / 5], [x + size / 4, y - size / 5], [x, y + size / 20]]
     values: dict[str, Any] = dict.fromkeys(("openness", "width", "yaw", "pitch", "roll", "nose_offset"), 0.0)
     values |= {"score": 1.0, "flag": 1.0, **changes}
-    return Face(box=(x - half, y - half, x + half, y + half), anchors=torch.tensor(anchors), **values)
+    return Face(box=(x - half, y - half, x + half, y + half), anchors=as_anchors(anchors), **values)
 
 
 def track_at(start: int, places: Sequence[tuple[float, float] | None], size: float = 48.0) -> Track:

@@ -20,7 +20,7 @@ def face(x: float, y: float, size: float, openness: float = 0.0, **changes: Any)
             "box": (x - half, y - half, x + half, y + half),
             "score": 0.9,
             "flag": 1.0,
-            "anchors": torch.tensor([[x - 0.2 * size, y - 0.2 * size], [x + 0.2 * size, y - 0.2 * size], [x, y]]),
+            "anchors": ((x - 0.2 * size, y - 0.2 * size), (x + 0.2 * size, y - 0.2 * size), (x, y)),
             "openness": openness,
             "width": 0.8,
             "yaw": 0.0,

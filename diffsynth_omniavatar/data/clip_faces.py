@@ -119,7 +119,7 @@ def face_crops(video: Path, size: Size, template: Template, *, aligned: bool) ->
 def _misplacement(seen: SeenFaces, track: Track, template: Template, size: Size) -> float:
     """Mean distance of brows and nose from their places in the template, in sides of the sample; median over time."""
     (height, width), (left, _, top, _) = fit_layout(seen.height, seen.width, size)
-    anchors = torch.stack([face.anchors for face in track.faces if face is not None])
+    anchors = torch.tensor([face.anchors for face in track.faces if face is not None])
     scale = torch.tensor([width / seen.width, height / seen.height])
     shown = (anchors * scale + torch.tensor([left, top])) / torch.tensor([size[1], size[0]])
     canvas = torch.tensor(template.canvas)

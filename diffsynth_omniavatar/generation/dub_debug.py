@@ -75,7 +75,7 @@ class DebugVideo:
     def _face(self, draw: ImageDraw.ImageDraw, face: Face, name: str, colour: str) -> None:
         draw.rectangle(face.box, outline=colour, width=self._line)
         reach = 2 * self._line
-        for x, y in face.anchors.tolist():
+        for x, y in face.anchors:
             draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=colour)
         self._text(draw, (face.box[0], face.box[1] - self._row), f"{name}, {face.score:.2f}", colour)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffsynth_omniavatar.media.faces.face import Face, Track
+from diffsynth_omniavatar.media.faces.face import Face, Track, as_anchors
 
 FRONTAL = torch.tensor([[120.0, 90.0], [172.0, 96.0], [142.0, 118.0]])
 """Anchors of a face in a picture of some 256 pixels."""
@@ -15,7 +15,7 @@ def face_at(anchors: Tensor, score: float = 1.0) -> Face:
     """A face with these anchors [3, 2]; all else is of no interest to alignment."""
     box = (0.0, 0.0, 1.0, 1.0)
     figures = dict.fromkeys(["openness", "width", "yaw", "pitch", "roll", "nose_offset"], 0.0)
-    return Face(box=box, score=score, flag=1.0, anchors=anchors.float(), **figures)
+    return Face(box=box, score=score, flag=1.0, anchors=as_anchors(anchors.tolist()), **figures)
 
 
 def track_of(anchors: Sequence[Tensor | None], start: int = 0) -> Track:

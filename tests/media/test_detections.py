@@ -16,7 +16,7 @@ FACE = Face(
     box=(10, 20, 50.5, 60),
     score=0.875,
     flag=1.0,
-    anchors=torch.tensor([[20.0, 30.0], [40.0, 30.5], [30.0, 42.25]]),
+    anchors=((20.0, 30.0), (40.0, 30.5), (30.0, 42.25)),
     openness=0.125,
     width=0.75,
     yaw=-12.5,
@@ -39,7 +39,7 @@ def test_tracks_are_read_as_written(tmp_path: Path) -> None:
     read = read_detections(tmp_path / "faces.jsonl")
     assert [track.frames for track in read] == [range(3, 6), range(4, 5)] and read[0].faces[1] is None
     for before, after in ((FACE, read[0].at(3)), (other, read[0].at(5)), (other, read[1].at(4))):
-        assert after is not None and after.points is None and torch.equal(after.anchors, before.anchors)
+        assert after is not None and after.points is None and after.anchors == before.anchors
         for name in ("box", "score", "flag", "openness", "width", "yaw", "pitch", "roll", "nose_offset"):
             assert getattr(after, name) == getattr(before, name), name
 

@@ -37,7 +37,7 @@ def test_cut_and_people_are_found(film):
     assert [track.frames for track in tracks] == [range(12), range(12, 24), range(12, 24)]
     for track in tracks[:2]:  # the speaker's is the larger one
         for face, (left, top, side) in zip(track.faces, film.squares[track.start :], strict=False):
-            places = (face.anchors.numpy() - (left, top)) * SIZE / side
+            places = (np.array(face.anchors) - (left, top)) * SIZE / side
             assert face.is_sure and 60 < face.size < 160
             # Where the shipped V2V model has a face in its pictures.
             assert np.abs(places - [(at.real, at.imag) for at in template.anchors]).max() < 5

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...media.faces.face import Face, Track
+from ...media.faces.face import Face, Track, as_anchors
 from ...media.faces.find import FaceFinder
 from ...media.faces.scene_tracks import SceneTracker
 from ...media.sound import load_speech
@@ -271,7 +271,8 @@ def _track_tensor(track: Track) -> Tensor:
             rows.append([float("nan")] * 18)
         else:
             places = [getattr(face, name) for name in _PLACES]
-            rows.append([*face.box, face.score, face.flag, *face.anchors.flatten().tolist(), *places])
+            anchors = [value for anchor in face.anchors for value in anchor]
+            rows.append([*face.box, face.score, face.flag, *anchors, *places])
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -285,7 +286,7 @@ def _face_of(row: list[float]) -> Face:
         box=(row[0], row[1], row[2], row[3]),
         score=row[4],
         flag=row[5],
-        anchors=torch.tensor(row[6:12]).view(3, 2),
+        anchors=as_anchors(zip(row[6:12:2], row[7:12:2], strict=True)),
         openness=row[12],
         width=row[13],
         yaw=row[14],

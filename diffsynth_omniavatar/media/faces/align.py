@@ -57,7 +57,7 @@ def crop_transforms(
     faces = [face for face, new in zip(track.faces, distinct, strict=True) if new]
     seen = [index for index, face in enumerate(faces) if face is not None and face.is_sure]
     seen = seen or [index for index, face in enumerate(faces) if face is not None]
-    anchors = np.array([face.anchors.tolist() for index in seen if (face := faces[index]) is not None])
+    anchors = np.array([face.anchors for index in seen if (face := faces[index]) is not None])
     placed = _steady(_complex(anchors), template, np.array(seen), len(faces), frame_rate)
     return torch.from_numpy(placed[distinct.cumsum() - 1]).float()
 

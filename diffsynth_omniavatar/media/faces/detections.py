@@ -9,11 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...system.atomic import write_text_atomically
 from ...system.text_files import parse_json, read_lines
-from .face import Face, Track
+from .face import Face, Track, as_anchors
 
 _DEFAULTS = {
     "score": 1.0,
@@ -75,7 +73,7 @@ def read_detections(path: str | Path) -> list[Track]:
 
 def _fields(face: Face) -> dict[str, Any]:
     numbers = {name: round(getattr(face, name), 3) for name in _DEFAULTS}
-    anchors = [[round(value, 3) for value in anchor] for anchor in face.anchors.tolist()]
+    anchors = [[round(value, 3) for value in anchor] for anchor in face.anchors]
     return {"box": [round(value, 3) for value in face.box], "anchors": anchors, **numbers}
 
 
@@ -107,7 +105,7 @@ def _parsed(entry: Any, name: str) -> tuple[int, Face]:
         key: _numbers([entry.get(key, default)], 1, f'{name}: "{key}"', "one number")[0]
         for key, default in _DEFAULTS.items()
     }
-    return track, Face(box=(left, top, right, bottom), anchors=torch.tensor(points), **values)
+    return track, Face(box=(left, top, right, bottom), anchors=as_anchors(points), **values)
 
 
 def _check_keys(value: Any, name: str, needed: Iterable[str], others: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ Places are in pixels of the upright picture: x to the right, y down, (0, 0) the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -17,6 +18,16 @@ SURE_SCORE = 0.6
 
 SURE_FLAG = 0.5
 """The mesh's own certainty from which on a face counts."""
+
+
+Anchors = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+"""Three places, x and y each."""
+
+
+def as_anchors(places: Iterable[Iterable[float]]) -> Anchors:
+    """Three pairs of numbers as places."""
+    left_brow, right_brow, nose = ((float(x), float(y)) for x, y in places)
+    return left_brow, right_brow, nose
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,8 +43,9 @@ class Face:
     flag: float
     """How sure the mesh is that it lies on a face, 0 to 1."""
 
-    anchors: Tensor
-    """Float32 [3, 2]: centres of the left and the right eyebrow, and of the nose; what alignment rests on."""
+    anchors: Anchors
+    """Centres of the left and the right eyebrow, and of the nose; what alignment rests on. No tensor: the faces of an
+    hour, each with a small block of memory of its own between the large ones of the networks, would keep those too."""
 
     openness: float
     """Height of the gap between the lips, in distances between the eyes."""

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from .face import Face
+from .face import Face, as_anchors
 
 LEFT_EYE, RIGHT_EYE = (33, 133), (263, 362)
 """Outer and inner corner."""
@@ -44,7 +44,7 @@ def face_of(points: np.ndarray, box: tuple[float, float, float, float], score: f
         box=box,
         score=score,
         flag=flag,
-        anchors=torch.from_numpy(anchors.astype(np.float32)),
+        anchors=as_anchors(anchors.tolist()),
         openness=float(np.mean([_distance(points, lips) for lips in _LIPS])) / between,
         width=_distance(points, _MOUTH_CORNERS) / between,
         yaw=yaw,

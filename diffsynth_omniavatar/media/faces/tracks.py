@@ -183,7 +183,7 @@ def _middle(face: Face) -> np.ndarray:
 
 def _appearance(picture: Tensor, face: Face) -> np.ndarray:
     """Colours in 0 to 1 over the face from brows to mouth, float32 [6, 6, 3], wherever it lies and however rotated."""
-    left, right, nose = (anchor.numpy() for anchor in face.anchors)
+    left, right, nose = np.array(face.anchors)
     across = right - left
     down = np.array([-across[1], across[0]])
     places = np.linspace(-0.5, 0.5, _GRID * _PATCH)
