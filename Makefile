@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test test-quick test-modern test-classic lint clean
 
 help:
-	@echo "make demo   generate, fine-tune on a new person, generate again: demo/report.html, in 4 minutes"
+	@echo "make demo   generate, fine-tune on a new person, generate again, dub: demo/report.html, in 4 minutes"
 	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
 	@echo "make test-quick  of the rooms that differ from origin/main the quick tests, with 2.1"
 	@echo "make lint   ruff, mypy and the table of modules"

@@ -250,7 +250,7 @@ def _report(
         training_losses(demo.work / "run" / "loss.csv"),
         newcomer,
         dubbed,
-        demo.commands_by_hand(dubbed.film.speaker.prompt),
+        demo.commands_by_hand(dubbed.film.prompt),
         train_clips=TRAIN_CLIPS,
         held_out_clips=HELD_OUT_CLIPS,
         seconds=seconds,

@@ -81,9 +81,9 @@ def dub_film(out: Path, family: Path, steps: int | None) -> DubbedFilm:
         load_family(family, "v2v", "cpu"),
         video=out / FILM,
         audio=out / SPEECH,
-        prompt=film.speaker.prompt,
         steps=steps,
         debug_video=out / FOUND,
+        prompt=film.prompt,
         out=out / DUBBED,
     )
     (before, _), (after, width) = (

@@ -197,7 +197,7 @@ noise before and after.</p>
 <p>Each step's loss is at a noise level of its own, which makes most of its ups and downs.</p>
 {_dubbing(dubbed)}
 <h2>Commands</h2><p>These do the same again, in the folder of this page. The training here writes to
-finetune/again, beside the checkpoint that the last command takes.</p>
+finetune/again, beside the checkpoint that the video after it takes.</p>
 <pre>{html.escape(lines_of_commands)}</pre>"""
     return pages.page("OmniAvatar: demo", content, style=STYLE, script=SCRIPT)
 
@@ -227,8 +227,8 @@ def _dubbing(dubbed: DubbedFilm) -> str:
     return f"""<h2>A film is dubbed</h2>
 <p class="result">{dubbing_conclusion(dubbed)}</p>
 {player}
-<p>The film has {width}x{height} pixels; the speaker's head with the shoulders takes {smallest:.0f} to {largest:.0f} of
-them, walks, and after a cut sits beside somebody else, who keeps silent. <code>omniavatar dub</code> finds cut and
+<p>The film has {width}x{height} pixels; the speaker's head with the shoulders is {smallest:.0f} to {largest:.0f} of
+them high, walks, and after a cut sits beside somebody else, who keeps silent. <code>omniavatar dub</code> finds cut and
 faces by itself (<a href="{FOUND}">what it found</a>), cuts the larger face out as the small V2V model knows faces, and
 puts the new mouth back. All pixels around it are the film's. The true mouth is that of the new words.</p>
 {_mouth_plots(mouths, dubbed.speech.waveform)}"""

@@ -22,7 +22,7 @@ DUB_FLAGS: Flags = {
         "the video's own sound: no, a loudness like -20dB to mix it under, or gaps to keep sound and pictures wherever "
         "the new speech has no voice (default: no)",
     ),
-    "detections": (str, "file with faces, instead of looking for them: docs/faces.md (for drawn people)"),
+    "detections": (str, "file with faces, instead of looking for them: docs/faces.md"),
     "debug_video": (str, "also write a video that shows the faces, the mask, and why frames were left as they are"),
 }
 LIST_FLAGS: Flags = {

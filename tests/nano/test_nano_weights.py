@@ -125,7 +125,7 @@ def test_dubbing_moves_a_small_mouth_in_a_film_and_no_pixel_around(v2v, tmp_path
 
     monkeypatch.setattr(VideoWriter, "write", keep)
     sound = Sound(speech.waveform[None], SAMPLE_RATE)
-    settings = {"prompt": film.speaker.prompt, "steps": 2, "show_progress": False}
+    settings = {"prompt": film.prompt, "steps": 2, "show_progress": False}
     made = dub(v2v, video=tmp_path / "film.mp4", audio=sound, out=tmp_path / "dubbed.mp4", **settings)
     assert made.chunks == 2 and made.dubbed == 26 and not made.untouched
     before, after = read_frames(tmp_path / "film.mp4").numpy(), torch.cat(written).numpy()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ HEIGHT, WIDTH = 360, 640
 
 DESK = 306
 """Row from which on a desk hides what is behind it."""
+
+WALLS = "beige", "green"
+"""Of the two scenes, names in `BACKGROUNDS`."""
 
 Figure = tuple[np.ndarray, np.ndarray]
 """A person in a scene of n frames: `drawing.cut_out`'s pictures, float32 [n, 128, 128, 4], and left edge, upper edge
@@ -41,6 +44,11 @@ class Film:
     """What is said, and who speaks, in a picture of 128x128."""
     squares: np.ndarray
     """float [F, 3]: where that picture lies in each frame: left edge, upper edge and side in pixels."""
+
+    @property
+    def prompt(self) -> str:
+        """A description of the speaker, in the first room."""
+        return replace(self.speaker.identity, background=WALLS[0]).describe(self.speaker.sways)
 
     def speaker_in(self, frames: np.ndarray) -> np.ndarray:
         """The speaker's squares out of frames of this film with whatever mouths: uint8 [F, 128, 128, 3]."""
@@ -67,8 +75,9 @@ def draw_film(seed: int, frames: int) -> Film:
     walking = _squares(70 + 6.2 * way, DESK + 4 - bob, 136 + 0.7 * way)
     sitting = _squares(370 - 16 * lean, DESK + 5 - 4 * lean, 208 - 6 * lean)
     beside = _squares(90 + 3 * lean, DESK + 3 + 0 * lean, 164 + 0 * lean)
-    hall = _scene(_room("beige", window=(440, 40), picture=(330, 60)), [(speaking[:cut], walking)])
-    study = _scene(_room("green", window=(30, 30), picture=(270, 50)), [(listening, beside), (speaking[cut:], sitting)])
+    hall = _scene(_room(WALLS[0], window=(440, 40), picture=(330, 60)), [(speaking[:cut], walking)])
+    pair = [(listening, beside), (speaking[cut:], sitting)]
+    study = _scene(_room(WALLS[1], window=(30, 30), picture=(270, 50)), pair)
     return Film(
         frames=np.concatenate([hall, study]), cut=cut, speaker=speaker, squares=np.concatenate([walking, sitting])
     )
