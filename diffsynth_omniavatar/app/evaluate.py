@@ -1,4 +1,4 @@
-"""`omniavatar evaluate`: figures of videos, of two runs compared, or of the small model.
+"""`omniavatar evaluate`: figures of videos, of two runs compared, of a run's checkpoints, or of the small model.
 
 omniavatar evaluate talk.mp4 --reference real.mp4 --out evaluation
 """
@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inception_path", help="weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for fid"
     )
     weights.add_argument("--fvd_path", help="i3d_pretrained_400.pt of cd-fvd, for fvd")
+    steps = parser.add_argument_group("checkpoints of a run")
+    steps.add_argument(
+        "--checkpoints", metavar="RUN", help="measure every step-N in the --output_path of a training run"
+    )
+    steps.add_argument("--validation_data", help="lines prompt@@image@@audio, as in training (default: the run's)")
+    steps.add_argument("--validation_loss_data", help="held-out clips, a table or cache (default: the run's)")
     small = parser.add_argument_group("the small model")
     small.add_argument(
         "--nano", action="store_true", help="measure the small model on drawn people, whose true mouths are known"
@@ -69,12 +75,18 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: flags that do not go together, or files that cannot be used.
     """
-    given = [bool(args.generated), args.nano, args.compare is not None]
+    given = [bool(args.generated), args.nano, args.compare is not None, args.checkpoints is not None]
     if sum(given) != 1:
-        raise ValueError("give videos to measure, or --compare A B, or --nano")
+        raise ValueError("give videos to measure, or --compare A B, or --checkpoints RUN, or --nano")
     if not args.generated and (args.reference or args.audio):
         raise ValueError("--reference and --audio belong to videos that are measured, not to --compare or --nano")
+    if args.checkpoints is None and (args.validation_data or args.validation_loss_data):
+        raise ValueError("--validation_data and --validation_loss_data belong to --checkpoints RUN")
     check_output_folder(args.out)
+    if args.checkpoints is not None:
+        from . import evaluate_checkpoints  # which imports all of training
+
+        return evaluate_checkpoints.run(args, _networks(args))
     if args.nano:
         return nano.run(args)
     if args.compare:
@@ -86,7 +98,17 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     clips = pair_clips(args.generated, args.reference, args.audio)
     groups = check_groups([name.strip() for name in args.figures.split(",") if name.strip()])
-    networks = Networks(
+    networks = _networks(args)
+    with reserved(Path(args.out)):
+        found = _measure_all(clips, groups, networks, Path(args.out))
+        write_results(found, Path(args.out))
+    print_table(found)
+    return FAILED if found.failed else 0
+
+
+def _networks(args: argparse.Namespace) -> Networks:
+    """The weights that the flags name."""
+    return Networks(
         device=choose_device(args.device),
         syncnet_path=args.syncnet_path,
         stable_syncnet_path=args.stable_syncnet_path,
@@ -94,12 +116,6 @@ def _measure(args: argparse.Namespace) -> int:
         inception_path=args.inception_path,
         fvd_path=args.fvd_path,
     )
-
-    with reserved(Path(args.out)):
-        found = _measure_all(clips, groups, networks, Path(args.out))
-        write_results(found, Path(args.out))
-    print_table(found)
-    return FAILED if found.failed else 0
 
 
 def _measure_all(clips: Sequence[ClipFiles], groups: Sequence[str], networks: Networks, out: Path) -> Evaluation:

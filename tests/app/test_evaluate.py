@@ -80,7 +80,7 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give videos to measure, or --compare A B, or --nano"),
+        ([], "give videos to measure, or --compare A B, or --checkpoints RUN, or --nano"),
         (["made", "--compare", "x", "y"], "give videos to measure, or --compare"),
         (["--compare", "x", "y", "--reference", "made"], "--reference and --audio belong to videos"),
         (["none.mp4"], "none.mp4 does not exist"),

@@ -14,6 +14,7 @@ from synthetic_clips import noise, write_table
 from training_runs import MODES, flags, write_inputs
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.app.cli import main
 from diffsynth_omniavatar.data.encode import encoder_pipeline
 from diffsynth_omniavatar.data.precompute import precompute
 from diffsynth_omniavatar.data.tables import read_clips
@@ -203,6 +204,13 @@ def test_validation_makes_videos_and_figures_and_changes_nothing(folder, tmp_pat
     best = Progress.read(tmp_path / "validated" / "best")
     assert best.value == min(wanted) == wanted[best.step]
     assert all(0 <= row["validation_frozen_share"] <= 1 for row in rows)
+
+    measured = ["evaluate", "--checkpoints", str(tmp_path / "validated"), "--out", str(tmp_path / "measured")]
+    assert main([*measured, "--device", "cpu", "--validation_loss_data", str(folder / "clips.csv")]) == 0
+    figures = json.loads((tmp_path / "measured" / "figures.json").read_text())
+    assert [one["figures"] for one in figures["checkpoints"]] == [{"validation_loss": loss} for loss in wanted[1:]]
+    assert figures["best"] == {"validation_loss": 1 + wanted[1:].index(min(wanted[1:]))}
+    assert "<svg" in (tmp_path / "measured" / "report.html").read_text()
 
     shutil.copytree(tmp_path / "validated" / "step-1", tmp_path / "resumed" / "step-1")
     resumed = [*options, *validation, "--resume", "latest"]
