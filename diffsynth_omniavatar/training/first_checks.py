@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 
 from ..data.clips import ClipSource
 from ..model.part_files import speech_encoder_fault, tokenizer_fault, weights_fault
@@ -30,7 +30,8 @@ def check_processes() -> int:
     Raises:
         FlagError: several were launched, but each would train alone.
     """
-    together, launched = PartialState().num_processes, int(os.environ.get("WORLD_SIZE") or 1)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # which only an Accelerator reads by itself
+    together, launched = state.num_processes, int(os.environ.get("WORLD_SIZE") or 1)
     if together != launched:
         raise FlagError(
             f"{launched} processes were launched (WORLD_SIZE), but accelerate joins {together}: each would train by "

@@ -485,7 +485,8 @@ def build_module(
         args, conventions, accelerator: of the run.
         datasets: what it trains on, then others whose samples it encodes.
     """
-    place = torch.device("cpu") if args.stream_weights and not args.reference else accelerator.device
+    on_cpu = accelerator.device.type == "cpu"  # where several processes have one each by number, which no loader knows
+    place = torch.device("cpu") if on_cpu or (args.stream_weights and not args.reference) else accelerator.device
     with _loading(args):
         pipe, config = load_training_pipeline(args, conventions, place)
     pipe.device = accelerator.device
