@@ -97,6 +97,8 @@ class Clip:
             reference = probe_video(files.reference)
             self.frames = min(self.frames, reference.frames)
             _check_shapes(files, self.info, reference)
+        if files.portrait is not None:
+            load_image(files.portrait)  # told now, and not when all frames were measured
 
     @cached_property
     def waveform(self) -> np.ndarray | None:

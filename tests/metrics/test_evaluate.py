@@ -179,3 +179,21 @@ def test_csim_is_the_cosine_to_the_first_frame_with_a_face(folder: Path):
     cosine = first @ last / np.linalg.norm(first) / np.linalg.norm(last)
     assert np.flatnonzero(np.isfinite(curve)).tolist() == [5, 10]
     assert curve[[5, 10]] == pytest.approx([1, cosine], abs=1e-3) and cosine < 0.95
+
+
+def test_lpips_is_asked_of_the_whole_picture_and_the_face_in_plus_minus_one(folder: Path):
+    clip = Clip(ClipFiles(generated=folder / "blurred.mp4", reference=folder / "real.mp4"))
+    clip.reference_faces = Clip(ClipFiles(generated=folder / "real.mp4")).faces
+    networks = Networks()
+    networks._loaded["lpips"] = lambda a, b: (a - b).abs().mean() / 2
+    group = groups.LpipsGroup(clip, networks)
+    window = next(clip.windows())
+    group.watch(window)
+    found = group.result().values
+    difference = (window.frames.float() - window.reference.float()).abs().mean() / 255
+    assert found["lpips"] == pytest.approx(float(difference), rel=1e-4) and found["lpips_face"] > 0
+
+
+def test_a_portrait_that_is_no_picture_is_told_at_once(folder: Path):
+    with pytest.raises(ValueError, match=r"broken.mp4"):
+        Clip(ClipFiles(generated=folder / "real.mp4", portrait=folder / "broken.mp4"))
