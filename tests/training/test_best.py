@@ -12,7 +12,7 @@ from training_toy import Run, same
 from diffsynth_omniavatar.training import callbacks
 from diffsynth_omniavatar.training.accelerator import load_state
 from diffsynth_omniavatar.training.best import Goal, Progress
-from diffsynth_omniavatar.training.callbacks import ValidationResult, find_checkpoints
+from diffsynth_omniavatar.training.callbacks import TrainingLogger, ValidationResult, find_checkpoints
 from diffsynth_omniavatar.training.log_table import read_table
 from diffsynth_omniavatar.training.settings import LoopSettings
 
@@ -108,18 +108,20 @@ def test_a_resumed_run_finds_the_same_best_step(tmp_path, step):
     assert ends[0] == ends[1] and ends[0].validated == 6
 
 
-def test_a_validation_that_was_killed_is_made_after_resuming(tmp_path):
+@pytest.mark.parametrize("place", ["run_validation", "tell_validation"])
+def test_a_validation_that_was_killed_is_made_after_resuming(tmp_path, monkeypatch, place):
+    """Killed before it had a result, and when its row was in the table."""
     whole = validated(tmp_path / "whole").start()
     killed = validated(tmp_path / "killed")
-    validate = killed.options["validate"]
+    original = getattr(TrainingLogger, place)
 
-    def dying(step: int) -> ValidationResult:
-        if step == 4:
+    def dying(logger: TrainingLogger, *given: Any) -> None:
+        if logger.num_steps == 4:
             raise KeyboardInterrupt
-        return validate(step)
+        original(logger, *given)
 
-    killed.options["validate"] = dying
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingLogger, place, dying)
         killed.start()
     resumed = validated(killed.folder, settings=replace(whole.settings, resume=killed.folder / "step-4")).start()
     assert tables(resumed) == tables(whole) and same_best(resumed, whole)
