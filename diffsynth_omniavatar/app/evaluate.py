@@ -34,7 +34,12 @@ from .evaluate_pairs import pair_clips
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar evaluate`."""
     add = parser.add_argument
-    add("generated", nargs="*", metavar="GENERATED", help="videos, folders of videos, or a CSV that pairs files")
+    add(
+        "generated",
+        nargs="*",
+        metavar="GENERATED",
+        help="videos, folders of videos, or a CSV with the columns generated, reference, audio and portrait",
+    )
     add("--reference", nargs="+", default=[], metavar="REF", help="real videos: one for each, one for all, or a folder")
     add("--audio", nargs="+", default=[], metavar="AUDIO", help="speech, likewise (default: the sound of each video)")
     add("--compare", nargs=2, metavar=("A", "B"), help="compare two folders that --out wrote: paired differences B - A")
