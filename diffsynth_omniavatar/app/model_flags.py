@@ -70,13 +70,47 @@ SHARED_FLAGS: Flags = {
         "(default: the checkpoint's, else no)",
     ),
     "silence": (float, "seconds of silence before the speech (default: 0.3; 0 for V2V)"),
+    "sampler": (
+        str,
+        "preset of the flags from --steps to --guidance_to, for LoRAs with few steps: default, lightx2v4, lightx2v8, "
+        "causvid, fusionx or fastwan; each of the flags overrides it (default: the checkpoint's settings)",
+    ),
     "steps": (int, "denoising steps per chunk (default: the checkpoint's, else 50)"),
-    "cfg_scale": (float, "text and audio guidance scale; 1 turns guidance off (default: the checkpoint's, else 4.5)"),
+    "timesteps": (
+        str,
+        "timesteps of the steps, like 1000,750,500,250, which --sigma_shift then moves; '' for equal distances "
+        "(default: the checkpoint's, else equal distances)",
+    ),
+    "sigma_shift": (
+        float,
+        "shift of the noise schedule; 1 takes --timesteps as they are (default: the checkpoint's, else 5)",
+    ),
+    "solver": (
+        str,
+        "euler, or renoise: fresh noise after each step (default: the checkpoint's, else euler)",
+    ),
+    "cfg_scale": (
+        float,
+        "text and audio guidance scale; 1 turns guidance off, but for that of --audio_cfg_scale (default: the "
+        "checkpoint's, else 4.5)",
+    ),
     "audio_cfg_scale": (
         float,
-        "separate audio guidance scale; needs a third pass per step (default: the checkpoint's, else --cfg_scale)",
+        "separate audio guidance scale; needs one more pass per step (default: the checkpoint's, else --cfg_scale)",
     ),
-    "sigma_shift": (float, "shift of the noise schedule (default: the checkpoint's, else 5)"),
+    "guidance_rescale": (
+        float,
+        "against burnt colours: 0 to 1, how far contrast goes back to that without guidance (default: the "
+        "checkpoint's, else 0)",
+    ),
+    "guidance_from": (
+        float,
+        "part of the steps before which there is no guidance, 0 to 1 (default: the checkpoint's, else 0)",
+    ),
+    "guidance_to": (
+        float,
+        "part of the steps after which there is no guidance, 0 to 1 (default: the checkpoint's, else 1)",
+    ),
     "seed": (int, "random seed; the same seed makes the same video (default: 42)"),
     "tiled": (bool, "run the VAE in tiles: less memory (default: yes above 512x512 pixels, else no)"),
     "tea_cache_l1_thresh": (
@@ -150,6 +184,8 @@ def flags_of_file(path: str, command: str, flags: Flags, texts: set[str]) -> Ite
             yield f"--{key}" if value else f"--no-{key}"
         elif key == "dit" and isinstance(value, list):
             yield from ("--dit", *map(str, value))
+        elif key == "timesteps" and isinstance(value, list):
+            yield f"--timesteps={','.join(map(str, value))}"
         elif isinstance(value, list):
             yield from (f"--{key}={one}" for one in value)
         else:

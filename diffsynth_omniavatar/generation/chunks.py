@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from ..media.images import Size
-from ..model.config import Sampling
+from ..model.sampling import SAMPLERS, TRAIN_TIMESTEPS, Sampling
 from . import colours
 from .pipeline import OmniAvatarPipeline
 from .request import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class ChunkMaker:
@@ -26,6 +29,13 @@ class ChunkMaker:
     def __init__(self, pipe: OmniAvatarPipeline, request: Settings, size: Size) -> None:
         self.pipe, self.request, self.size = pipe, request, size
         self.sampling: Sampling = request.sampling(pipe.conventions.sampling)
+        if request.sampler is not None:
+            logger.info(
+                "Sampler %s (%s): timesteps %s.",
+                request.sampler,
+                SAMPLERS[request.sampler].source,
+                ", ".join(f"{TRAIN_TIMESTEPS * level:.5g}" for level in self.sampling.sigmas),
+            )
         self._prompt = pipe.encode_prompt(request.prompt)
         guided = self.sampling.cfg_scale != 1.0
         self._negative_prompt = pipe.encode_prompt(self.sampling.negative_prompt) if guided else None
@@ -66,9 +76,14 @@ class ChunkMaker:
             width=self.size[1],
             num_frames=len(features),
             num_inference_steps=sampling.steps,
-            cfg_scale=sampling.cfg_scale,
-            audio_cfg_scale=sampling.audio_cfg_scale,
+            timesteps=sampling.timesteps,
             sigma_shift=sampling.sigma_shift,
+            solver=sampling.solver,
+            cfg_scale=sampling.cfg_scale,
+            audio_cfg_scale=sampling.audio_scale,
+            guidance_rescale=sampling.guidance_rescale,
+            guidance_from=sampling.guidance_from,
+            guidance_to=sampling.guidance_to,
             seed=request.seed + index,
             tiled=request.tiled,
             tea_cache_l1_thresh=request.tea_cache_l1_thresh,

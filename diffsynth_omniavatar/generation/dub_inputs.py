@@ -128,6 +128,7 @@ def read_dub_inputs(
             "channels). `omniavatar convert --in_dim 49` makes the start of one to train from; `generate` with @image "
             "makes a portrait talk."
         )
+    request.sampling(conventions.sampling)
     with faults_of("audio"):
         speeches = [sound if isinstance(sound, Sound) else load_sound(sound) for sound in request.sounds]
     speeches = [add_silence(speech, request.silence or 0.0) for speech in speeches]

@@ -1,41 +1,91 @@
-"""The audio's own guidance inside the host's two passes."""
+"""Guidance by text and by sound where the host's two passes are not enough."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .. import host
+from ..model.sampling import Sampling
+
+Denoise = Callable[[Tensor, Tensor, "host.TeaCache | None"], Tensor]
+"""Text embedding, audio features and cache -> flow."""
 
 
-class AudioGuidance:
-    """Adds the audio's own guidance to the host's two passes.
+class Guidance:
+    """The guided flow of a step, computed within the host's positive pass.
 
     With p, o, n the predictions with audio, without audio, and with negative text and no audio, s the text guidance
-    and a the audio guidance, the wanted result is `n + s (o - n) + a (p - o)`, and the host computes `n + s (x - n)` of
-    what the positive pass returns as x. So x is `o + a / s (p - o)`; with s = 0 the audio's part is added in the
-    negative pass. Blends are in float32.
+    and a the audio guidance, it is `n + s (o - n) + a (p - o)`: three passes; with s = 1 two, `o + a (p - o)`; with
+    a = s two, `n + s (p - n)`. Outside the guided steps it is p alone. The host computes `n + s (x - n)` of what its
+    positive and negative passes return; both return the guided flow, so that this is what it gets.
 
     Source: upstream's `log_video`, the branch for different scales.
+
+    Args:
+        sampling: scales, rescaling, and which steps are guided.
+        negative_context: the embedding of the negative text; None with a text guidance of 1, which needs none.
+        caches: TeaCaches of the passes o and n.
+        known_frames: latent frames at the start that are given, whose flow has no meaning.
     """
 
-    def __init__(self, text_scale: float, audio_scale: float, tea_cache: host.TeaCache | None) -> None:
-        self.text_scale = text_scale
-        self.audio_scale = audio_scale
-        self.tea_cache = tea_cache
-        self._audio_part: Tensor | None = None
+    def __init__(
+        self,
+        sampling: Sampling,
+        negative_context: Tensor | None,
+        caches: tuple[host.TeaCache | None, host.TeaCache | None] = (None, None),
+        known_frames: int = 0,
+    ) -> None:
+        self._sampling, self._negative_context, self._caches = sampling, negative_context, caches
+        self._known_frames = known_frames
+        self._step = 0
+        self._result: Tensor | None = None
 
-    def __call__(self, prediction: Tensor, without_audio: Callable[[host.TeaCache | None], Tensor]) -> Tensor:
-        """The positive pass: blend a prediction with that of one more pass without audio."""
-        silent = without_audio(self.tea_cache).float()
-        difference = prediction.float() - silent
-        if self.text_scale == 0:
-            self._audio_part = self.audio_scale * difference
-            return prediction
-        return (silent + self.audio_scale / self.text_scale * difference).to(prediction.dtype)
+    def __call__(self, denoise: Denoise, context: Tensor, audio: Tensor, cache: host.TeaCache | None) -> Tensor:
+        """The positive pass."""
+        prediction = denoise(context, audio, cache)
+        self._result = prediction
+        if self._step in self._sampling.guided_steps:
+            guided = self._guided(denoise, prediction, context, torch.zeros_like(audio))
+            self._result = rescaled(guided, prediction, self._sampling.guidance_rescale, self._known_frames)
+        self._step += 1
+        return self._result
 
-    def negative(self, prediction: Tensor, _: Callable[[host.TeaCache | None], Tensor]) -> Tensor:
-        """The negative pass of a text guidance of zero."""
-        assert self._audio_part is not None
-        return (prediction.float() + self._audio_part).to(prediction.dtype)
+    def negative(self, *_: object) -> Tensor:
+        """The negative pass: the same result, without computing."""
+        assert self._result is not None
+        return self._result
+
+    def _guided(self, denoise: Denoise, p: Tensor, context: Tensor, silence: Tensor) -> Tensor:
+        """Blends with the audio are in float32, that with the negative text as the host does it."""
+        s, a = self._sampling.cfg_scale, self._sampling.audio_scale
+        x = p
+        if a != s:
+            o = denoise(context, silence, self._caches[0]).float()
+            difference = p.float() - o
+            if s != 0:
+                x = (o + a / s * difference).to(p.dtype)
+        if s == 1:
+            return x
+        assert self._negative_context is not None
+        n = denoise(self._negative_context, silence, self._caches[1])
+        if s == 0:
+            return n if a == 0 else (n.float() + a * difference).to(n.dtype)
+        return n + s * (x - n)
+
+
+def rescaled(guided: Tensor, plain: Tensor, strength: float, known_frames: int = 0) -> Tensor:
+    """A guided flow g whose deviation goes back to that of the flow without guidance p, against burnt colours:
+
+        strength * g std(p) / std(g) + (1 - strength) * g
+
+    with std over each sample [B, 16, T, h, w] but its first `known_frames`.
+
+    Source: Lin et al. 2024, Common Diffusion Noise Schedules and Sample Steps Are Flawed, equations 15 and 16.
+    """
+    if strength == 0:
+        return guided
+    wanted, found = (flow[:, :, known_frames:].float().std(dim=(1, 2, 3, 4), keepdim=True) for flow in (plain, guided))
+    return (guided.float() * (strength * wanted / found + 1 - strength)).to(guided.dtype)

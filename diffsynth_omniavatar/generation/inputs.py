@@ -76,6 +76,7 @@ def read_inputs(request: TalkRequest, in_dim: int, conventions: Conventions) -> 
     Raises:
         RequestError: an input is missing, unreadable or does not fit the checkpoint; the message names it.
     """
+    request.sampling(conventions.sampling)
     is_v2v = has_masked_video(in_dim)
     image = _portrait(request)
     _check_source(request, image, is_v2v)

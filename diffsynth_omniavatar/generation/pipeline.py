@@ -28,12 +28,14 @@ from ..model.blocks.weights import block_weights
 from ..model.config import LATENT_CHANNELS, Conventions
 from ..model.dit import OmniAvatarDiT, model_fn_omniavatar
 from ..model.host_entries import add_full_entry, add_merged_entries
+from ..model.sampling import Solver
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import apply_checkpoint, grow_model
 from ..system.text_files import parse_json, read_text
 from .masks import MaskSource
 from .pixels import VideoSource
+from .scheduler import FreshNoise, StepScheduler
 from .units import CallInputsUnit, PrefixPostUnit, PromptUnit, units
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
     """A Wan pipeline whose denoiser is an `OmniAvatarDiT`. Made by `from_pretrained`, not by its constructor."""
 
     dit: OmniAvatarDiT
+    scheduler: Any
     conventions: Conventions
     speech_encoder: AudioEncoder | None
     _call_inputs: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
@@ -119,10 +122,16 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
+        sampler: str | None = None,
         num_inference_steps: int | None = None,
+        timesteps: str | Sequence[float] | None = None,
+        sigma_shift: float | None = None,
+        solver: Solver | None = None,
         cfg_scale: float | None = None,
         audio_cfg_scale: float | None = None,
-        sigma_shift: float | None = None,
+        guidance_rescale: float | None = None,
+        guidance_from: float | None = None,
+        guidance_to: float | None = None,
         denoising_strength: float = 1.0,
         tiled: bool | None = None,
         tea_cache_l1_thresh: float | None = None,
@@ -146,18 +155,20 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             prompt_embeds, negative_prompt_embeds: [1, token, C] from `encode_prompt`, instead of the texts.
             height, width: None for the trained size nearest in shape to the portrait or the video.
             num_frames: 4n+1; None for the sound's length, as far as one clip goes.
-            num_inference_steps: denoising steps.
+            sampler: a preset, one of `model.sampling.SAMPLERS`, of the arguments from here to guidance_to.
+            num_inference_steps, timesteps, sigma_shift, solver: see `model.sampling.Sampling`.
             cfg_scale: text guidance s; 1 makes one pass without any guidance.
-            audio_cfg_scale: audio guidance a: three passes, `n + s (o - n) + a (p - o)`; equal to s it takes two.
-            sigma_shift: shift of the noise schedule.
+            audio_cfg_scale: audio guidance a: three passes, `n + s (o - n) + a (p - o)`; equal to s, or with s = 1, it
+                takes two.
+            guidance_rescale, guidance_from, guidance_to: see `model.sampling.Sampling`.
             tiled: run the VAE in tiles; None for "above 512x512".
             tea_cache_l1_thresh: skip steps that change little (upstream's value is 0.14); None computes all.
             tea_cache_model_id: whose coefficients; None for the denoiser's own.
             output_type: "quantized" for PIL images, "floatpoint" for a tensor [3, F, H, W] in [-1, 1].
             host_arguments: what else the host's `__call__` takes: seed, rand_device, ...
 
-        None for negative_prompt, num_inference_steps, cfg_scale, audio_cfg_scale and sigma_shift takes what the
-        checkpoint's config.json says (`conventions.sampling`), or else upstream's values.
+        None for negative_prompt and the arguments of sampling takes what `sampler` says, or the checkpoint's
+        config.json (`conventions.sampling`), or else upstream's values.
 
         Raises:
             ValueError: an input is missing, unreadable or unsupported; the message names it.
@@ -168,11 +179,17 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         if self._parallel is not None and host_arguments.get("seed") is None:
             raise ValueError("Several processes make one video (use_usp) from the same noise: give seed=.")
         sampling = self.conventions.sampling.with_given(
+            sampler=sampler,
             negative_prompt=negative_prompt,
             steps=num_inference_steps,
+            timesteps=timesteps,
+            sigma_shift=sigma_shift,
+            solver=solver,
             cfg_scale=cfg_scale,
             audio_cfg_scale=audio_cfg_scale,
-            sigma_shift=sigma_shift,
+            guidance_rescale=guidance_rescale,
+            guidance_from=guidance_from,
+            guidance_to=guidance_to,
         )
         is_v2v = self.dit.config.has_masked_video
         image = None if input_image is None else load_image(input_image)
@@ -191,10 +208,12 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             "omni_mouth_mask": mouth_mask,
             "omni_reference_video": reference_video,
             "omni_prefix_video": prefix_video,
-            "omni_audio_cfg_scale": sampling.audio_cfg_scale,
+            "omni_sampling": sampling,
         }
         self._call_inputs = (shared, {"context": prompt_embeds}, {"context": negative_prompt_embeds})
         self._returns_floats = output_type == "floatpoint"
+        noise = FreshNoise([host_arguments.get("seed")], host_arguments.get("rand_device", "cpu"))
+        hosts_scheduler, self.scheduler = self.scheduler, StepScheduler(self.scheduler, sampling, noise)
         try:
             return super().__call__(
                 prompt=prompt,
@@ -214,6 +233,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
                 **host_arguments,
             )
         finally:
+            self.scheduler = hosts_scheduler
             self._call_inputs = ({}, {}, {})
             self._returns_floats = False
 

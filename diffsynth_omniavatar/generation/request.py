@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +17,8 @@ from ..media.images import ImageSource
 from ..media.sound import SoundSource
 from ..media.timeline import DEFAULT_OVERLAP, clip_length
 from ..media.writer import SUFFIXES
-from ..model.config import Conventions, Sampling, has_masked_video, size_fault
+from ..model.config import Conventions, has_masked_video, size_fault
+from ..model.sampling import Sampling, Solver
 from ..system.output_folder import can_write, nearest_existing
 from .masks import MaskSource
 
@@ -60,8 +61,9 @@ def faults_of(name: str) -> Iterator[None]:
 class Settings:
     """What videos of all kinds have in common: where they go, and how the model makes them.
 
-    None for negative_prompt, match_colours, steps, cfg_scale, audio_cfg_scale and sigma_shift takes what the
-    checkpoint's config.json says (`Conventions.sampling`), or else upstream's values.
+    None for negative_prompt, match_colours, steps, timesteps, sigma_shift, solver, cfg_scale, audio_cfg_scale and
+    guidance_... takes what `sampler` says, or the checkpoint's config.json (`Conventions.sampling`), or else upstream's
+    values.
 
     Raises:
         RequestError: a value is out of its range, or the output cannot be written.
@@ -90,14 +92,26 @@ class Settings:
     `colours.match_colours`."""
     silence: float | None = None
     """Seconds of silence in front of the speech; None for 0.3, and for V2V 0."""
+    sampler: str | None = None
+    """A preset of all settings from `steps` to `guidance_to`, one of `model.sampling.SAMPLERS`."""
     steps: int | None = None
     """Denoising steps per chunk."""
-    cfg_scale: float | None = None
-    """Text and audio guidance scale; 1 turns guidance off."""
-    audio_cfg_scale: float | None = None
-    """Separate audio guidance scale, with a third pass per step."""
+    timesteps: str | Sequence[float] | None = None
+    """Timesteps of the steps, before `sigma_shift` acts, like "1000,750,500,250"; empty for equal distances."""
     sigma_shift: float | None = None
     """Shift of the noise schedule."""
+    solver: Solver | None = None
+    """"euler", or "renoise": fresh noise after each step."""
+    cfg_scale: float | None = None
+    """Text and audio guidance scale; 1 turns guidance off, but for that of `audio_cfg_scale`."""
+    audio_cfg_scale: float | None = None
+    """Separate audio guidance scale, with one more pass per step."""
+    guidance_rescale: float | None = None
+    """0 to 1, against burnt colours; see `guidance.rescaled`."""
+    guidance_from: float | None = None
+    """Part of the steps before which there is no guidance, 0 to 1."""
+    guidance_to: float | None = None
+    """Part of the steps from which on there is no guidance, 0 to 1."""
     seed: int = 42
     """Random seed; chunk k starts from the noise of seed + k."""
     tiled: bool | None = None
@@ -122,12 +136,7 @@ class Settings:
         """
         try:
             return of_checkpoint.with_given(
-                negative_prompt=self.negative_prompt,
-                match_colours=self.match_colours,
-                steps=self.steps,
-                cfg_scale=self.cfg_scale,
-                audio_cfg_scale=self.audio_cfg_scale,
-                sigma_shift=self.sigma_shift,
+                sampler=self.sampler, **{field.name: getattr(self, field.name) for field in fields(Sampling)}
             )
         except ValueError as error:  # it begins with the field's name
             raise RequestError(f"@{error}") from error

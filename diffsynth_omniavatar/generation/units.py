@@ -13,7 +13,7 @@ The data's path through the units (B batch, T latent frames, F = 4T-3 video fram
 | ReferenceSequenceUnit | a second clip of the person | `omni_reference_sequence_latents` [B, 16, T, h, w] |
 | PrefixUnit | frames that are known at the start | `omni_prefix_latents` [B, 16, P, h, w] |
 | ConditionUnit | all latents above | `omni_y` [B, in_dim - 16, T, h, w] |
-| GuidanceUnit | the two guidance scales | `omni_guidance` |
+| GuidanceUnit | the guidance of `Sampling` | `omni_guidance` |
 | RecordUnit | training: known latents, mouth mask | `omni_record`: what the loss covers, and what it saw |
 | PrefixPostUnit | finished latents | the same with the known latents put back |
 
@@ -35,7 +35,7 @@ from ..media.sound import Sound, speech_waveform
 from ..media.timeline import SAMPLES_PER_FRAME, audio_rows, latent_frames
 from ..model.config import Conventions
 from ..model.dit import OmniAvatarDiT
-from .guidance import AudioGuidance
+from .guidance import Guidance
 from .masks import MaskSource, load_mouth_mask, mask_to_latents, mask_video
 from .pixels import VideoSource, encode_video, image_tensor, video_tensor
 from .record import StepRecord
@@ -405,29 +405,34 @@ class ConditionUnit(host.PipelineUnit):
 
 
 class GuidanceUnit(host.PipelineUnit):
-    """Three passes where the audio's guidance differs from the text's; with a text guidance of 1 there is one pass."""
+    """Guidance beyond the host's: the audio's own, rescaled, or in a part of the steps."""
 
     def __init__(self) -> None:
         host.declare_unit(
             self,
             take_over=True,
-            input_params=("cfg_scale", "omni_audio_cfg_scale", "tea_cache"),
+            input_params=("omni_sampling", "omni_prefix_latents", "tea_cache"),
             output_params=("omni_guidance",),
         )
 
     def process(
         self, pipe: UnitPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
-        text_scale, audio_scale = inputs_shared["cfg_scale"], inputs_shared.get("omni_audio_cfg_scale")
-        if audio_scale is None or audio_scale == text_scale or text_scale == 1.0:
+        sampling = inputs_shared.get("omni_sampling")
+        if sampling is None or sampling.has_hosts_guidance:
             return inputs_shared, inputs_posi, inputs_nega
         cache = inputs_posi.get("tea_cache")
         if cache is not None:
             cache = host.TeaCache(cache.num_inference_steps, cache.rel_l1_thresh, inputs_posi["tea_cache_model_id"])
-        guidance = AudioGuidance(text_scale, audio_scale, cache)
+        prefix = inputs_shared.get("omni_prefix_latents")
+        guidance = Guidance(
+            sampling,
+            inputs_nega.get("context"),
+            (cache, inputs_nega.get("tea_cache")),
+            known_frames=0 if prefix is None else prefix.shape[2],
+        )
         inputs_posi["omni_guidance"] = guidance
-        if text_scale == 0:
-            inputs_nega["omni_guidance"] = guidance.negative
+        inputs_nega["omni_guidance"] = guidance.negative
         return inputs_shared, inputs_posi, inputs_nega
 
 

@@ -7,7 +7,6 @@ follow), `LoRAConfig` the low-rank part of a checkpoint, and `CheckpointConfig` 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from ..media.faces.template import LATENTSYNC, Template
 from ..media.timeline import MAX_TOKENS, clip_length
 from ..system.text_files import parse_json, read_text
+from .sampling import Sampling, is_number
 
 LATENT_CHANNELS = 16
 WAV2VEC2_BASE_DIM = 10752
@@ -53,10 +53,6 @@ def _count_fault(name: str, value: Any, most: int, least: int = 1) -> str | None
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return None
     return f"{name} is {value!r}, wanted a whole number from {least} to {most}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def size_fault(height: int, width: int) -> str | None:
@@ -119,7 +115,7 @@ class OmniAvatarConfig:
         faults = [fault for fault in found if fault is not None]
         if len(self.patch_size) != 3:
             faults.append(f"patch_size is {list(self.patch_size)}, wanted three numbers")
-        if not _is_number(self.eps) or self.eps <= 0:
+        if not is_number(self.eps) or self.eps <= 0:
             faults.append(f"eps is {self.eps!r}, wanted a number above 0")
         if faults:
             raise ValueError(f"OmniAvatarConfig: {'; '.join(faults)}.")
@@ -157,57 +153,6 @@ PRESETS: dict[str, OmniAvatarConfig] = {
 """The published sizes, with 33 input channels."""
 
 
-NEGATIVE_PROMPT = (
-    "Vivid color tones, background/camera moving quickly, screen switching, subtitles and special effects, mutation, "
-    "overexposed, static, blurred details, subtitles, style, work, painting, image, still, overall grayish, worst "
-    "quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn "
-    "face, deformed, disfigured, malformed limbs, fingers merging, motionless image, chaotic background, three legs, "
-    "crowded background with many people, walking backward"
-)
-"""Upstream's default negative prompt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """A model's default settings for generating videos. Where it has none, they are upstream's.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    steps: int = 50
-    """Denoising steps per chunk."""
-    cfg_scale: float = 4.5
-    """Text and audio guidance scale; 1 turns guidance off, with a single pass per step."""
-    audio_cfg_scale: float | None = None
-    """Separate audio guidance scale, with a third pass per step; None for `cfg_scale`."""
-    sigma_shift: float = 5.0
-    """Shift of the noise schedule."""
-    match_colours: bool = False
-    """Match the colours of each chunk to the portrait or the source video."""
-    negative_prompt: str = NEGATIVE_PROMPT
-
-    def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps is {self.steps!r}, wanted a whole number of at least 1.")
-        scales = {"cfg_scale": self.cfg_scale, "sigma_shift": self.sigma_shift}
-        if self.audio_cfg_scale is not None:
-            scales["audio_cfg_scale"] = self.audio_cfg_scale
-        for name, value in scales.items():
-            if not _is_number(value):
-                raise ValueError(f"{name} is {value!r}, wanted a number.")
-        if self.sigma_shift <= 0:
-            raise ValueError(f"sigma_shift is {self.sigma_shift:g}, wanted more than 0.")
-        if not isinstance(self.match_colours, bool):
-            raise ValueError(f"match_colours is {self.match_colours!r}, wanted true or false.")
-        if not isinstance(self.negative_prompt, str):
-            raise ValueError(f"negative_prompt is {self.negative_prompt!r}, wanted a text.")
-
-    def with_given(self, **given: Any) -> Sampling:
-        """These settings with those of `given` that are not None in their place."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Conventions:
     """How a model was trained, as far as generation has to do the same, and how it is sampled.
@@ -236,7 +181,7 @@ class Conventions:
 
     def __post_init__(self) -> None:
         if isinstance(self.sampling, Mapping):
-            object.__setattr__(self, "sampling", Sampling(**self.sampling))
+            object.__setattr__(self, "sampling", Sampling().with_given(**self.sampling))
         if not isinstance(self.sampling, Sampling):
             raise ValueError(f"sampling is {self.sampling!r}, wanted names and values.")
         if isinstance(self.template, Mapping):
@@ -280,7 +225,7 @@ class LoRAConfig:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if fault := _count_fault("lora_rank", self.rank, LARGEST_SIZE):
             raise ValueError(f"{fault}.")
-        if not _is_number(self.alpha) or self.alpha <= 0:
+        if not is_number(self.alpha) or self.alpha <= 0:
             raise ValueError(f"lora_alpha is {self.alpha!r}, wanted a number above 0.")
 
     @property

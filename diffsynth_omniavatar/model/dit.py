@@ -7,6 +7,7 @@ host, peft or accelerate know about Wan's blocks holds for these too.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -232,7 +233,7 @@ def model_fn_omniavatar(
         omni_y: conditioning channels [B, in_dim - 16, T, h, w].
         omni_audio: audio features of this pass [B, 4T-3, audio_dim].
         omni_prefix_latents: known latents [B, 16, P, h, w]; they take the place of the first P frames of `latents`.
-        omni_guidance: a `guidance.AudioGuidance` that adds the audio's own guidance, or None.
+        omni_guidance: makes more passes than the host, a `guidance.Guidance` or its `negative`; or None.
         omni_record: in training a `record.StepRecord`, whose timesteps count; else None.
 
     Returns:
@@ -244,7 +245,7 @@ def model_fn_omniavatar(
     if omni_record is not None:
         timestep = omni_record.timestep
 
-    def denoise(audio: Tensor, cache: TeaCache | None) -> Tensor:
+    def denoise(context: Tensor, audio: Tensor, cache: TeaCache | None) -> Tensor:
         return dit(
             latents,
             timestep,
@@ -256,9 +257,8 @@ def model_fn_omniavatar(
             cache,
         )
 
-    prediction = denoise(omni_audio, tea_cache)
-    if omni_guidance is not None:
-        prediction = omni_guidance(prediction, lambda cache: denoise(torch.zeros_like(omni_audio), cache))
+    compute = denoise if omni_guidance is None else functools.partial(omni_guidance, denoise)
+    prediction = compute(context, omni_audio, tea_cache)
     return prediction if omni_record is None else omni_record.keep(latents, prediction)
 
 

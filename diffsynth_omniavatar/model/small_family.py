@@ -19,9 +19,10 @@ from transformers import Wav2Vec2Config
 from .. import host
 from ..media.faces.template import Template
 from .checkpoint import shapes_of
-from .config import LATENT_CHANNELS, Conventions, OmniAvatarConfig, Sampling
+from .config import LATENT_CHANNELS, Conventions, OmniAvatarConfig
 from .dit import wan_sizes
 from .files import SMALL_FAMILY as FILES
+from .sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ from ..generation.colours import match_colours
 from ..generation.generate import chunk_features
 from ..generation.masks import load_mouth_mask, paste_outside_mouth
 from ..generation.pipeline import OmniAvatarPipeline
+from ..generation.scheduler import FreshNoise, StepScheduler
 from ..generation.units import ConditionUnit, MaskedVideoUnit, PrefixUnit
 from ..media.images import to_bytes, to_video
-from ..media.timeline import DEFAULT_OVERLAP, Chunk, ChunkPlan, chunk_length, ping_pong, plan_chunks
-from ..model import config
+from ..media.timeline import DEFAULT_OVERLAP, ChunkPlan, chunk_length, ping_pong, plan_chunks
+from ..model import sampling as settings
 from ..model.small_family import NANO
 
 SEED_STEP = 1000
@@ -32,7 +33,7 @@ _SHIPPED = NANO.conventions.sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling(config.Sampling):
+class Sampling(settings.Sampling):
     """How the clips of a batch are sampled: as the shipped weights say, unless given."""
 
     steps: int = _SHIPPED.steps
@@ -73,7 +74,8 @@ def generate_batch(
     Returns:
         uint8 [B, F, H, W, 3], F = rows of the sound + leading rows; frame j hears row j - leading rows.
     """
-    pipe.scheduler.set_timesteps(sampling.steps, denoising_strength=1.0, shift=sampling.sigma_shift)
+    if sampling.guidance_rescale or sampling.guided_steps != range(sampling.steps):
+        raise ValueError("guidance_rescale, guidance_from and guidance_to are not for clips that are made together.")
     height, width = takes[0].portrait.shape[:2]
     plan = plan_chunks(
         len(takes[0].waveform),
@@ -90,11 +92,14 @@ def generate_batch(
     parts = []
     for chunk in plan.chunks:
         audio = torch.stack([chunk_features(rows, chunk) for rows in features]).to(reference)
-        noise = _noise(pipe, sampling, len(takes), chunk, plan, reference)
+        seeds = [sampling.seed + SEED_STEP * clip + chunk.index for clip in range(len(takes))]
+        noise = _noise(pipe, seeds, plan, reference)
         original = pixels([_shown(take, chunk.frames) for take in takes])
         inputs = _condition(pipe, original, reference, carried, noise)
         inputs["omni_audio"] = audio * 0 if mute else audio
-        frames = _denoise(pipe, sampling, noise, texts, inputs)
+        scheduler = StepScheduler(pipe.scheduler, sampling, FreshNoise(seeds))
+        scheduler.set_timesteps(sampling.steps, shift=sampling.sigma_shift)
+        frames = _denoise(pipe, sampling, scheduler, noise, texts, inputs)
         if sampling.match_colours:
             frames = match_colours(frames, original)
         carried = frames[:, :, plan.length - plan.overlap :]
@@ -115,11 +120,8 @@ def encode_videos(pipe: OmniAvatarPipeline, video: Tensor) -> Tensor:
     return pipe.vae.single_encode(video.to(pipe.torch_dtype), pipe.device).to(pipe.torch_dtype)
 
 
-def _noise(
-    pipe: OmniAvatarPipeline, sampling: Sampling, count: int, chunk: Chunk, plan: ChunkPlan, reference: Tensor
-) -> Tensor:
+def _noise(pipe: OmniAvatarPipeline, seeds: Sequence[int], plan: ChunkPlan, reference: Tensor) -> Tensor:
     shape = (1, reference.shape[1], plan.latent_length, *reference.shape[3:])
-    seeds = [sampling.seed + SEED_STEP * clip + chunk.index for clip in range(count)]
     return torch.cat([pipe.generate_noise(shape, seed=seed, rand_device="cpu") for seed in seeds])
 
 
@@ -158,6 +160,7 @@ def _shown(take: Take, places: range) -> np.ndarray:
 def _denoise(
     pipe: OmniAvatarPipeline,
     sampling: Sampling,
+    scheduler: StepScheduler,
     latents: Tensor,
     texts: tuple[Tensor, Tensor],
     inputs: dict[str, Any],
@@ -167,9 +170,7 @@ def _denoise(
     With s and a the guidance by text and by sound, the flow is n + s (o - n) + a (p - o): p of weight a, o of s - a,
     n of 1 - s; those of weight zero are left out, and the others computed as one batch.
     """
-    text_scale, audio_scale = sampling.cfg_scale, sampling.audio_cfg_scale
-    if audio_scale is None or text_scale == 1.0:
-        audio_scale = text_scale
+    text_scale, audio_scale = sampling.cfg_scale, sampling.audio_scale
     positive, negative = texts
     audio, silence = inputs["omni_audio"], torch.zeros_like(inputs["omni_audio"])
     passes = [
@@ -189,11 +190,11 @@ def _denoise(
         "omni_y": inputs["omni_y"].repeat(count, 1, 1, 1, 1),
         "omni_prefix_latents": None if known is None else known.repeat(count, 1, 1, 1, 1),
     }
-    for timestep in pipe.scheduler.timesteps:
+    for timestep in scheduler.timesteps:
         now = timestep[None].to(dtype=pipe.torch_dtype, device=pipe.device)
         flows = pipe.model_fn(dit=pipe.dit, latents=latents.repeat(count, 1, 1, 1, 1), timestep=now, **common)
         flow = sum(weight * part for (weight, _, _), part in zip(passes, flows.chunk(count), strict=True))
-        latents = pipe.scheduler.step(flow, timestep, latents)
+        latents = scheduler.step(flow, timestep, latents)
     if known is not None:
         latents = torch.cat([known, latents[:, :, known.shape[2] :]], dim=2)
     return pipe.vae.single_decode(latents, pipe.device)

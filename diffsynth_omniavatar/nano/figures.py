@@ -174,7 +174,7 @@ def figures_guidance(stage: Stage) -> Iterator[Figure]:
     clips = stage.clips[:GUIDANCE_CLIPS]
     curve = []
     for scale in GUIDANCE:
-        options = {"audio_cfg_scale": scale, "cfg_scale": _not_one(stage.sampling.cfg_scale)}
+        options = {"audio_cfg_scale": scale}
         videos = stage.generate(f"guidance_{scale:g}", [take_of(clip) for clip in clips], sampling=options)
         curve.append(float(np.mean(_openness_r(stage.mouths(videos), clips))))
     rises = bool((np.diff(curve) > -0.005).all())
@@ -187,11 +187,6 @@ def figures_guidance(stage: Stage) -> Iterator[Figure]:
         values=curve,
         note=f"r at {GUIDANCE}",
     )
-
-
-def _not_one(text_scale: float) -> float:
-    """A text guidance with which the audio guidance acts: with 1 the pipeline makes a single pass."""
-    return 1.01 if text_scale == 1 else text_scale
 
 
 def figures_long(stage: Stage) -> Iterator[Figure]:

@@ -19,7 +19,8 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.progress import progress
 from diffsynth_omniavatar.generation.request import TalkRequest
 from diffsynth_omniavatar.media.images import to_bytes
-from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
+from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.sampling import NEGATIVE_PROMPT
 
 SIZE = 32
 LENGTH, OVERLAP = 9, 5
@@ -227,10 +228,16 @@ ARRIVALS = [
         {0.051},
     ),
     Arrival("silence", 0.2, lambda run: len(run.pipe.waveform), len(SPEECH.samples[0]) + 3200),
+    Arrival("sampler", "fastwan", of_all_chunks("timesteps"), (1000.0, 757.0, 522.0)),
     straight("steps", 3, "num_inference_steps"),
+    straight("timesteps", (900.0, 300.0)),
+    straight("sigma_shift", 7.0),
+    straight("solver", "renoise"),
     straight("cfg_scale", 2.0),
     straight("audio_cfg_scale", 3.0),
-    straight("sigma_shift", 7.0),
+    straight("guidance_rescale", 0.7),
+    straight("guidance_from", 0.25),
+    straight("guidance_to", 0.75),
     Arrival("seed", 7, lambda run: [call["seed"] for call in run.calls], [7, 8, 9]),
     straight("tiled", True),
     straight("tea_cache_l1_thresh", 0.14),
@@ -339,6 +346,10 @@ def in_units(name, given, unit_input=None, **more):
     return name, given, lambda spy: spy.shared[f"omni_{unit_input or name}"], given, more
 
 
+def in_sampling(name, given):
+    return name, given, lambda spy: getattr(spy.shared["omni_sampling"], name), given, {}
+
+
 CALL_ARRIVALS = [
     in_host("prompt", "a"),
     in_host("negative_prompt", "b"),
@@ -365,7 +376,13 @@ CALL_ARRIVALS = [
     in_host("num_inference_steps", 7),
     in_host("cfg_scale", 2.0),
     in_host("sigma_shift", 3.0),
-    in_units("audio_cfg_scale", 3.0),
+    ("sampler", "fastwan", lambda spy: spy.host["num_inference_steps"], 3, {}),
+    in_sampling("timesteps", (900.0, 300.0)),
+    in_sampling("solver", "renoise"),
+    in_sampling("audio_cfg_scale", 3.0),
+    in_sampling("guidance_rescale", 0.7),
+    in_sampling("guidance_from", 0.25),
+    in_sampling("guidance_to", 0.75),
     in_host("denoising_strength", 0.5),
     in_host("tiled", True),
     in_host("tea_cache_l1_thresh", 0.14),

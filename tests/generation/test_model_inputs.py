@@ -9,7 +9,8 @@ from synthetic_clips import noise
 
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.media.images import to_video
-from diffsynth_omniavatar.model.config import NEGATIVE_PROMPT, Conventions
+from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.sampling import NEGATIVE_PROMPT
 from diffsynth_omniavatar.model.small_family import family_configs
 from diffsynth_omniavatar.nano.family import write_random_family
 

@@ -9,7 +9,6 @@ from golden_models import Goldens, relative_deviation
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import pipeline
-from diffsynth_omniavatar.generation.guidance import AudioGuidance
 from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask, mask_to_latents, mask_video
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.request import TEA_CACHE_MODELS
@@ -105,7 +104,8 @@ def run_case(golden, name, monkeypatch, **arguments):
         width=width,
         num_frames=4 * frames - 3,
         cfg_scale=case["cfg_scale"],
-        audio_cfg_scale=case["audio_cfg_scale"],
+        # Upstream makes one pass with a text guidance of 1, whatever the audio's.
+        audio_cfg_scale=case["audio_cfg_scale"] if case["cfg_scale"] != 1 else None,
         num_inference_steps=case["steps"],
         tea_cache_l1_thresh=case["tea_cache_l1_thresh"],
         tea_cache_model_id="Wan2.1-T2V-14B",
@@ -163,17 +163,6 @@ def test_tea_cache_skips_in_all_three_passes(golden, monkeypatch):
     monkeypatch.setattr(host, "TeaCache", NeverSkips)
     like_upstream = run_case(golden, "teacache_three_pass", monkeypatch)
     assert relative_deviation(like_upstream.final, like_upstream.golden_final) < TOLERANCE
-
-
-@pytest.mark.parametrize("text_scale", [0.0, 2.5])
-def test_guidance_is_the_stated_sum(text_scale):
-    audio_scale = 3.0
-    p, o, n = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    guidance = AudioGuidance(text_scale, audio_scale, None)
-    positive = guidance(p, lambda _: o)
-    negative = guidance.negative(n, lambda _: o) if text_scale == 0 else n
-    host_result = negative + text_scale * (positive - negative)
-    torch.testing.assert_close(host_result, n + text_scale * (o - n) + audio_scale * (p - o), rtol=1e-5, atol=1e-5)
 
 
 def test_the_hosts_scheduler_is_upstreams(golden):

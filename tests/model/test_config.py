@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions, Sampling
+from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
 from diffsynth_omniavatar.model.files import NANO_I2V, NANO_V2V
+from diffsynth_omniavatar.model.sampling import Sampling
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
@@ -44,6 +45,11 @@ def test_the_shipped_model_says_how_it_is_sampled(path) -> None:
         {"cfg_scale": float("nan")},
         {"audio_cfg_scale": float("inf")},
         {"sigma_shift": 0},
+        *({"timesteps": value} for value in ("a", 5, [1001], [500, 500], [0], [250, 500], [True], ["nan"])),
+        {"solver": "heun"},
+        {"guidance_rescale": 1.5},
+        {"guidance_from": 1.0},
+        {"guidance_to": 0},
         {"match_colours": "no"},
         {"negative_prompt": 5},
     ],
@@ -114,3 +120,20 @@ def test_released_checkpoints_say_whether_they_know_longer_prefixes(stated: bool
 def test_only_what_is_given_takes_the_place() -> None:
     own = Sampling(steps=10, cfg_scale=1.0)
     assert own.with_given(steps=None, cfg_scale=3.0, audio_cfg_scale=None) == Sampling(steps=10, cfg_scale=3.0)
+
+
+def test_timesteps_set_the_number_of_steps_and_steps_never_contradict_them() -> None:
+    own = Sampling().with_given(timesteps="1000, 500,20.5")
+    assert (own.steps, own.timesteps) == (3, (1000.0, 500.0, 20.5))
+    assert own.with_given(timesteps="", steps=7) == Sampling(steps=7)
+    assert own.with_given(timesteps=[900]).steps == 1
+    with pytest.raises(ValueError, match="timesteps has 3 values for 7 steps"):
+        own.with_given(steps=7)
+
+
+def test_a_config_may_name_a_preset_and_override_it() -> None:
+    stated = {"sampler": "fastwan", "audio_cfg_scale": 2.0}
+    config = CheckpointConfig.from_dict({"omniavatar": {"conventions": {"sampling": stated}}})
+    sampling = config.conventions.sampling
+    assert (sampling.timesteps, sampling.solver, sampling.audio_scale) == ((1000, 757, 522), "renoise", 2.0)
+    assert CheckpointConfig.from_dict(json.loads(json.dumps(config.to_dict()))).conventions == config.conventions
