@@ -93,12 +93,12 @@ def generate_batch(
     for chunk in plan.chunks:
         audio = torch.stack([chunk_features(rows, chunk) for rows in features]).to(reference)
         seeds = [sampling.seed + SEED_STEP * clip + chunk.index for clip in range(len(takes))]
+        scheduler = StepScheduler(pipe.scheduler, sampling, FreshNoise(seeds))
+        scheduler.set_timesteps(sampling.steps, shift=sampling.sigma_shift)
         noise = _noise(pipe, seeds, plan, reference)
         original = pixels([_shown(take, chunk.frames) for take in takes])
         inputs = _condition(pipe, original, reference, carried, noise)
         inputs["omni_audio"] = audio * 0 if mute else audio
-        scheduler = StepScheduler(pipe.scheduler, sampling, FreshNoise(seeds))
-        scheduler.set_timesteps(sampling.steps, shift=sampling.sigma_shift)
         frames = _denoise(pipe, sampling, scheduler, noise, texts, inputs)
         if sampling.match_colours:
             frames = match_colours(frames, original)

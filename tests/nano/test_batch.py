@@ -39,7 +39,8 @@ def one_by_one(pipe, take, sampling, seed, out, **more):
             pipe, prompt=take.prompt, image=Image.fromarray(take.portrait), audio=Sound(take.waveform[None], 16000),
             out=out, silence=0.0, seed=seed, negative_prompt=sampling.negative_prompt, steps=sampling.steps,
             cfg_scale=sampling.cfg_scale, audio_cfg_scale=sampling.audio_cfg_scale,
-            match_colours=sampling.match_colours, show_progress=False, **more,
+            timesteps=sampling.timesteps, solver=sampling.solver, match_colours=sampling.match_colours,
+            show_progress=False, **more,
         )  # fmt: skip
     finally:
         generate.__globals__["VideoWriter"] = before
@@ -51,12 +52,20 @@ def evaluate_bytes(frames):
 
 
 @pytest.mark.parametrize(
-    "leading", [0, pytest.param(1, marks=pytest.mark.one_host("the other case runs on both hosts"))]
+    ("leading", "settings"),
+    [
+        (0, {"steps": 1, "cfg_scale": 2.0, "audio_cfg_scale": 3.0}),
+        pytest.param(
+            1,
+            {"steps": 2, "timesteps": (1000, 400), "solver": "renoise", "cfg_scale": 1.0, "audio_cfg_scale": 2.0},
+            marks=pytest.mark.one_host("the other case runs on both hosts"),
+        ),
+    ],
 )
 @pytest.mark.slow
-def test_two_clips_at_once_equal_each_alone(pipe, clips, tmp_path, monkeypatch, leading):
+def test_two_clips_at_once_equal_each_alone(pipe, clips, tmp_path, monkeypatch, leading, settings):
     monkeypatch.setattr(pipe, "conventions", replace(pipe.conventions, leading_audio_rows=leading))
-    sampling = Sampling(steps=1, cfg_scale=2.0, audio_cfg_scale=3.0, seed=5)
+    sampling = Sampling(**settings, seed=5)
     takes = takes_of(clips[:2], 12)  # two chunks
     together = generate_batch(pipe, takes, sampling)
     assert together.shape == (2, 12 + leading, SIZE, SIZE, 3)
