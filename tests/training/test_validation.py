@@ -11,9 +11,13 @@ import soundfile
 from PIL import Image
 
 from diffsynth_omniavatar.generation.samples import Sample, read_sample
-from diffsynth_omniavatar.training import validation
+from diffsynth_omniavatar.metrics.clip import ClipFiles
+from diffsynth_omniavatar.metrics.evaluate import ClipResult, Evaluation
+from diffsynth_omniavatar.metrics.networks import Networks
+from diffsynth_omniavatar.training import validation, validation_metrics
 from diffsynth_omniavatar.training.module import ENCODERS
 from diffsynth_omniavatar.training.validation import Validation
+from diffsynth_omniavatar.training.validation_metrics import load_metrics
 from diffsynth_omniavatar.training.validation_samples import ValidationSample, read_validation_samples
 
 
@@ -76,3 +80,24 @@ def test_a_video_that_fails_is_logged_and_the_others_are_made(tmp_path, monkeypa
     assert f"step-3/000.mp4 failed, training goes on: {type(error).__name__}: {error}" in caplog.text
     with pytest.raises(type(error)):
         make_validation(tmp_path, sharded=True)(3)
+
+
+@pytest.mark.parametrize("is_v2v", [False, True])
+def test_groups_of_figures_tell_once_what_a_video_lacks(tmp_path, monkeypatch, caplog, is_v2v):
+    """The portrait and the reference are the sample's; what is not a number is left out."""
+    asked = []
+
+    def evaluate(clips: list[ClipFiles], groups: list[str], networks: Networks) -> Evaluation:
+        asked.extend(clips)
+        values = {"frozen_share": 0.5, "csim": float("nan")}
+        lacks = {"lips": "there is no face in any frame"}
+        return Evaluation(clips=[ClipResult(files=clips[0], values=values, curves={}, missing=lacks)])
+
+    monkeypatch.setattr(validation_metrics, "evaluate", evaluate)
+    (metric,) = load_metrics("stability,lips", Networks(), is_v2v=is_v2v)
+    sample = ValidationSample("x", tmp_path / "face.png", tmp_path / "a.wav", tmp_path / "real.mp4")
+    video = SimpleNamespace(path=tmp_path / "000.mp4")
+    assert [metric(video, sample) for _ in range(2)] == [{"frozen_share": 0.5}] * 2
+    portrait = None if is_v2v else sample.picture
+    assert asked[0] == ClipFiles(generated=video.path, reference=sample.reference, portrait=portrait)
+    assert caplog.text.count("has no figures of lips: there is no face in any frame") == 1
