@@ -15,7 +15,7 @@ PROMPT = "A person speaks to the camera."
 
 FACES = ("largest", "left", "right", "speaking")
 EXTENSIONS = ("loop", "hold", "stop")
-_DECIBELS = re.compile(r"([+-]?\d+(?:\.\d+)?) ?dB", re.IGNORECASE)
+_DECIBELS = re.compile(r"((?:-\d+|\+?\d{1,2})(?:\.\d+)?) ?dB", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

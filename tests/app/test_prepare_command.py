@@ -43,3 +43,7 @@ def test_the_command_counts_makes_and_sums_up(
     assert "1 of 2: " in said.err and "cannot be read" in said.err
     assert main([*command, "--min_face_size", "30"]) == 1
     assert main([*command, "--width", "33"]) == 2
+    capsys.readouterr()
+    for flag, value in (("--min_seconds", "nan"), ("--max_seconds", "inf"), ("--min_face_size", "nan")):
+        assert main([*command, flag, value]) == 2
+        assert f"{flag[2:]} is {value}" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What of a source is shown when, where it gets a new mouth, and in which chunks that is made."""
 
+import dataclasses
 from fractions import Fraction
 from pathlib import Path
 
@@ -181,6 +182,7 @@ GOOD = {"video": "film.mp4", "audio": "speech.wav", "out": "dubbed.mp4"}
         ({"face": "0"}, "face is '0', wanted largest, left, right, speaking or a number from 1 on"),
         ({"extend": "bounce"}, "extend is 'bounce', wanted loop, hold, stop"),
         ({"keep_audio": "yes"}, "keep_audio is 'yes', wanted no, gaps, or a loudness like -20dB"),
+        ({"keep_audio": "9999dB"}, "keep_audio is '9999dB', wanted no, gaps, or a loudness like -20dB"),
         ({"out": "film.mp4"}, "out film.mp4 is the file of video too"),
         ({"debug_video": "dubbed.mp4"}, "debug_video dubbed.mp4 is the file of out too"),
         ({"debug_video": "debug.avi"}, "debug_video debug.avi must end in"),
@@ -201,3 +203,25 @@ def test_a_talk_request_for_a_video_becomes_a_dub():
     gains = {"no": 0.0, "gaps": 1.0, "-20dB": 0.1, "6 db": 10**0.3}
     for keep, gain in gains.items():
         assert DubRequest(**GOOD, keep_audio=keep).original_gain == pytest.approx(gain)
+
+
+def test_frames_of_a_span_show_no_picture_from_before_it():
+    times = times_of(range(120), 120, Fraction(1, 60))
+    footage = dataclasses.replace(footage_of(still(41, 79, 120, 70), cuts=(41,)), times=times)
+    playback, found = plan(footage)
+    (span,) = found.spans
+    assert {span.picture(frame, playback) for frame in span.frames} <= set(range(41, 120))
+
+
+def test_five_frames_are_enough():
+    (span,) = plan(footage_of(still(0, 5, 120, 70)))[1].spans
+    assert span.places == range(5)
+    assert not plan(footage_of(still(0, 4, 120, 70)))[1].spans
+
+
+def test_a_repeated_picture_keeps_the_place_of_its_crop():
+    track = track_at(0, [(100 + frame, 70) for frame in range(10)])
+    placed = place_track(track, dataclasses.replace(footage_of(track), duplicates=frozenset([5])), LATENTSYNC)
+    assert torch.equal(placed.transform(5), placed.transform(4)) and not torch.equal(
+        placed.transform(6), placed.transform(4)
+    )

@@ -188,3 +188,8 @@ def test_fine_patterns_do_not_flicker_when_shrunk():
 def test_one_frame_for_each_transform():
     with pytest.raises(ValueError, match="2 frames and 1 transforms"):
         align(smooth_picture(20, 20).expand(2, -1, -1, -1), torch.eye(3)[None, :2], (8, 8))
+
+
+def test_how_long_a_gap_is_counts_in_seconds() -> None:
+    near = [FRONTAL] * 6 + [None] * 20 + [moved(FRONTAL, 2)] * 6
+    assert scales(crop_transforms(track_of(near), frame_rate=60))[5] > scales(crop_transforms(track_of(near)))[5]

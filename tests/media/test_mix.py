@@ -48,3 +48,15 @@ def test_several_speeches_are_added_without_clipping() -> None:
     loud = Sound(np.full((1, 16000), 0.8, np.float32), 16000)
     mixed = mix_speech([loud, loud], 1.0)
     assert mixed.samples.max() == pytest.approx(1.0) and mixed.samples.min() == mixed.samples.max()
+
+
+def test_what_is_kept_in_gaps_is_as_loud_as_asked_and_silent_in_all_spans() -> None:
+    mixed = mix_speech([SPEECH], 2.0, OWN, 0.1, [(0.5, 0.7), (0.72, 0.9)])
+    assert level(mixed, 1000, 0.1, 0.4) == pytest.approx(0.02, abs=1e-3)
+    assert level(mixed, 1000, 0.52, 0.69) == pytest.approx(0, abs=1e-3)
+    assert level(mixed, 400, 0.52, 0.69) == pytest.approx(0.2, abs=2e-3)
+
+
+def test_what_is_too_loud_below_zero_is_scaled_down_too() -> None:
+    loud = Sound(np.full((1, 160), -0.8, np.float32), 16000)
+    assert mix_speech([loud, loud], 0.01).samples.min() == pytest.approx(-1.0)

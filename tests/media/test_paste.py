@@ -76,11 +76,11 @@ def test_strength_fades_and_none_of_it_keeps_the_bits():
     frames = smooth_picture(120, 200).expand(3, -1, -1, -1)
     transforms = crop_transforms(track_of([FRONTAL - torch.tensor([50.0, 60])] * 3))
     crops = torch.full((3, 64, 64, 3), 255, dtype=torch.uint8)
-    pasted = paste(frames, crops, transforms, torch.ones(64, 64), torch.tensor([0.0, 0.5, 1.0])).float()
+    pasted = paste(frames, crops, transforms, torch.ones(64, 64), torch.tensor([0.0, 0.75, 1.0])).float()
     assert torch.equal(pasted[0], frames[0].float())
     whole = pasted[2] == 255
     assert whole.float().mean() > 0.2
-    assert torch.allclose(pasted[1][whole], (frames[1][whole].float() + 255) / 2, atol=1)
+    assert torch.allclose(pasted[1][whole], 0.25 * frames[1][whole].float() + 0.75 * 255, atol=1)
     assert torch.equal(frames[1], smooth_picture(120, 200))
 
 

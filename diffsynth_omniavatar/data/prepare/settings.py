@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -40,6 +41,11 @@ class PrepareSettings:
     """Quality of the clips' H.264, 0 (lossless) to 51."""
 
     def __post_init__(self) -> None:
+        numbers = {"max_seconds": self.max_seconds, "min_seconds": self.bounds.get("min_seconds", 0.0)}
+        wrong = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+        wrong += [f"{name} is nan" for name, value in self.bounds.items() if math.isnan(value) and name not in numbers]
+        if wrong:
+            raise ValueError(f"PrepareSettings: {'; '.join(wrong)}; wanted a number.")
         default = (ALIGNED_SIZE,) if self.mode == "v2v" else IMAGE_SIZES_720
         object.__setattr__(self, "sizes", tuple((height, width) for height, width in self.sizes or default))
         faults = [fault for fault in (size_fault(*size) for size in self.sizes) if fault is not None]
