@@ -78,7 +78,7 @@ def _opacity(frame: av.VideoFrame, height: int, width: int) -> np.ndarray | None
     """float32 [height, width, 1], 0 to 255; None for a frame that is opaque by its format."""
     if not any(component.is_alpha for component in frame.format.components):
         return None
-    return frame.to_ndarray(format="rgba", width=width, height=height)[..., 3:].astype(np.float32)
+    return frame.to_ndarray(format="rgba", width=width, height=height, threads=1)[..., 3:].astype(np.float32)
 
 
 def _square_size(height: int, width: int, aspect: Fraction | None, path: str | Path) -> tuple[int, int]:
@@ -112,6 +112,8 @@ def _orientation(frame: av.VideoFrame, path: str | Path) -> Callable[[np.ndarray
 
 
 def _to_bt709_bytes(frame: av.VideoFrame, height: int, width: int, path: str | Path) -> np.ndarray:
+    # On one thread: PyAV keeps a frame whose side data were read in a cycle, and with it the threads that converted it;
+    # a loader's worker that is forked meanwhile would wait for them for ever.
     matrix, primaries, transfer = int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc)
     if (matrix, transfer) == (_UNSPECIFIED, _UNSPECIFIED) and "DOVI_METADATA" in frame.side_data:
         raise MediaError(
@@ -129,8 +131,8 @@ def _to_bt709_bytes(frame: av.VideoFrame, height: int, width: int, path: str | P
     if matrix == _UNSPECIFIED and frame.format.components and not frame.format.is_rgb:
         frame.colorspace = 9 if high_range else 1 if frame.height >= HD_HEIGHT else 5
     if not high_range and primaries in _LIKE_BT709:
-        return frame.to_ndarray(format="rgb24", width=width, height=height)
-    light = _light_table(transfer)[frame.to_ndarray(format="rgb48le", width=width, height=height)]
+        return frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
+    light = _light_table(transfer)[frame.to_ndarray(format="rgb48le", width=width, height=height, threads=1)]
     light = light @ _primaries_to_bt709(primaries).T
     if high_range:
         light = _compress_highlights(light)

@@ -137,8 +137,8 @@ def decode_pictures(path: str | Path, seek_to: Fraction | None = None) -> Genera
     """Decoded pictures, from the key frame before `seek_to`, seconds on the file's own clock, on."""
     with open_media(path) as container:
         stream = video_stream(container, path)
-        # With several pictures at a time FFmpeg hides damage in the last ones, as many as there are threads.
-        stream.thread_type = "SLICE"
+        # With several threads FFmpeg hides damage in the last pictures.
+        stream.codec_context.thread_count = 1
         if seek_to is not None and stream.time_base is not None:
             container.seek(math.floor(seek_to / stream.time_base), stream=stream)
         last: Fraction | None = None

@@ -168,7 +168,7 @@ class VideoWriter:
 
     def _write_frame(self, pixels: np.ndarray, stop: int) -> None:
         picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
         )
         picture.pts, picture.time_base = self._stop, self.tick
         self._durations[self._stop] = stop - self._stop

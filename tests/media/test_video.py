@@ -1,5 +1,6 @@
 """Video comes in by its timestamps, upright, beside its sound; bad files are refused by name."""
 
+import gc
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -25,6 +26,7 @@ from media_files import (
     write_greys,
 )
 from PIL import Image
+from synthetic_clips import write_levels
 
 from diffsynth_omniavatar.media import files
 from diffsynth_omniavatar.media.images import fit_image, image_to_tensor, load_image, to_bytes, to_unit_range
@@ -340,3 +342,17 @@ def test_real_portrait_and_speech_are_read(shared_data: Path) -> None:
     sound = load_sound(folder / "0000.MP3")
     assert sound.rate == 44100
     assert len(speech_waveform(sound)) == pytest.approx(6 * 16000, rel=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted by Linux' files")
+def test_reading_leaves_no_threads_that_a_forked_worker_would_wait_for(tmp_path: Path) -> None:
+    path = write_levels(tmp_path / "a.mp4", 20)
+    gc.collect()
+    before = len(os.listdir("/proc/self/task"))
+    gc.disable()
+    try:
+        read_frames(path)
+        probe_video(path)
+        assert len(os.listdir("/proc/self/task")) == before
+    finally:
+        gc.enable()
