@@ -18,6 +18,7 @@ from synthetic_clips import noise, write_table, write_texture
 from test_precompute import FLOAT32, RECIPE, SETTINGS, encoders, write
 
 from diffsynth_omniavatar.data.cache_index import StaleCacheError
+from diffsynth_omniavatar.data.cache_writer import plain_settings
 from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
 from diffsynth_omniavatar.data.encode import CacheOptions
@@ -132,7 +133,7 @@ WITHOUT_EFFECT: dict[type, dict[str, Any]] = {
 """What is drawn or compared in training -> another value."""
 
 ELSEWHERE = {ClipSettings: {"faces"}}
-"""What needs clips with faces: a cache of faces that were cut out says so, `test_clip_faces.py`."""
+"""What needs clips with faces; see `test_faces_that_are_cut_out_are_another_cache`."""
 
 ARGUMENTS = {ClipSettings: ("settings", SETTINGS), Recipe: ("recipe", RECIPE), CacheOptions: ("options", FLOAT32)}
 SHOWN_AS = {"conventions": "first_frame", "height": "size", "width": "size"}
@@ -143,6 +144,12 @@ def test_the_tables_have_every_setting(settings: type) -> None:
     assert {field.name for field in fields(settings)} == {
         *KEYED[settings], *WITHOUT_EFFECT[settings], *ELSEWHERE.get(settings, ()),
     }  # fmt: skip
+
+
+def test_faces_that_are_cut_out_are_another_cache() -> None:
+    usual, cut = (plain_settings(replace(SETTINGS, faces=faces), RECIPE, CacheOptions(), torch.float32)
+                  for faces in ("any", "aligned"))  # fmt: skip
+    assert usual != cut and usual == {name: value for name, value in cut.items() if name != "align"}
 
 
 def fitting(pipe: OmniAvatarPipeline, settings: ClipSettings) -> OmniAvatarPipeline:
