@@ -95,6 +95,6 @@ def make_video(pipe: OmniAvatarPipeline, job: Job, args: argparse.Namespace) -> 
         raise KeyboardInterrupt(f"not even the first chunk was done, so {job.out} was not written.") from None
     if pipe.is_first_process:
         print(
-            f"{made.path}: {made.frames} frames of {made.height}x{made.width}, {counted(made.chunks, 'chunk')}, "
+            f"{made.path}: {made.frames} frames of {made.sides}, {counted(made.chunks, 'chunk')}, "
             f"{counted(made.steps, 'step')}, {made.seconds:.1f} s"
         )

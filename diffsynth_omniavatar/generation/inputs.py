@@ -88,7 +88,8 @@ def read_inputs(request: TalkRequest, in_dim: int, conventions: Conventions) -> 
     sound = add_silence(speech, silence)
     size = _size(request, image, conventions)
     if request.crop_portrait and image is not None:
-        with faults_of("crop_portrait"):
+        named = "" if isinstance(request.image, Image.Image) else f" {request.image}"
+        with faults_of(f"image{named}"):
             image = crop_portrait(image, size)
     waveform = speech_waveform(sound)
     with faults_of("overlap"):

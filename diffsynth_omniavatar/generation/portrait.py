@@ -63,7 +63,7 @@ def crop_portrait(image: Image.Image, size: Size) -> Image.Image:
     """
     face = _face(image)
     if face is None:
-        raise ValueError("no face is found in the picture; give another, or crop it yourself")
+        raise ValueError("no face is found for @crop_portrait; give another picture, or crop it yourself")
     left, top, right, _ = face.box
     scale = min(SHOULDERS * face.size / min(size), image.height / size[0], image.width / size[1])
     height, width = scale * size[0], scale * size[1]

@@ -20,6 +20,11 @@ class GeneratedVideo:
     seconds: float
     """Time it took."""
 
+    @property
+    def sides(self) -> str:
+        """In words, height first, as sizes of the model are named."""
+        return f"{self.height}x{self.width}"
+
 
 @dataclass(frozen=True)
 class DubbedVideo(GeneratedVideo):
@@ -30,3 +35,8 @@ class DubbedVideo(GeneratedVideo):
 
     untouched: Mapping[str, int] = field(default_factory=dict)
     """How many of the other frames there are, by the reason."""
+
+    @property
+    def sides(self) -> str:
+        """In words, width first, as sizes of footage are named."""
+        return f"{self.width}x{self.height}"

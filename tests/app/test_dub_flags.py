@@ -97,5 +97,6 @@ def test_flags_arrive_and_the_config_gives_way(folder, monkeypatch, capsys):
     ((request, inputs, shown),) = arrived
     assert (request.faces, request.sounds, request.steps, request.crf) == (["1"], ["speech.wav"], 4, 20)
     assert request.keep_audio == "-6dB" and not shown and inputs.dubbed == 10
-    told = capsys.readouterr().err
+    printed, told = capsys.readouterr()
+    assert "out.mp4: 1 frames of 3x2, " in printed, "width first, as in the line before"
     assert "film.mp4: 96x96, 25 frames/s, 0.32 s" in told and "10 of 10 frames get a new mouth; 1 chunk" in told

@@ -67,7 +67,7 @@ def test_a_close_up_keeps_what_fits() -> None:
 
 
 def test_a_crop_needs_a_face() -> None:
-    with pytest.raises(ValueError, match="no face is found"):
+    with pytest.raises(ValueError, match="no face is found for @crop_portrait"):
         crop_portrait(Image.new("RGB", (200, 200), GREY), (400, 720))
 
 

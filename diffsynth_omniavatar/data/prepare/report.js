@@ -81,7 +81,9 @@ function control(index, side, reach) {
   field.setAttribute("aria-label", `${rules[index].title}, at ${side}`);
   slider.oninput = () => {
     const value = Number(slider.value), outermost = side === "least" ? reach.low : reach.high;
-    const free = side === "least" ? Math.floor(100 * reach.least) / 100 : Math.ceil(100 * reach.most) / 100;
+    // Figures come rounded to six digits: a bound at the rounded outermost one might reject its own clip.
+    const free = side === "least" ? Math.floor(100 * (reach.least - 1e-4 * Math.abs(reach.least))) / 100
+      : Math.ceil(100 * (reach.most + 1e-4 * Math.abs(reach.most))) / 100;
     bounds[index][side] = value === outermost ? free : Number(value.toPrecision(3));
     field.value = number(bounds[index][side]);
     show();
