@@ -22,10 +22,10 @@ from ...media.video import iter_frames
 from ...media.writer import VideoWriter
 from ...system.atomic import write_atomically
 from ...system.tensor_files import write_safetensors
+from ...system.workers import Tell
 from .crops import AlignedCrop, Crop
 from .records import ClipRecord
 from .settings import PrepareSettings
-from .workers import Tell
 
 STRIP_PICTURES = 8
 STRIP_HEIGHT = 96

@@ -20,7 +20,7 @@ from ...media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ...media.video import iter_frames, probe_video
 from ...media.voice import speech_spans
 from ...system.tensor_files import open_safetensors, write_safetensors
-from .workers import Tell
+from ...system.workers import Tell
 
 LOOK_VERSION = "1"
 """Looks of other versions are made again."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ...system.workers import Tell
 from ..clips import reason_of
 from ..figure_rules import faults
 from .clip_figures import clip_figures
@@ -25,7 +26,6 @@ from .source_state import SourceState, file_facts
 from .sources import Source
 from .spans import plan_spans
 from .sync import Sync, measure_sync
-from .workers import Tell
 
 LOOK_PART = 0.6
 """Part of the work on a source that is done when it has been looked at."""

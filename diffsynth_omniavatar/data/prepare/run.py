@@ -27,6 +27,7 @@ from ...media.video import VideoInfo, probe_video
 from ...media.voice import speech_spans
 from ...system.atomic import clear_leftovers, write_text_atomically
 from ...system.output_folder import reserved
+from ...system.workers import Done, work_through
 from ..clips import reason_of
 from .captions import Captions
 from .duplicates import reject_duplicates
@@ -39,7 +40,6 @@ from .sources import Shard, Source
 from .split import Person, person_of, validation_people
 from .sync import Sync
 from .tables import write_tables
-from .workers import Done, work_through
 
 VALIDATION_SHARE = 0.05
 SHARDS = "shards"

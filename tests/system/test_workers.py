@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from diffsynth_omniavatar.data.prepare.workers import Tell, work_through
+from diffsynth_omniavatar.system.workers import Tell, work_through
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
