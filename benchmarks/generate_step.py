@@ -17,6 +17,7 @@ and its skipped steps are timed apart, and the time of 25 steps is told by how m
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -34,10 +35,12 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import TEA_CACHE_MODELS
 from diffsynth_omniavatar.media.timeline import latent_frames
 from diffsynth_omniavatar.model.blocks.memory_plan import GIB
+from diffsynth_omniavatar.model.blocks.quantized import METHODS
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import PRESETS
 from diffsynth_omniavatar.model.dit import OmniAvatarDiT
+from diffsynth_omniavatar.model.quantize import quantize_blocks
 
 PARTS = {
     "14B": ("14B", (81, 512, 512)),
@@ -69,10 +72,7 @@ class Bench:
     def make(cls, part: str, repeats: int, prints: bool = True) -> Bench:
         model, (frames, height, width) = PARTS[part]
         config = PRESETS[model]
-        torch.manual_seed(0)
-        dit = random_dit(config, "cuda")
-        for block in dit.blocks:  # gates of the size of one, so that every block matters for the result
-            torch.nn.init.normal_(block.modulation)
+        dit = gated_dit(part)
         latents = (latent_frames(frames), height // 8, width // 8)
 
         positive = random_inputs(config, latents)
@@ -110,6 +110,20 @@ class Bench:
         ]
         torch.cuda.synchronize()
         return time.perf_counter() - start, torch.cat(found)
+
+    def eight_bits(self, compiled: BlockRunner) -> None:
+        """Layers and attention in 8 bits; the weights are gone afterwards."""
+        attention = BlockRunner(compile=True, attention_fp8=True)
+        self.attempt("attention", lambda: self.measure("compiled, attention fp8", attention))
+        for method in METHODS:
+            self.dit = None
+            clean()
+            self.dit = gated_dit(self.part)
+            quantize_blocks(self.dit, method)
+            clean()
+            self.attempt(method, functools.partial(self.measure, method, compiled))
+            if method == "fp8":
+                self.attempt("both", lambda: self.measure("fp8, attention fp8", attention))
 
     def tea_cache(self, runner: BlockRunner) -> None:
         """Steps that TeaCache computes and skips, and what follows for a video."""
@@ -172,6 +186,15 @@ class Bench:
         print(flush=True)
 
 
+def gated_dit(part: str) -> OmniAvatarDiT:
+    """The same random denoiser in each call, with gates of the size of one, so that every block matters."""
+    torch.manual_seed(0)
+    dit = random_dit(PRESETS[PARTS[part][0]], "cuda")
+    for block in dit.blocks:
+        torch.nn.init.normal_(block.modulation)
+    return dit
+
+
 def median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
@@ -189,10 +212,14 @@ def meet() -> None:
         torch.cuda.synchronize()
 
 
-def one_gpu(part: str, repeats: int) -> None:
+def one_gpu(part: str, repeats: int, eight_bits: bool) -> None:
     bench, compiled = Bench.make(part, repeats), BlockRunner(compile=True)
     bench.attempt("reference", lambda: bench.measure("reference", None))
     bench.attempt("compiled", lambda: bench.measure("compiled", compiled))
+    if eight_bits:
+        bench.eight_bits(compiled)
+        bench.table()
+        return
     bench.attempt("TeaCache", lambda: bench.tea_cache(compiled))
     bench.attempt("three passes", lambda: bench.measure("compiled, three passes", compiled, passes=3))
     bench.attempt("one batch", lambda: bench.measure("compiled, one batch", compiled, batched=True))
@@ -214,6 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), help="all; with several GPUs 14B and 1.3B")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--eight_bits", action="store_true", help="layers and attention in 8 bits instead of the rest")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parallel = SequenceParallel.start("cuda") if "RANK" in os.environ else None
@@ -223,7 +251,7 @@ def main() -> None:
         clean()
         torch._dynamo.reset()  # or the widths of the tokens would become variable
         if parallel is None:
-            one_gpu(part, args.repeats)
+            one_gpu(part, args.repeats, args.eight_bits)
         else:
             several_gpus(part, args.repeats, parallel)
 

@@ -37,7 +37,9 @@ from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
 from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME, latent_frames
 from diffsynth_omniavatar.model.blocks.gpu_memory import expandable_segments
 from diffsynth_omniavatar.model.blocks.memory_plan import describe
+from diffsynth_omniavatar.model.blocks.quantized import METHODS
 from diffsynth_omniavatar.model.config import PRESETS, CheckpointConfig, Conventions, LoRAConfig, OmniAvatarConfig
+from diffsynth_omniavatar.model.quantize import quantize_blocks
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.auxiliary import AuxiliaryLosses
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, find_checkpoints
@@ -141,10 +143,13 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
     pipe = host.WanVideoPipeline(device="cuda", torch_dtype=torch.bfloat16)
     pipe.audio_encoder = None
     pipe.dit = random_dit(config)
-    if args.quantize:
+    if args.quantize and args.quantize not in METHODS:
         quantize(pipe.dit, args.quantize)
     lora = LoRAConfig()
     add_lora(pipe.dit, lora)
+    if args.quantize in METHODS:
+        quantize_blocks(pipe.dit, args.quantize)
+        clean()
     OmniAvatarPipeline.adopt(pipe, Conventions())
     options = StepSettings(
         use_gradient_checkpointing=True,
@@ -225,7 +230,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--activation_memory", type=memory_amount, help="GiB, or auto")
     parser.add_argument("--stream_weights", action="store_true")
-    parser.add_argument("--quantize", help="frozen weights in 8 bits by DiffSynth 2.x, for example torchao_fp8_w8a16")
+    parser.add_argument("--quantize", help="frozen weights in 8 bits: a method of this package, or of DiffSynth")
     parser.add_argument("--limit", type=float, help="GiB of the GPU that the run may have")
     parser.add_argument("--aux", nargs="*", choices=["sync", "lpips", "trepa"], default=[], help="losses on frames")
     parser.add_argument("--aux_memory", choices=AUX_MEMORY, default="auto")

@@ -41,6 +41,25 @@ MODEL_FLAGS: Flags = {
         bool,
         "compile the transformer's blocks: faster steps, a slower first step (default: no)",
     ),
+    "quantize": (
+        str,
+        "hold the transformer's layers in 8 bits, half the memory: fp8 (fastest; Ada and Hopper), int8, or fp8_weights "
+        "(any GPU, no faster) (default: no)",
+    ),
+    "keep_bf16": (
+        str,
+        "with --quantize: what stays as it is, with commas between: first or last (block), self_attn, cross_attn, ffn, "
+        "ffn.2, ... (default: nothing)",
+    ),
+    "quantize_attention": (
+        bool,
+        "self-attention in 8 bits, too; Hopper and nvidia-cudnn-frontend only, faster and coarser (default: no)",
+    ),
+    "stream_weights": (
+        bool,
+        "keep the weights of the transformer and the text encoder in CPU memory and copy each layer to the GPU just "
+        "before use: for small GPUs; as fast as without for long chunks (default: no)",
+    ),
     "use_usp": (bool, "use several GPUs for each video; start with torchrun --nproc_per_node GPUS (default: no)"),
     "download_source": (
         str,
@@ -184,8 +203,8 @@ def flags_of_file(path: str, command: str, flags: Flags, texts: set[str]) -> Ite
             yield f"--{key}" if value else f"--no-{key}"
         elif key == "dit" and isinstance(value, list):
             yield from ("--dit", *map(str, value))
-        elif key == "timesteps" and isinstance(value, list):
-            yield f"--timesteps={','.join(map(str, value))}"
+        elif key in ("timesteps", "keep_bf16") and isinstance(value, list):
+            yield f"--{key}={','.join(map(str, value))}"
         elif isinstance(value, list):
             yield from (f"--{key}={one}" for one in value)
         else:

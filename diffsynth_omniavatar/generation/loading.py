@@ -8,7 +8,7 @@ It puts together the arguments of the host's `from_pretrained`, which one can al
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from .. import host
+from ..model.blocks.quantized import Method
 from ..model.checkpoint import needed_sources
 from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, PathOrPaths, Source, model_files
 from ..model.part_files import check_parts
@@ -130,6 +131,10 @@ def load_pipeline(
     in_dim: int | None = None,
     vram_limit: float | None = None,
     compile: bool = False,
+    quantize: Method | None = None,
+    keep_bf16: str | Sequence[str] = (),
+    quantize_attention: bool = False,
+    stream_weights: bool = False,
     use_usp: bool = False,
     download_source: str | None = None,
     leading_audio_rows: int | None = None,
@@ -150,6 +155,13 @@ def load_pipeline(
         vram_limit: offload weights to CPU memory above this much GPU memory, in GiB; None keeps all on the device.
         download_source: see `pipeline_arguments`.
         compile: compute the denoiser's blocks in few compiled steps, in place of the host's own.
+        quantize: hold the denoiser's layers in 8 bits after all LoRAs are in: "fp8" (products in float8, on Ada and
+            Hopper), "int8" (products in int8), "fp8_weights" (only the memory); None keeps them as they are.
+        keep_bf16: layers that stay, a list or text between commas: "first", "last" (block), "self_attn", "cross_attn",
+            "ffn", "ffn.2", ...
+        quantize_attention: self-attention in float8, on Hopper, by cuDNN.
+        stream_weights: the weights of the denoiser's blocks and of the text encoder wait in CPU memory and are copied
+            to the GPU just before use.
         use_usp: make a video by all processes that torchrun has started, each with a GPU and a part of the tokens.
         leading_audio_rows, first_frame: `config.Conventions` with which the checkpoint was trained, where its
             config.json does not say so; None follows the checkpoint.
@@ -167,11 +179,16 @@ def load_pipeline(
         "omniavatar": omniavatar,
         "wav2vec2": wav2vec2,
     }
-    if vram_limit is not None and (compile or use_usp):
+    own = {"--compile": compile, "--use_usp": use_usp, "--quantize": quantize, "--stream_weights": stream_weights}
+    own["--quantize_attention"] = quantize_attention
+    flag = next((flag for flag, value in own.items() if value), None)
+    if vram_limit is not None and flag is not None:
         raise ValueError(
-            f"{'--compile' if compile else '--use_usp'} needs the weights on the GPU, --vram_limit {vram_limit:g} "
-            "keeps them in CPU memory: leave one out."
+            f"{flag} does not go with --vram_limit {vram_limit:g}, DiffSynth's own way to save memory: leave one out. "
+            "--stream_weights saves memory, too."
         )
+    if use_usp and (quantize_attention or stream_weights):
+        raise ValueError("--use_usp does not go with --quantize_attention and --stream_weights: leave it or them out.")
     device = choose_device(device)
     files = model_files(model, folder if folder is None else os.fspath(folder), parts)
     check_parts(needed_sources(files))
@@ -184,6 +201,10 @@ def load_pipeline(
         "omniavatar_lora": lora,
         "omniavatar_channels": in_dim,
         "omniavatar_compile": compile,
+        "omniavatar_quantize": quantize,
+        "omniavatar_keep_bf16": keep_bf16,
+        "omniavatar_quantize_attention": quantize_attention,
+        "omniavatar_stream_weights": stream_weights,
         "use_usp": use_usp,
     }
     if vram_limit is not None and device == "cpu":

@@ -22,12 +22,14 @@ from ..media.images import ImageSource, load_image, match_size
 from ..media.sound import Sound, SoundSource, load_sound, speech_waveform
 from ..media.timeline import audio_rows, chunk_length, clip_length
 from ..model import checkpoint
+from ..model.blocks.attention_fp8 import check_attention_fp8
 from ..model.blocks.runner import BlockRunner
 from ..model.blocks.sequence_parallel import SequenceParallel
 from ..model.blocks.weights import block_weights
 from ..model.config import LATENT_CHANNELS, Conventions
 from ..model.dit import OmniAvatarDiT, model_fn_omniavatar
 from ..model.host_entries import add_full_entry, add_merged_entries
+from ..model.quantize import layer_names
 from ..model.sampling import Solver
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
@@ -35,6 +37,7 @@ from ..model.upgrade import apply_checkpoint, grow_model
 from ..system.text_files import parse_json, read_text
 from .masks import MaskSource
 from .pixels import VideoSource
+from .placement import Placement, place
 from .scheduler import FreshNoise, StepScheduler
 from .units import CallInputsUnit, PrefixPostUnit, PromptUnit, units
 
@@ -67,6 +70,10 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             omniavatar_lora: "fused" adds the checkpoint's LoRA to the weights; "adapters" keeps it as peft adapters.
             omniavatar_channels: add input channels up to this number (33, 49 or 65); the new ones start at zero.
             omniavatar_compile: compute the denoiser's blocks by `blocks`, compiled.
+            omniavatar_quantize: hold the blocks' layers in 8 bits, "fp8", "int8" or "fp8_weights"; see `quantize`.
+            omniavatar_keep_bf16: names of layers that stay as they are.
+            omniavatar_quantize_attention: self-attention in float8, too, on Hopper.
+            omniavatar_stream_weights: the weights of the blocks and of the text encoder's layers wait in CPU memory.
 
         With the host's `use_usp=True`, all processes that torchrun has started make a video together, each with a part
         of the tokens, by `sequence_parallel`; they must get the same arguments.
@@ -401,16 +408,26 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     lora = kwargs.pop("omniavatar_lora", "fused")
     channels = kwargs.pop("omniavatar_channels", None)
     compile_blocks = kwargs.pop("omniavatar_compile", False)
+    attention_fp8 = kwargs.pop("omniavatar_quantize_attention", False)
+    placement = Placement(
+        kwargs.pop("omniavatar_quantize", None),
+        layer_names(kwargs.pop("omniavatar_keep_bf16", ())),
+        kwargs.pop("omniavatar_stream_weights", False),
+    )
     bound = inspect.signature(original).bind(*args, **kwargs)
     bound.apply_defaults()
+    device = bound.arguments["device"]
+    placement.check(device)
     own = _sort_configs(bound.arguments["model_configs"])
+    if placement.starts_on_cpu:
+        bound.arguments["device"] = "cpu"
     if own.lora_checkpoint is None and own.conventions is None and own.wav2vec2 is None and channels is None:
-        pipe = original(*args, **kwargs)
+        pipe = original(*bound.args, **bound.kwargs)
         if isinstance(pipe.dit, OmniAvatarDiT):
-            _choose_blocks(pipe.dit, compile_blocks, None)
+            _choose_blocks(pipe, BlockRunner(compile=compile_blocks, attention_fp8=attention_fp8), placement, device)
             return OmniAvatarPipeline.adopt(pipe, _conventions(own.host_configs))
         return pipe
-    parallel = SequenceParallel.start(bound.arguments["device"]) if bound.arguments["use_usp"] else None
+    parallel = SequenceParallel.start(device) if bound.arguments["use_usp"] else None
     bound.arguments.update(model_configs=own.host_configs, use_usp=False)
     pipe = original(*bound.args, **bound.kwargs)
     if own.lora_checkpoint is not None:
@@ -424,20 +441,25 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         grow_model(pipe.dit, channels)
     encoder = None
     if own.wav2vec2 is not None:
-        encoder = AudioEncoder.from_pretrained(own.wav2vec2).to(pipe.device)
-    _choose_blocks(pipe.dit, compile_blocks, parallel)
+        encoder = AudioEncoder.from_pretrained(own.wav2vec2).to(device)
+    runner = BlockRunner(compile=compile_blocks, parallel=parallel, attention_fp8=attention_fp8)
+    _choose_blocks(pipe, runner, placement, device)
     return OmniAvatarPipeline.adopt(pipe, own.conventions or _conventions(own.host_configs), encoder)
 
 
-def _choose_blocks(dit: OmniAvatarDiT, compile_blocks: bool, parallel: SequenceParallel | None) -> None:
-    """Let the denoiser compute its blocks by `blocks`, where one of the two asks for it."""
-    if not compile_blocks and parallel is None:
-        return
-    for block in dit.blocks:
-        block_weights(block)
-    if parallel is not None:
-        parallel.check(dit.config.num_heads)
-    dit.runner = BlockRunner(compile=compile_blocks, parallel=parallel)
+def _choose_blocks(pipe: Any, runner: BlockRunner, placement: Placement, device: Any) -> None:
+    """Let the denoiser compute its blocks by `blocks`, where something asks for it; bring all models to `device`."""
+    dit: OmniAvatarDiT = pipe.dit
+    if runner.compile or runner.parallel is not None or runner.attention_fp8 or placement.stream:
+        for block in dit.blocks:
+            block_weights(block)
+        if runner.parallel is not None:
+            runner.parallel.check(dit.config.num_heads)
+        if runner.attention_fp8:
+            check_attention_fp8(device, dit.config.dim // dit.config.num_heads)
+        dit.runner = runner
+    if placement.starts_on_cpu:
+        place(pipe, placement, device)
 
 
 def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, channels: int | None) -> None:

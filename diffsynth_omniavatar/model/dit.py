@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..host import WanModel, sinusoidal_embedding_1d
+from .blocks.forward import add_per_frame
 from .blocks.runner import BlockRunner
 from .config import AUDIO_WINDOW, OmniAvatarConfig
 
@@ -134,6 +135,7 @@ class OmniAvatarDiT(WanModel):
             tokens = parallel.share(tokens)
             frames = parallel.share(_frames_of_tokens(grid, x.device), dim=0)
         recompute = use_gradient_checkpointing or use_gradient_checkpointing_offload
+        add = add_per_frame if self.runner is None else self.runner.add_per_frame
         if self.runner is not None:
             offload = use_gradient_checkpointing_offload
             run = self.runner.prepare(self, tokens, context, t_mod, grid, recompute, offload)
@@ -150,7 +152,7 @@ class OmniAvatarDiT(WanModel):
             for index in range(len(self.blocks)):
                 if index in self.config.audio_layers:
                     audio = self.audio_cond_projs[index - self.config.audio_layers.start](packed_audio)
-                    tokens = _add_per_frame(tokens, audio, frames)
+                    tokens = add(tokens, audio, frames)
                 tokens = run(index, tokens)
             if tea_cache is not None:
                 tea_cache.store(tokens)
@@ -188,13 +190,6 @@ class OmniAvatarDiT(WanModel):
 def _frames_of_tokens(grid: tuple[int, ...], device: torch.device) -> Tensor:
     """The latent frame of each token, [T*h*w]."""
     return torch.arange(grid[0], device=device).repeat_interleave(math.prod(grid[1:]))
-
-
-def _add_per_frame(tokens: Tensor, values: Tensor, frames: Tensor | None) -> Tensor:
-    """Add values [B, T, D] to the tokens of their latent frame: to all [B, T*h*w, D], or to those of `frames` [s]."""
-    if frames is not None:
-        return tokens + values[:, frames]
-    return (tokens.unflatten(1, (values.shape[1], -1)) + values.unsqueeze(2)).flatten(1, 2)
 
 
 def _block_runner(use_gradient_checkpointing: bool, offload: bool) -> Callable[..., Tensor]:

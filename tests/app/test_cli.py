@@ -138,7 +138,7 @@ def test_mistakes_take_one_line(tmp_path, inputs, capsys):
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8"], "no GPU memory to limit"),
         (
             ["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--vram_limit", "8", "--compile"],
-            "--compile needs the weights on the GPU, --vram_limit 8",
+            "--compile does not go with --vram_limit 8",
         ),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--use_usp"], "start with `torchrun"),
         (["generate", "--input_file", "x.txt", "--prompt", "a"], "--input_file replaces --prompt"),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .forward import gelu, project, rotate, standardize
 from .memory_plan import chunk_count
+from .quantized import input_gradient
 from .weights import BlockWeights, Modulation, Projection
 
 Gradients = tuple[Tensor, ...]
@@ -28,7 +29,7 @@ Backward = tuple[tuple[Tensor, ...], Gradients]
 
 def project_backward(grad: Tensor, x: Tensor, p: Projection) -> tuple[Tensor, Gradients]:
     """Gradients of `project` by x [B, S, in], and by A and B."""
-    dx = grad @ p.weight
+    dx = input_gradient(grad, p.weight)
     if p.down is None or p.up is None:
         return dx, ()
     down, up = p.down.to(x.dtype), p.up.to(x.dtype)

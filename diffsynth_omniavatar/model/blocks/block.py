@@ -16,9 +16,11 @@ from torch import Tensor
 
 from ...host import flash_attention
 from .attention import Attention
+from .attention_fp8 import attend as attend_fp8
 from .backward import Gradients, in_chunks
 from .memory_plan import Kept
 from .pieces import Pieces
+from .quantized import QuantizedTokens
 from .streaming import MainMemory
 from .weights import BlockWeights, Modulation, Rotary
 
@@ -48,6 +50,7 @@ class BlockCall:
         pieces: `EAGER` or `compiled()`.
         inputs: where the block's input waits for the backward pass; None for the device.
         attend: the self-attention of a pass without gradients.
+        attention_fp8: that attention in float8, instead.
     """
 
     weights: Callable[[], BlockWeights]
@@ -58,12 +61,17 @@ class BlockCall:
     pieces: Pieces
     inputs: MainMemory | None = None
     attend: Callable[..., Tensor] = flash_attention
+    attention_fp8: bool = False
 
     def plain(self, x: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D], as autograd differentiates it."""
         w, pieces, m = self.weights(), self.pieces, self.modulation
-        _, _, v, queries, keys = pieces.pre_attention(x, m, self.rotary, w)
-        attended = self.attend(queries, keys, v, num_heads=w.heads)
+        attended: Tensor | QuantizedTokens
+        if self.attention_fp8:
+            attended = attend_fp8(pieces.pre_attention_fp8(x, m, self.rotary, w), w.heads)
+        else:
+            _, _, v, queries, keys = pieces.pre_attention(x, m, self.rotary, w)
+            attended = self.attend(queries, keys, v, num_heads=w.heads)
         between, _, queries, keys, values, _ = pieces.middle(x, attended, self.text, m, w)
         attended = flash_attention(queries, keys, values, num_heads=w.heads)
         return pieces.post_attention(between, attended, m, w)[-1]

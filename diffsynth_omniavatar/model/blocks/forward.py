@@ -20,18 +20,29 @@ Shapes: tokens [B, S, D], heads h of width d = D / h, text [B, L, D], hidden lay
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention_fp8 import AttentionInputs, attention_inputs
+from .quantized import QuantizedTokens, QuantizedWeight, linear
 from .weights import BlockWeights, Modulation, Projection, Rotary
 
+GELU_DIP = 0.1701
+"""GELU is nowhere below minus this."""
 
-def project(x: Tensor, p: Projection) -> Tensor:
-    """[B, S, in] -> [B, S, out]."""
-    y = F.linear(x, p.weight, p.bias)
+
+def project(x: Tensor | QuantizedTokens, p: Projection, limit: Tensor | None = None) -> Tensor:
+    """[B, S, in] -> [B, S, out]; no number of a token exceeds `limit` [B, S, 1], which spares products in 8 bits a look
+    at all of them.
+    """
+    y = linear(x, p.weight, p.bias, limit)
     if p.down is None or p.up is None:
         return y
+    if isinstance(x, QuantizedTokens):
+        x = x.widened()
     return y + F.linear(F.linear(x, p.down.to(x.dtype)), p.up.to(x.dtype)) * p.scale
 
 
@@ -71,9 +82,21 @@ def gelu(u: Tensor) -> Tensor:
     return F.gelu(u, approximate="tanh")
 
 
+def gelu_limit(u: Tensor) -> Tensor:
+    """What no number of gelu(u) exceeds in a token, [B, S, 1]: that of the largest, or the depth of its dip."""
+    return gelu(u.amax(-1, keepdim=True)).clamp(min=GELU_DIP)
+
+
 def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     """x + gate y, in float32, in the format of x."""
     return (x.float() + gate.float() * y.float()).to(x.dtype)
+
+
+def add_per_frame(tokens: Tensor, values: Tensor, frames: Tensor | None) -> Tensor:
+    """Add values [B, T, D] to the tokens of their latent frame: to all [B, T*h*w, D], or to those of `frames` [s]."""
+    if frames is not None:
+        return tokens + values[:, frames]
+    return (tokens.unflatten(1, (values.shape[1], -1)) + values.unsqueeze(2)).flatten(1, 2)
 
 
 def pre_attention(x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights) -> tuple[Tensor, ...]:
@@ -83,6 +106,13 @@ def pre_attention(x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights) -> 
     return (q, k, v, *turned(q, k, rotary, w))
 
 
+def pre_attention_fp8(x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights) -> AttentionInputs:
+    """[B, S, D] -> what the self-attention in float8 takes."""
+    _, _, v, queries, keys = pre_attention(x, m, rotary, w)
+    q_limit, k_limit = (math.sqrt(x.shape[-1]) * norm.float().abs().amax() for norm in (w.own.norm_q, w.own.norm_k))
+    return attention_inputs(queries, keys, v, q_limit, k_limit)
+
+
 def turned(q: Tensor, k: Tensor, rotary: Rotary, w: BlockWeights) -> tuple[Tensor, Tensor]:
     """The attention's q and k from their projections."""
     queries = rotate(rms_norm(q, w.own.norm_q, w.eps), *rotary).to(q.dtype)
@@ -90,7 +120,9 @@ def turned(q: Tensor, k: Tensor, rotary: Rotary, w: BlockWeights) -> tuple[Tenso
     return queries, keys
 
 
-def middle(x: Tensor, attended: Tensor, text: Tensor, m: Modulation, w: BlockWeights) -> tuple[Tensor, ...]:
+def middle(
+    x: Tensor, attended: Tensor | QuantizedTokens, text: Tensor, m: Modulation, w: BlockWeights
+) -> tuple[Tensor, ...]:
     """Tokens behind the self-attention [B, S, D], the cross-attention's projection of q, and its q, k, v, and the
     projection of k.
     """
@@ -112,4 +144,5 @@ def post_attention(between: Tensor, attended: Tensor, m: Modulation, w: BlockWei
     """
     crossed = between + project(attended, w.cross.o)
     hidden = project(modulate(crossed, m.ffn_shift, m.ffn_scale, w.eps), w.ffn_in)
-    return crossed, hidden, add_gated(crossed, project(gelu(hidden), w.ffn_out), m.ffn_gate)
+    limit = gelu_limit(hidden) if isinstance(w.ffn_out.weight, QuantizedWeight) else None
+    return crossed, hidden, add_gated(crossed, project(gelu(hidden), w.ffn_out, limit), m.ffn_gate)

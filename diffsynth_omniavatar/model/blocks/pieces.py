@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .backward import middle_backward, post_attention_backward, pre_attention_backward, text_backward
-from .forward import cross_inputs, middle, post_attention, pre_attention, turned
+from .forward import add_per_frame, cross_inputs, middle, post_attention, pre_attention, pre_attention_fp8, turned
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,9 @@ COMPUTE_AGAIN = {f"realize_{what}_threshold": 1000 for what in ("reads", "acc_re
 class Pieces(NamedTuple):
     """The functions of `forward` and `backward`, compiled or as they are."""
 
+    add_per_frame: Callable[..., Any]
     pre_attention: Callable[..., Any]
+    pre_attention_fp8: Callable[..., Any]
     turned: Callable[..., Any]
     middle: Callable[..., Any]
     cross_inputs: Callable[..., Any]
@@ -41,7 +43,9 @@ class Pieces(NamedTuple):
 
 
 EAGER = Pieces(
+    add_per_frame=add_per_frame,
     pre_attention=pre_attention,
+    pre_attention_fp8=pre_attention_fp8,
     turned=turned,
     middle=middle,
     cross_inputs=cross_inputs,

@@ -58,6 +58,7 @@ class BlockRunner:
         moment_bytes: of a number in AdamW's moments, for "auto"; None for those of the trained weights.
         streamed: the blocks' frozen weights, if they are offloaded to CPU memory; see `stream_weights`.
         parallel: the processes that make a video together; None for this one alone.
+        attention_fp8: the self-attention of passes without gradients in float8; not with `parallel`.
     """
 
     compile: bool = False
@@ -66,14 +67,19 @@ class BlockRunner:
     moment_bytes: int | None = None
     streamed: StreamedWeights | None = None
     parallel: SequenceParallel | None = None
+    attention_fp8: bool = False
     inputs: MainMemory | None = None
     """Where the blocks' inputs wait, once a pass has asked for it."""
     rotaries: dict[Any, Rotary] = field(default_factory=dict, repr=False)
     plans: dict[BlockShape, tuple[Kept, ...]] = field(default_factory=dict, repr=False)
 
-    def stream_weights(self, blocks: Sequence[Any], device: torch.device) -> None:
-        """Offload the blocks' frozen weights to CPU memory; the parameters become empty."""
-        self.streamed = StreamedWeights([block_weights(block).frozen for block in blocks], device)
+    def stream_weights(self, blocks: Sequence[Any], device: torch.device, cyclic: bool = False) -> None:
+        """Offload the blocks' frozen weights to CPU memory; the parameters become empty.
+
+        Args:
+            cyclic: passes have no gradients.
+        """
+        self.streamed = StreamedWeights([block_weights(block).frozen for block in blocks], device, cyclic)
 
     def prepare(
         self,
@@ -121,7 +127,7 @@ class BlockRunner:
             source = functools.partial(self._weights, index, weights)
             call = BlockCall(source, text, modulation, rotary, frozenset(), pieces, attend=attend)
             if not torch.is_grad_enabled():
-                return call.plain(x)
+                return replace(call, attention_fp8=self.attention_fp8).plain(x)
             if not only_adapters_train(weights, text, *modulation):
                 if self.compile:
                     call = replace(call, pieces=compiled(by_autograd=True))
@@ -132,10 +138,15 @@ class BlockRunner:
 
         return run
 
+    @property
+    def add_per_frame(self) -> Callable[..., Tensor]:
+        """`forward.add_per_frame`, compiled where autograd does not look."""
+        return (compiled() if self.compile and not torch.is_grad_enabled() else EAGER).add_per_frame
+
     def _weights(self, index: int, weights: BlockWeights) -> BlockWeights:
         if self.streamed is not None:
             return with_values(weights, self.streamed.fetch(index))
-        if not weights.own.q.weight.numel():
+        if not next(weights.frozen).numel():
             raise UnsupportedLayerError(
                 "a block's weights are elsewhere, for DiffSynth or DeepSpeed to bring when it calls the block; "
                 "use --stream_weights instead of its offloading, or --reference."

@@ -6,11 +6,11 @@ the classes work there for the sake of tests.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -117,35 +117,64 @@ class MainMemory:
         waiting.host = None
 
 
+def _pin(owner: Any, buffers: Sequence[Tensor]) -> None:
+    """Let the device read the buffers directly as long as their owner lives.
+
+    Torch's own pinned memory comes in powers of two, up to twice as much.
+    """
+    runtime = torch.cuda.cudart()
+    for buffer in buffers:
+        torch.cuda.check_error(runtime.cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+
+    def release(buffers: Sequence[Tensor]) -> None:
+        for buffer in buffers:
+            runtime.cudaHostUnregister(buffer.data_ptr())
+
+    weakref.finalize(owner, release, list(buffers)).atexit = False
+
+
+def stream_modules(modules: Sequence[nn.Module], device: torch.device) -> None:
+    """Offload the parameters of modules that run one after the other, without gradients."""
+    streamed = StreamedWeights([list(module.parameters()) for module in modules], device, cyclic=True)
+
+    def bring(index: int, module: nn.Module, _inputs: Any) -> None:
+        values = streamed.fetch(index)
+        for parameter in module.parameters():
+            parameter.data = values[id(parameter)]
+
+    for index, module in enumerate(modules):
+        module.register_forward_pre_hook(functools.partial(bring, index))
+
+
 class StreamedWeights:
     """Frozen weights of equal layers that run one after the other, forwards and then backwards.
 
     The parameters become empty; `fetch` gives their values. On the device are those of two layers.
 
     Args:
-        layers: the parameters of each layer, none of which trains.
+        layers: the parameters or buffers of each layer, none of which trains.
         device: where they are needed.
+        cyclic: the layers run forwards only, and then from the first one again.
     """
 
-    def __init__(self, layers: Sequence[Iterable[nn.Parameter]], device: torch.device) -> None:
-        self._copies = _Copies(device)
+    def __init__(self, layers: Sequence[Iterable[Tensor]], device: torch.device, cyclic: bool = False) -> None:
+        self._copies, self._cyclic = _Copies(device), cyclic
         self._parameters = [list(layer) for layer in layers]
         self._places: list[list[tuple[int, int, torch.Size, torch.dtype]]] = []
-        starts = [0]
-        for parameters in self._parameters:
+        self._host: list[Tensor] = []
+        for index, parameters in enumerate(self._parameters):
             places, end = [], 0
             for parameter in parameters:
                 size = parameter.numel() * parameter.element_size()
                 places.append((end, end + size, parameter.shape, parameter.dtype))
                 end += -(-size // ALIGNMENT) * ALIGNMENT
             self._places.append(places)
-            starts.append(starts[-1] + end)
-        everything = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=self._copies.pinned)
-        self._host = [everything[start:end] for start, end in pairwise(starts)]
-        for index, parameters in enumerate(self._parameters):
+            self._host.append(torch.empty(end, dtype=torch.uint8))
             for parameter, view in zip(parameters, self._views(index, self._host[index]), strict=True):
                 view.copy_(parameter.data)
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=device)
+        if self._copies.pinned:
+            _pin(self, self._host)
         self._buffers = [torch.empty(self.layer_bytes, dtype=torch.uint8, device=device) for _ in range(2)]
         self._there: dict[int, tuple[int, Any]] = {}
         """Layer -> its buffer, and the event of its arrival."""
@@ -160,8 +189,10 @@ class StreamedWeights:
         """The values of a layer's parameters, by the parameters' `id`, for computing until the next call; the
         following layer is sent for.
         """
-        backwards = index < self._last or (index == self._last and index > 0)
+        backwards = not self._cyclic and (index < self._last or (index == self._last and index > 0))
         following = index - 1 if backwards else index + 1
+        if self._cyclic:
+            following %= len(self._host)
         wanted = [place for place in (index, following) if 0 <= place < len(self._host)]
         self._there = {place: entry for place, entry in self._there.items() if place in wanted}
         for place in wanted:

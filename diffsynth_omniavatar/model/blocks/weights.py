@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
+from .quantized import QuantizedLinear, QuantizedWeight
+
 
 class Projection(NamedTuple):
     """A linear layer with or without LoRA: x W' + b + scale (x A') B'."""
 
-    weight: Tensor
+    weight: Tensor | QuantizedWeight
     bias: Tensor | None
     down: Tensor | None
     """A [rank, in], or None."""
@@ -58,9 +60,12 @@ class BlockWeights(NamedTuple):
 
     @property
     def frozen(self) -> Iterator[Any]:
-        """The other weights, the host's parameters."""
+        """The other weights: the host's parameters, and layers in 8 bits."""
         for projection in self.projections:
-            yield projection.weight
+            if isinstance(projection.weight, QuantizedWeight):
+                yield from projection.weight[:2]
+            else:
+                yield projection.weight
             if projection.bias is not None:
                 yield projection.bias
         yield from (*self.own[4:], *self.cross[4:], self.norm3_weight, self.norm3_bias)
@@ -81,11 +86,14 @@ def projection(layer: Any) -> Projection:
     """The tensors of a plain linear layer, or of one with a single plain peft adapter.
 
     Raises:
-        UnsupportedLayerError: the layer is another one: quantised, offloaded, sharded, merged, with dropout...
+        UnsupportedLayerError: the layer is another one: quantised by the host, offloaded, sharded, merged, with
+            dropout...
     """
+    if isinstance(layer, QuantizedLinear):
+        return Projection(layer.quantized, layer.bias, None, None, 0.0)
     if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
         return Projection(layer.weight, layer.bias, None, None, 0.0)
-    if hasattr(layer, "lora_A") and type(layer.base_layer) is nn.Linear:
+    if hasattr(layer, "lora_A") and type(layer.base_layer) in (nn.Linear, QuantizedLinear):
         names = [name for name in layer.active_adapters if name in layer.lora_A]
         plain = (
             len(names) == 1

@@ -1,0 +1,87 @@
+"""Where the weights of a pipeline lie, and in how many bits.
+
+A pipeline whose denoiser is to be smaller on the GPU than on disk is loaded to CPU memory first, and then placed.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..model.blocks.gpu_memory import free_memory
+from ..model.blocks.memory_plan import GIB
+from ..model.blocks.quantized import Method
+from ..model.blocks.runner import BlockRunner
+from ..model.blocks.streaming import stream_modules
+from ..model.quantize import check_quantize, quantize_blocks
+
+logger = logging.getLogger(__name__)
+
+WORKING_MEMORY = 5 * GIB
+"""Of the GPU, for everything beside weights: 81 frames of 512x512 take about 3."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is wanted of the weights.
+
+    Args:
+        quantize: the denoiser's layers in 8 bits, see `model.quantize`; None leaves them.
+        keep_bf16: layers that stay.
+        stream: the denoiser's layers wait in CPU memory, and are copied just before use.
+    """
+
+    quantize: Method | None = None
+    keep_bf16: tuple[str, ...] = ()
+    stream: bool = False
+
+    def check(self, device: torch.device | str) -> None:
+        """Raises ValueError: the device cannot do it, or an argument is none."""
+        if self.quantize is not None:
+            check_quantize(self.quantize, self.keep_bf16, device)
+        elif self.keep_bf16:
+            raise ValueError("keep_bf16 names layers that quantize leaves as they are: give quantize, too.")
+
+    @property
+    def starts_on_cpu(self) -> bool:
+        """Whether the models are to be loaded to CPU memory."""
+        return self.stream or self.quantize is not None
+
+
+def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
+    """Bring a pipeline from CPU memory to `device`; its denoiser has a `BlockRunner` if it is to be streamed."""
+    device = torch.device(device)
+    dit = pipe.dit
+    if placement.quantize is not None:
+        home = "cpu" if placement.stream else device
+        count = quantize_blocks(dit, placement.quantize, placement.keep_bf16, worker=device, home=home)
+        logger.info("%d of the denoiser's layers are in 8 bits (%s)", count, placement.quantize)
+    if placement.stream:
+        runner: BlockRunner = dit.runner
+        runner.stream_weights(dit.blocks, device, cyclic=True)
+    dit.to(device)
+    text_encoder, pipe.text_encoder = pipe.text_encoder, None
+    pipe.to(device=device)
+    pipe.text_encoder = text_encoder
+    if text_encoder is not None:
+        _place_text_encoder(text_encoder, device, placement.stream)
+    if hasattr(pipe, "device_type"):  # of the newer host
+        pipe.device_type = device.type
+
+
+def _place_text_encoder(encoder: Any, device: torch.device, stream: bool) -> None:
+    size = sum(value.numel() * value.element_size() for value in encoder.parameters())
+    if device.type != "cuda" or (not stream and size + WORKING_MEMORY < free_memory(device)):
+        encoder.to(device)
+        return
+    stream_modules(encoder.blocks, device)
+    embedding = encoder.token_embedding
+    encoder.token_embedding = None
+    encoder.to(device)
+    encoder.token_embedding = embedding  # a table, of which a prompt needs a few rows
+    embedding.register_forward_pre_hook(lambda _module, inputs: (inputs[0].cpu(),))
+    embedding.register_forward_hook(lambda _module, _inputs, output: output.to(device))
+    logger.info("the text encoder's layers wait in CPU memory (%.1f GiB)", size / GIB)
