@@ -123,7 +123,7 @@ class MeasuringLogger(TrainingLogger):
 
     saves = False
 
-    def write_metrics(self, metrics: Mapping[str, float]) -> None:
+    def write_metrics(self, metrics: Mapping[str, float], table: str) -> None:
         self.steps = [*getattr(self, "steps", []), dict(metrics)]
         if len(self.steps) == 1:  # what loading and sharding take is no part of a step
             self.start_gib = round(torch.cuda.max_memory_allocated() / 2**30, 1)

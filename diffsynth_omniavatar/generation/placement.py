@@ -54,6 +54,8 @@ class Placement:
 def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
     """Bring a pipeline from CPU memory to `device`; its denoiser has a `BlockRunner` if it is to be streamed."""
     device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     dit = pipe.dit
     if placement.quantize is not None:
         home = "cpu" if placement.stream else device
