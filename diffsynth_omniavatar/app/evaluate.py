@@ -17,8 +17,9 @@ from typing import Any
 
 from ..generation.loading import choose_device
 from ..metrics.clip import ClipFiles
-from ..metrics.evaluate import ClipResult, Evaluation, check_groups, evaluate, measured_rows
+from ..metrics.evaluate import Evaluation, check_groups, evaluate, measured_rows
 from ..metrics.groups import GROUPS
+from ..metrics.measure import ClipResult, by_reason
 from ..metrics.networks import Networks
 from ..metrics.together import SET_GROUPS
 from ..nano import evaluate as nano
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"With --nano: {','.join(nano.GROUPS)}",
     )
     add("--device", help="cuda, cpu, ... (default: the GPU if there is one)")
+    add("--workers", type=int, default=1, help="processes that measure clips side by side (default: 1)")
     weights = parser.add_argument_group("weights", "Figures without their weights are listed as missing.")
     weights.add_argument("--syncnet_path", help="syncnet_v2.model, for sync")
     weights.add_argument("--stable_syncnet_path", help="stable_syncnet.pt of LatentSync, for stable_sync")
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inception_path", help="weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for fid"
     )
     weights.add_argument("--fvd_path", help="i3d_pretrained_400.pt of cd-fvd, for fvd")
+    weights.add_argument("--videomae_path", help="vit_g_hybrid_pt_1200e_ssv2_ft.pth, for fvd_videomae")
     steps = parser.add_argument_group("checkpoints of a run")
     steps.add_argument(
         "--checkpoints", metavar="RUN", help="measure every step-N in the --output_path of a training run"
@@ -85,6 +88,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give videos to measure, or --compare A B, or --checkpoints RUN, or --nano")
     if not args.generated and (args.reference or args.audio):
         raise ValueError("--reference and --audio belong to videos that are measured, not to --compare or --nano")
+    if args.workers < 1:
+        raise ValueError(f"--workers is {args.workers}, wanted 1 or more")
+    if args.workers > 1 and not args.generated:
+        raise ValueError("--workers belongs to videos that are measured")
     if args.checkpoints is None and (args.validation_data or args.validation_loss_data):
         raise ValueError("--validation_data and --validation_loss_data belong to --checkpoints RUN")
     check_output_folder(args.out)
@@ -105,7 +112,7 @@ def _measure(args: argparse.Namespace) -> int:
     groups = check_groups([name.strip() for name in args.figures.split(",") if name.strip()])
     networks = _networks(args)
     with reserved(Path(args.out)):
-        found = _measure_all(clips, groups, networks, Path(args.out))
+        found = _measure_all(clips, groups, networks, args.workers, Path(args.out))
         write_results(found, Path(args.out))
     print_table(found)
     return FAILED if found.failed else 0
@@ -120,20 +127,20 @@ def _networks(args: argparse.Namespace) -> Networks:
         vgg_path=args.vgg_path,
         inception_path=args.inception_path,
         fvd_path=args.fvd_path,
+        videomae_path=args.videomae_path,
     )
 
 
-def _measure_all(clips: Sequence[ClipFiles], groups: Sequence[str], networks: Networks, out: Path) -> Evaluation:
+def _measure_all(
+    clips: Sequence[ClipFiles], groups: Sequence[str], networks: Networks, workers: int, out: Path
+) -> Evaluation:
     """`evaluate`, told of clip by clip. After Ctrl-C what was measured is written before the command ends."""
     done: list[ClipResult] = []
     failed: dict[str, str] = {}
-    since = time.monotonic()
+    start = time.monotonic()
 
     def tell(place: int, result: ClipResult | str) -> None:
-        nonlocal since
-        now = time.monotonic()
-        ended = f"failed: {result}" if isinstance(result, str) else f"{now - since:.1f} s"
-        since = now
+        ended = f"failed: {result}" if isinstance(result, str) else f"done, {time.monotonic() - start:.1f} s in all"
         say(f"clip {place + 1} of {len(clips)}, {clips[place].name}: {ended}")
         if isinstance(result, str):
             failed[clips[place].name] = result
@@ -141,7 +148,7 @@ def _measure_all(clips: Sequence[ClipFiles], groups: Sequence[str], networks: Ne
             done.append(result)
 
     try:
-        return evaluate(clips, groups, networks, on_clip=tell)
+        return evaluate(clips, groups, networks, workers=workers, on_clip=tell)
     except KeyboardInterrupt:
         if done:
             finished = failed | {result.files.name: "" for result in done}
@@ -159,6 +166,7 @@ def write_results(found: Evaluation, out: Path) -> None:
         "summary": found.summary() | {name: {"value": value} for name, value in found.values.items()},
         "missing": found.missing,
         "failed": found.failed,
+        "warnings": list(found.warnings),
         "clips": [_clip_record(clip) for clip in found.clips],
     }
     write_text_atomically(out / FIGURES_FILE, json.dumps(_plain(content), indent=1, ensure_ascii=False))
@@ -201,5 +209,17 @@ def print_table(found: Evaluation) -> None:
         print(f"{name:<24}{value:11.4g}")
     for name, why in found.missing.items():
         print(f"{name:<24}missing: {why}")
+    lacking: dict[str, dict[str, int]] = {}
+    for clip in found.clips:
+        for why, names in by_reason(clip.missing).items():
+            counts = lacking.setdefault(why, {})
+            for name in names:
+                counts[name] = counts.get(name, 0) + 1
+    for why, counts in lacking.items():
+        for count in dict.fromkeys(counts.values()):
+            which = ", ".join(name for name in counts if counts[name] == count)
+            print(f"not in {count} of {counted(len(found.clips), 'clip')}: {which}: {why}")
     for name, why in found.failed.items():
         print(f"failed: {name}: {why}")
+    for warning in found.warnings:
+        print(f"warning: {warning}")

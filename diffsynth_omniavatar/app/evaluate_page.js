@@ -58,8 +58,7 @@ function show(clip) {
   by("curve").replaceChildren();
   for (const name of Object.keys(clip.curves)) option(by("curve"), name);
   if (state.curve in clip.curves) by("curve").value = state.curve;
-  const missing = Object.entries(clip.missing).map(([name, why]) => `${name}: ${why}`);
-  by("lacks").textContent = missing.length ? `Not measured: ${missing.join("; ")}.` : "";
+  by("lacks").textContent = clip.missing.length ? `Not measured: ${clip.missing.join("; ")}.` : "";
   draw();
 }
 function start() {

@@ -15,8 +15,9 @@ from urllib.parse import quote
 import numpy as np
 
 from ..media.timeline import FRAME_RATE
-from ..metrics.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, ClipResult, Evaluation
+from ..metrics.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
 from ..metrics.meanings import MEANINGS
+from ..metrics.measure import ClipResult, by_reason
 
 MAIN_FIGURES = ("sync_c", "stable_sync", "openness_heard_r", "ssim", "csim", "sharpness")
 """By the first of these that was measured the page sorts, the worst clip first."""
@@ -80,7 +81,7 @@ def _clip(index: int, clip: ClipResult, out: Path) -> dict[str, Any]:
         "name": clip.files.name,
         "values": {name: _number(value) for name, value in clip.values.items()},
         "curves": {name: [_number(value) for value in curve] for name, curve in clip.curves.items()},
-        "missing": dict(clip.missing),
+        "missing": [f"{', '.join(names)} ({why})" for why, names in by_reason(clip.missing).items()],
         "videos": [(title, _beside(out, f"{index:04d}_{title}", path)) for title, path in videos],
     }
 
@@ -126,6 +127,7 @@ def _summary(found: Evaluation) -> str:
 def _lists(found: Evaluation) -> str:
     texts = [f"{name} is missing: {why}" for name, why in found.missing.items()]
     texts += [f"{name} failed: {why}" for name, why in found.failed.items()]
+    texts += found.warnings
     return f'<ul class="missing">{"".join(f"<li>{html.escape(text)}</li>" for text in texts)}</ul>' if texts else ""
 
 

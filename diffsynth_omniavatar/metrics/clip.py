@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ WINDOW_PIXELS = 2**23
 copies of them take 100 MB each."""
 OTHER_SHAPE = 0.1
 """A reference whose width by height differs by more than this share shows something else."""
+
+SHORTER = 0.5
+"""Seconds by which speech may end before the picture without a word."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +191,22 @@ class Clip:
 
     def _read(self, path: Path) -> Iterator[Tensor]:
         return iter_frames(path, 0, self.frames, (self.info.height, self.info.width))
+
+
+def open_all(files: ClipFiles) -> None:
+    """Open all files of a clip, and read its speech, so that what is wrong is told before any clip is measured.
+
+    Raises:
+        ValueError: a file cannot be read, or is not what it should be.
+    """
+    clip = Clip(files)
+    if files.audio is not None and clip.waveform is not None:
+        seconds, wanted = len(clip.waveform) / SAMPLE_RATE, clip.frames / FRAME_RATE
+        if seconds < wanted - SHORTER:
+            logger.warning(
+                "%s has %.1f s, and %s %.1f s: figures of sound are of the first part alone",
+                *(files.audio, seconds, files.generated, wanted),
+            )
 
 
 def _check_shapes(files: ClipFiles, video: VideoInfo, reference: VideoInfo) -> None:

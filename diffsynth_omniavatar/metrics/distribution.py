@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..losses.frozen import read_weights
+from ..losses.trepa import SOURCE as VIDEOMAE_SOURCE
 from .identity import INSTALL
 
 INCEPTION_URL = (
@@ -25,6 +26,9 @@ I3D_URL = "https://github.com/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_40
 INCEPTION_FEATURES = 2048
 FVD_FRAMES = 16
 """Frames of a video that FVD looks at together."""
+
+Features = tuple[np.ndarray, np.ndarray]
+"""Of a clip's frames, or pieces of it, and of its reference's: float32 [n, width] each."""
 
 
 class Moments:
@@ -46,12 +50,6 @@ class Moments:
         self._sum += values.sum(axis=0)
         self._products += values.T @ values
 
-    def merge(self, other: Moments) -> None:
-        """Take all that another one has taken."""
-        self.count += other.count
-        self._sum += other._sum
-        self._products += other._products
-
     def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
         """Float64 [width] and [width, width], the covariance with n - 1; 2 features or more are needed."""
         mean = self._sum / self.count
@@ -61,8 +59,8 @@ class Moments:
 class Fid:
     """Frechet Inception Distance by torch-fidelity.
 
-        fid.add(generated, reference)  # frames, as often as wanted
-        fid.end_clip()
+        fid.add(generated, reference)  # frames of a clip, as often as wanted
+        fid.take(fid.end_clip())
         fid.compute()
 
     Args:
@@ -73,24 +71,25 @@ class Fid:
     def __init__(self, network: Any, device: str = "cpu") -> None:
         self._network, self._device = network, device
         self._all = [Moments(INCEPTION_FEATURES) for _ in range(2)]
-        self.discard()
+        self._clip: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
     @torch.no_grad()
     def add(self, generated: Tensor, reference: Tensor) -> None:
-        """Take frames of a clip, uint8 [n, H, W, 3]."""
-        for frames, moments in zip((generated, reference), self._clip, strict=True):
+        """Look at frames of a clip, uint8 [n, H, W, 3]."""
+        for frames, found in zip((generated, reference), self._clip, strict=True):
             (features,) = self._network(frames.permute(0, 3, 1, 2).contiguous().to(self._device))
-            moments.add(features.float().cpu().numpy())
+            found.append(features.float().cpu().numpy())
 
-    def end_clip(self) -> None:
-        """The clip is complete: it counts."""
-        for whole, part in zip(self._all, self._clip, strict=True):
-            whole.merge(part)
-        self.discard()
+    def end_clip(self) -> Features:
+        """The features of the clip's frames, 8 KB each; the next ones are another clip's."""
+        ours, theirs = (_joined(found, INCEPTION_FEATURES) for found in self._clip)
+        self._clip = ([], [])
+        return ours, theirs
 
-    def discard(self) -> None:
-        """Forget what was taken of a clip that cannot be read to its end."""
-        self._clip = [Moments(INCEPTION_FEATURES) for _ in range(2)]
+    def take(self, features: Features) -> None:
+        """Count a clip."""
+        for moments, found in zip(self._all, features, strict=True):
+            moments.add(found)
 
     def compute(self) -> float | None:
         """The distance of all clips; None of fewer than 2 frames."""
@@ -100,6 +99,10 @@ class Fid:
             return None
         ours, theirs = (dict(zip(("mu", "sigma"), all_.mean_and_covariance(), strict=True)) for all_ in self._all)
         return float(fid_statistics_to_metric(ours, theirs, verbose=False)[KEY_METRIC_FID])
+
+
+def _joined(parts: list[np.ndarray], width: int) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
 
 
 def load_inception(weights: str | Path, device: str = "cpu") -> Any:
@@ -124,7 +127,7 @@ def load_inception(weights: str | Path, device: str = "cpu") -> Any:
 
 
 class Fvd:
-    """Frechet Video Distance by cd-fvd with I3D, of pieces of 16 frames; the methods are those of `Fid`.
+    """Frechet Video Distance by cd-fvd, of pieces of 16 frames; the methods are those of `Fid`.
 
     Frames behind the last whole piece of a clip do not count.
 
@@ -136,11 +139,11 @@ class Fvd:
         self._evaluator = evaluator
         evaluator.empty_fake_stats()
         evaluator.empty_real_stats()
-        self.discard()
+        self._forget()
 
     @torch.no_grad()
     def add(self, generated: Tensor, reference: Tensor) -> None:
-        """Take frames of a clip, uint8 [n, H, W, 3]."""
+        """Look at frames of a clip, uint8 [n, H, W, 3]."""
         for side, frames in enumerate((generated, reference)):
             waiting = torch.cat([self._waiting[side], frames]) if side in self._waiting else frames
             while len(waiting) >= FVD_FRAMES:
@@ -148,19 +151,17 @@ class Fvd:
                 waiting = waiting[FVD_FRAMES:]
             self._waiting[side] = waiting.clone()
 
-    def end_clip(self) -> None:
-        """The clip is complete: it counts."""
-        for stats, features in zip(
-            (self._evaluator.fake_stats, self._evaluator.real_stats), self._features, strict=True
-        ):
-            for feature in features:
-                stats.append(feature)
-        self.discard()
+    def end_clip(self) -> Features:
+        """The features of the clip's pieces; the next ones are another clip's."""
+        ours, theirs = (_joined(found, 0) for found in self._features)
+        self._forget()
+        return ours, theirs
 
-    def discard(self) -> None:
-        """Forget what was taken of a clip that cannot be read to its end."""
-        self._features: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        self._waiting: dict[int, Tensor] = {}
+    def take(self, features: Features) -> None:
+        """Count a clip."""
+        for stats, found in zip((self._evaluator.fake_stats, self._evaluator.real_stats), features, strict=True):
+            for feature in found:
+                stats.append(feature[None])
 
     def compute(self) -> float | None:
         """The distance of all clips; None of fewer than 2 pieces."""
@@ -168,8 +169,12 @@ class Fvd:
             return None
         return float(self._evaluator.compute_fvd_from_stats())
 
+    def _forget(self) -> None:
+        self._features: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._waiting: dict[int, Tensor] = {}
+
     def _feature(self, piece: np.ndarray) -> np.ndarray:
-        """Float32 [1, 400] of a piece uint8 [16, H, W, 3]."""
+        """Float32 [1, width] of a piece uint8 [16, H, W, 3]."""
         made = type(self._evaluator.fake_stats)(capture_all=True)
         evaluator = self._evaluator
         evaluator.feature_fn(
@@ -178,7 +183,7 @@ class Fvd:
         return made.get_all()
 
 
-def load_fvd(weights: str | Path, device: str = "cpu") -> Any:
+def load_fvd(weights: str | Path, device: str = "cpu", model: Literal["i3d", "videomae"] = "i3d") -> Any:
     """What `Fvd` needs.
 
     Raises:
@@ -189,9 +194,10 @@ def load_fvd(weights: str | Path, device: str = "cpu") -> Any:
         from cdfvd import fvd
     except ImportError as error:
         raise ImportError(f"FVD needs cd-fvd: {INSTALL}") from error
-    read_weights(weights, f"get {I3D_URL}")  # cd-fvd would download a file that is not there
+    source = f"get {I3D_URL}" if model == "i3d" else VIDEOMAE_SOURCE
+    read_weights(weights, source)  # cd-fvd would download a file that is not there
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return fvd.cdfvd("i3d", ckpt_path=str(weights), n_real="full", n_fake="full", device=device)
-    except RuntimeError as error:
-        raise ValueError(f"{weights} is not I3D's: {error}; get {I3D_URL}") from error
+            return fvd.cdfvd(model, ckpt_path=str(weights), n_real="full", n_fake="full", device=device)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{weights} holds another network than FVD's: {error}; {source}") from error

@@ -6,43 +6,35 @@ found.summary(), found.clips[0].values
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import math
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from .clip import PROTOCOL, Clip, ClipFiles
-from .groups import GROUPS, Group, has_square
+from ..system.workers import Tell, work_through
+from .clip import PROTOCOL, ClipFiles, open_all
+from .distribution import Features
+from .groups import GROUPS
+from .measure import ClipResult, Measuring, Seen
 from .networks import Networks, missing_for
 from .together import SET_GROUPS, Together
+
+logger = logging.getLogger(__name__)
 
 ALL_GROUPS = (*GROUPS, *SET_GROUPS)
 
 LOWER_IS_BETTER = frozenset(
-    "lmd sync_d lpips lpips_face flicker frozen_share colour_drift fid fid_face fvd".split()  # noqa: SIM905
+    "lmd sync_d lpips lpips_face flicker frozen_share colour_drift fid fid_face fvd fvd_videomae".split()  # noqa: SIM905
 )
 HIGHER_IS_BETTER = frozenset(
     "sync_c stable_sync csim psnr psnr_face psnr_outside ssim ssim_face ssim_outside "  # noqa: SIM905
     "openness_heard_r openness_r width_r sharpness".split()
 )
 """Which end of a figure is the better one; of all others neither."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipResult:
-    """What was measured on a clip."""
-
-    files: ClipFiles
-    values: Mapping[str, float]
-    curves: Mapping[str, np.ndarray]
-    """By name, a number for each frame at 25 per second."""
-    missing: Mapping[str, str]
-    """Groups that this clip has no figures of, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +48,8 @@ class Evaluation:
     """Groups that could not be measured at all, and what brings them."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Clips that could not be read, and why."""
+    warnings: Sequence[str] = ()
+    """What else to know before these figures are compared."""
     protocol: Mapping[str, object] = field(default_factory=lambda: dict(PROTOCOL))
 
     def summary(self) -> dict[str, dict[str, float | str]]:
@@ -100,6 +94,7 @@ def evaluate(
     groups: Sequence[str] = (),
     networks: Networks | None = None,
     *,
+    workers: int = 1,
     on_clip: Callable[[int, ClipResult | str], None] | None = None,
 ) -> Evaluation:
     """Measure clips. One that cannot be read is listed, and the others are measured.
@@ -108,8 +103,9 @@ def evaluate(
         clips: their files.
         groups: names out of `ALL_GROUPS`; none for all. Those whose package or weights are missing are listed so.
         networks: where weights lie, and the device.
-        on_clip: called for each clip with its place and result, or why it failed. Files that cannot be opened are told
-            before anything is measured.
+        workers: processes that measure; a script that wants several must call this under `if __name__ == "__main__"`.
+        on_clip: called for each clip with its place and result, or why it failed, in the order in which they get done.
+            Files that cannot be opened are told before anything is measured.
 
     Raises:
         ValueError: an unknown group; or weights that are given cannot be used; or of the groups that were asked for
@@ -117,36 +113,72 @@ def evaluate(
     """
     networks = networks or Networks()
     usable, missing = usable_groups(groups, networks)
-    results: list[ClipResult] = []
-    failed: dict[str, str] = {}
+    digests = networks.digests(usable)
+    warnings = networks.doubts(digests)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    results: dict[int, ClipResult | str] = {}
 
     def tell(place: int, result: ClipResult | str) -> None:
-        if isinstance(result, str):
-            failed[clips[place].name] = result
-        else:
-            results.append(result)
+        results[place] = result
         if on_clip is not None:
             on_clip(place, result)
 
     opened: list[int] = []
     for place, files in enumerate(clips):
         try:
-            Clip(files)
+            open_all(files)
             opened.append(place)
         except (ValueError, OSError) as error:
             tell(place, str(error))
     together = Together([name for name in usable if name in SET_GROUPS], networks)
-    chosen = [GROUPS[name] for name in usable if name in GROUPS]
-    for place in opened:
-        tell(place, _measured_or_why(clips[place], chosen, networks, together))
+    waiting: dict[int, Mapping[str, Features]] = {}
+    order = deque(opened)
+    for place, seen in _measure([(place, clips[place]) for place in opened], usable, networks, workers):
+        waiting[place] = seen.together
+        while order and order[0] in waiting:  # in one order, whoever is ready first: their sums depend on it
+            together.take(waiting.pop(order.popleft()))
+        tell(place, seen.result)
     values: dict[str, float] = {}
     for name, value in together.results():
         if value is not None:
             values[name] = value
         elif name in SET_GROUPS:
             missing[name] = "fewer than two frames, or pieces of 16 frames, have a reference"
-    protocol = PROTOCOL | {"weights": {name: _sha256(path) for name in usable if (path := networks.file(name))}}
-    return Evaluation(clips=results, values=values, missing=missing, failed=failed, protocol=protocol)
+    return Evaluation(
+        clips=[result for _, result in sorted(results.items()) if not isinstance(result, str)],
+        values=values,
+        missing=missing,
+        failed={clips[place].name: why for place, why in sorted(results.items()) if isinstance(why, str)},
+        warnings=warnings,
+        protocol=PROTOCOL | {"weights": digests},
+    )
+
+
+_Numbered = tuple[int, ClipFiles]
+
+
+def _measure(
+    clips: Sequence[_Numbered], groups: Sequence[str], networks: Networks, workers: int
+) -> Iterator[tuple[int, Seen]]:
+    """What comes of each clip, as soon as it is known."""
+    workers = max(1, min(workers, len(clips)))
+    if workers > 1:
+        networks = networks.fresh()
+    threads = None if workers == 1 else max(1, torch.get_num_threads() // workers)
+    work = _Work(Measuring(groups=groups, networks=networks, threads=threads))
+    for done in work_through(work, clips, workers):
+        yield done.item[0], Seen(result=str(done.error)) if done.result is None else done.result
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a process does with a clip."""
+
+    measure: Measuring
+
+    def __call__(self, item: _Numbered, tell: Tell) -> Seen:
+        return self.measure(item[1])
 
 
 def usable_groups(groups: Sequence[str], networks: Networks) -> tuple[list[str], dict[str, str]]:
@@ -169,67 +201,6 @@ def load_networks(names: Sequence[str], networks: Networks) -> None:
     """Load what groups need, so that wrong weights are told before any clip is read."""
     for name in names:
         networks.load(name)
-
-
-def _sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _measured_or_why(
-    files: ClipFiles, groups: Sequence[type[Group]], networks: Networks, together: Together
-) -> ClipResult | str:
-    """The figures of a clip, or why it cannot be measured."""
-    complete = False
-    try:
-        result = _evaluate_clip(Clip(files), groups, networks, together)
-        complete = True
-    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        return str(error) or type(error).__name__
-    finally:
-        together.end_clip(complete)
-    return result
-
-
-def _evaluate_clip(clip: Clip, groups: Sequence[type[Group]], networks: Networks, together: Together) -> ClipResult:
-    missing: dict[str, str] = {}
-    active: list[Group] = []
-    for group in groups:
-        lacks = _lacks(clip, group)
-        if lacks is None:
-            active.append(group(clip, networks))
-        else:
-            missing[group.name] = lacks
-    for window in clip.windows():
-        for watching in active:
-            watching.watch(window)
-        together.watch(clip, window)
-    values: dict[str, float] = {}
-    curves: dict[str, np.ndarray] = {}
-    for watching in active:
-        try:
-            measured = watching.result()
-        except ValueError as error:
-            missing[watching.name] = str(error)
-            continue
-        values |= measured.values
-        curves |= measured.curves
-    return ClipResult(files=clip.files, values=values, curves=curves, missing=missing)
-
-
-def _lacks(clip: Clip, group: type[Group]) -> str | None:
-    if "reference" in group.needs and clip.files.reference is None:
-        return "no reference is given"
-    if "sound" in group.needs and clip.waveform is None:
-        return "there is no sound"
-    if "face" in group.needs and not any(face is not None for face in clip.faces):
-        return "there is no face in any frame"
-    if "square" in group.needs and not has_square(clip):
-        return f"there is no face in any frame{'' if clip.files.reference is None else ' of the reference'}"
-    return None
 
 
 def measured_rows(evaluation: Evaluation) -> Iterator[dict[str, float | str]]:

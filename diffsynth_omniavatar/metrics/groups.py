@@ -34,6 +34,9 @@ from .sync import best_lag, correlation
 from .syncnet import LARGEST_SHIFT, PICTURE_SIZE
 from .syncnet import WINDOW as LIP_WINDOW
 
+NO_REFERENCE, NO_SOUND, NO_FACE = "no reference is given", "there is no sound", "there is no face in any frame"
+NO_FACE_OF_REFERENCE = f"{NO_FACE} of the reference"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -41,6 +44,8 @@ class Measured:
 
     values: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, np.ndarray] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Figures that this clip does not have, and why."""
 
 
 class Group:
@@ -87,10 +92,13 @@ class LipsGroup(Group):
         clip = self.clip
         curves = lips.mouth_curves(clip.faces)
         values = {"mouth_openness": _mean(curves["openness"]), "mouth_movement": _deviation(curves["openness"])}
+        missing: dict[str, str] = {}
         if clip.waveform is not None:
             curves["loudness"] = lips.sound_envelope(clip.waveform, clip.frames)
             values["openness_heard_r"] = heard.heard_correlation(curves["openness"], clip.waveform)
             values["openness_heard_lag"] = heard.heard_lag(curves["openness"], clip.waveform)
+        else:
+            missing |= dict.fromkeys(("openness_heard_r", "openness_heard_lag"), NO_SOUND)
         if clip.reference_faces is not None and any(face is not None for face in clip.reference_faces):
             truth = lips.mouth_curves(clip.reference_faces)
             known = {name: np.where(np.isfinite(curve), curve, _mean(curve)) for name, curve in truth.items()}
@@ -99,7 +107,10 @@ class LipsGroup(Group):
             curves |= {f"reference_{name}": curve for name, curve in truth.items()}
             curves["lmd"] = lips.landmark_distance(clip.faces, clip.reference_faces)
             values["lmd"] = _mean(curves["lmd"])
-        return Measured(values=values, curves=curves)
+        else:
+            why = NO_REFERENCE if clip.reference_faces is None else NO_FACE_OF_REFERENCE
+            missing |= dict.fromkeys(("openness_r", "width_r", "openness_lag", "lmd"), why)
+        return Measured(values=values, curves=curves, missing=missing)
 
 
 class MotionGroup(Group):
@@ -186,7 +197,8 @@ class PictureGroup(Group):
                 self._curves.setdefault(name + part, []).append(values)
 
     def result(self) -> Measured:
-        return _means(self._curves)
+        parts = () if self._has_face else ("psnr_outside", "psnr_face", "ssim_outside", "ssim_face")
+        return _means(self._curves, dict.fromkeys(parts, no_square(self.clip)))
 
 
 class LpipsGroup(Group):
@@ -220,7 +232,7 @@ class LpipsGroup(Group):
         return self._network(a, b).reshape(())
 
     def result(self) -> Measured:
-        return _means(self._curves)
+        return _means(self._curves, {} if self._has_face else {"lpips_face": no_square(self.clip)})
 
 
 class SyncGroup(Group):
@@ -336,6 +348,11 @@ def has_square(clip: Clip) -> bool:
     return any(face is not None for face in clip.framing_faces)
 
 
+def no_square(clip: Clip) -> str:
+    """Why a clip has no `has_square`."""
+    return NO_FACE if clip.files.reference is None else NO_FACE_OF_REFERENCE
+
+
 def _mouth(window: Window, clip: Clip) -> Tensor:
     """The mouth's mask in the frames: float32 [n, H, W], 1 inside."""
     mask = 1 - draw_mouth_mask(FACE_SIZE)
@@ -344,9 +361,9 @@ def _mouth(window: Window, clip: Clip) -> Tensor:
     return shown[..., 0].float() / 255
 
 
-def _means(parts: Mapping[str, list[Tensor]]) -> Measured:
+def _means(parts: Mapping[str, list[Tensor]], missing: Mapping[str, str]) -> Measured:
     curves = {name: torch.cat(part).double().cpu().numpy() for name, part in parts.items()}
-    return Measured(values={name: _mean(curve) for name, curve in curves.items()}, curves=curves)
+    return Measured(values={name: _mean(curve) for name, curve in curves.items()}, curves=curves, missing=missing)
 
 
 def _mean(curve: np.ndarray) -> float:

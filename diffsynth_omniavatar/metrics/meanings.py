@@ -1,4 +1,4 @@
-"""What each figure says, in a line."""
+"""What each figure says, in a line, and why a clip may not have it."""
 
 from __future__ import annotations
 
@@ -41,6 +41,27 @@ MEANINGS = {
     "sound_duration": "seconds of sound from the first picture on",
     "fid": "Frechet Inception Distance of all frames to the references'",
     "fid_face": "the same of the faces' squares",
-    "fvd": "Frechet Video Distance of all clips to the references",
+    "fvd": "Frechet Video Distance of all clips to the references, by I3D",
+    "fvd_videomae": "Frechet Video Distance of all clips to the references, by VideoMAE",
 }
 """By the figure's name in tables and files."""
+
+_HEARD = "needs 4 s in which a mouth is seen and there is sound"
+_SILENT = "there is no sound"
+UNKNOWN = {
+    "openness_heard_r": _HEARD,
+    "openness_heard_lag": _HEARD,
+    "lmd": "no frame has a face in both videos",
+    "head_speed": "needs a face in two frames in a row",
+    "sharpness": "the picture is too small",
+    "sharpness_late": "the picture is too small",
+    "flicker": "needs 3 frames",
+    "frozen_share": "needs 2 frames",
+    "stable_sync": "needs 16 frames with sound",
+    "csim": "no frame that is looked at, every fifth, has a face",
+    "csim_late": "the first or the last second has no face",
+    "container_duration": "the header does not state it",
+    "sound_offset": _SILENT,
+    "sound_duration": _SILENT,
+}
+"""Why a figure is not a number."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..losses.lpips import SOURCE as VGG_SOURCE
 from ..losses.lpips import load_lpips
 from ..losses.syncnet import SOURCE as STABLE_SOURCE
 from ..losses.syncnet import StableSyncNet, load_syncnet
+from ..losses.trepa import SOURCE as VIDEOMAE_SOURCE
 from .distribution import I3D_URL, INCEPTION_URL, load_fvd, load_inception
 from .identity import INSTALL, FaceEmbedder
 from .syncnet import SOURCE, SyncNet
@@ -34,6 +36,8 @@ class Networks:
     """Inception's weights for FID, `weights-inception-2015-12-05-6726825d.pth`."""
     fvd_path: str | Path | None = None
     """I3D's weights for FVD, `i3d_pretrained_400.pt`."""
+    videomae_path: str | Path | None = None
+    """VideoMAE's weights for FVD, `vit_g_hybrid_pt_1200e_ssv2_ft.pth`."""
     _loaded: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,6 +70,11 @@ class Networks:
         """Raises as `load_fvd`."""
         return self._once("fvd", lambda: load_fvd(self.fvd_path or "", self.device))
 
+    @property
+    def fvd_videomae(self) -> Any:
+        """Raises as `load_fvd`."""
+        return self._once("videomae", lambda: load_fvd(self.videomae_path or "", self.device, "videomae"))
+
     def load(self, group: str) -> None:
         """Load what a group of figures needs; raises as its network's property."""
         if group in _NETWORKS:
@@ -74,6 +83,23 @@ class Networks:
     def file(self, group: str) -> str | Path | None:
         """The file of weights that a group of figures needs; None if it needs none, or none is given."""
         return getattr(self, _FILES[group]) if group in _FILES else None
+
+    def digests(self, groups: Sequence[str]) -> dict[str, str]:
+        """SHA-256 of the files of weights that groups of figures need."""
+        return {name: _sha256(path) for name in groups if (path := self.file(name))}
+
+    def doubts(self, digests: Mapping[str, str]) -> list[str]:
+        """A sentence for each file of weights that is not the published one, by `digests`."""
+        return [
+            f"{name}: {self.file(name)} is not the published file: its SHA-256 begins with {digest[:8]}, not with "
+            f"{PUBLISHED[name][:8]}; compare these figures with those of the same file alone"
+            for name, digest in digests.items()
+            if digest != PUBLISHED.get(name, digest)
+        ]
+
+    def fresh(self) -> Networks:
+        """The same files with nothing loaded, for another process."""
+        return replace(self, _loaded={})
 
     def _once(self, name: str, load: Callable[[], Any]) -> Any:
         if name not in self._loaded:
@@ -88,6 +114,7 @@ _NETWORKS = {
     "identity": "embedder",
     "fid": "inception",
     "fvd": "fvd",
+    "fvd_videomae": "fvd_videomae",
 }
 _FILES = {
     "sync": "syncnet_path",
@@ -95,7 +122,17 @@ _FILES = {
     "lpips": "vgg_path",
     "fid": "inception_path",
     "fvd": "fvd_path",
+    "fvd_videomae": "videomae_path",
 }
+PUBLISHED = {
+    "sync": "961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+    "lpips": "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    "fid": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "fvd_videomae": "5a210a92f035dff30c53b46157b612e7a1a5d3c99700e1b2d71da5c399ca7e70",
+}
+"""Group -> SHA-256 of the file of weights that everybody measures with. For torchvision's and torch-fidelity's, the
+files' own names hold the first digits; huggingface.co shows SyncNet's and VideoMAE's beside chunyu-li/LatentSync's
+files. No trustworthy one is known of StableSyncNet and I3D."""
 
 
 def missing_for(group: str, networks: Networks, flags: Mapping[str, str] | None = None) -> str | None:
@@ -111,6 +148,7 @@ def missing_for(group: str, networks: Networks, flags: Mapping[str, str] | None 
         "identity": ("dlib", "face_recognition_models"),
         "fid": ("torch_fidelity",),
         "fvd": ("cdfvd",),
+        "fvd_videomae": ("cdfvd",),
     }
     absent = [name for name in packages.get(group, ()) if find_spec(name) is None]
     if absent:
@@ -123,6 +161,15 @@ def missing_for(group: str, networks: Networks, flags: Mapping[str, str] | None 
         "lpips": VGG_SOURCE,
         "fid": f"get {INCEPTION_URL}",
         "fvd": f"get {I3D_URL}",
+        "fvd_videomae": VIDEOMAE_SOURCE,
     }
     flag = (flags or {}).get(_FILES[group], f"--{_FILES[group]}")
     return f"needs {flag}: {sources[group]}"
+
+
+def _sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -10,7 +10,6 @@ weights (https://github.com/joonson/syncnet_python). The names of the weights ar
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,12 +104,10 @@ class SyncNet:
 
     Args:
         network: on its device, in evaluation mode.
-        sha256: of the file of weights, which says which network measured.
     """
 
-    def __init__(self, network: SyncNetModel, sha256: str = "") -> None:
+    def __init__(self, network: SyncNetModel) -> None:
         self.network = network
-        self.sha256 = sha256
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> SyncNet:
@@ -126,7 +123,7 @@ class SyncNet:
         counters = {name: value for name, value in network.state_dict().items() if name.endswith("batches_tracked")}
         load_strictly(network, counters | weights, path, SOURCE)
         freeze(network, device, torch.float32)
-        return cls(network, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        return cls(network)
 
     def measure(self, crops: Tensor, waveform: np.ndarray) -> SyncResult:
         """Compare the lips of a clip with its sound, shifted by up to 15 frames.

@@ -95,7 +95,7 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, c
 def test_wrong_requests_are_told_before_anything_is_measured(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("diffsynth_omniavatar.metrics.evaluate.Clip", None)
+    monkeypatch.setattr("diffsynth_omniavatar.metrics.evaluate.open_all", None)
     assert main(["evaluate", *arguments]) == 2
     assert message in capsys.readouterr().err and not Path("evaluation").exists()
 

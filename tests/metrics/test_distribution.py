@@ -11,10 +11,9 @@ pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
 def test_moments_are_those_of_all_features():
     features = np.random.default_rng(0).normal(3, 2, (40, 6)).astype(np.float32)
-    parts, whole = Moments(6), Moments(6)
-    parts.add(features[:7])
+    whole = Moments(6)
+    whole.add(features[:7])
     whole.add(features[7:])
-    whole.merge(parts)
     mean, covariance = whole.mean_and_covariance()
     np.testing.assert_allclose(mean, features.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(features, rowvar=False), atol=1e-5)
@@ -54,16 +53,16 @@ class Evaluator:
         return np.abs(self.fake_stats.get_all() - self.real_stats.get_all()).mean()
 
 
-def test_fvd_takes_pieces_of_16_frames_of_complete_clips():
+def test_fvd_counts_pieces_of_16_frames_of_the_clips_that_are_taken():
     frames = torch.arange(50, dtype=torch.uint8)[:, None, None, None].expand(-1, 4, 4, 3)
     fvd = Fvd(Evaluator())
     assert fvd.compute() is None
     for start in range(0, 50, 7):
         fvd.add(frames[start : start + 7] + 2, frames[start : start + 7])
-    fvd.discard()
+    fvd.end_clip()
     for start in range(0, 50, 20):
         fvd.add(frames[start : start + 20] + 2, frames[start : start + 20])
-    fvd.end_clip()
+    fvd.take(fvd.end_clip())
     seen = [float(feature[0]) for feature in fvd._evaluator.real_stats.features]
     assert seen == [7.5, 23.5, 39.5] and fvd.compute() == 2
 
@@ -75,17 +74,17 @@ class Inception:
         return (pictures.flatten(1)[:, :2048].float(),)
 
 
-def test_fid_counts_complete_clips_only():
+def test_fid_counts_the_clips_that_are_taken():
     package = pytest.importorskip("torch_fidelity.metric_fid")
     draws = np.random.default_rng(0)
     ours, theirs = (torch.from_numpy(draws.integers(0, 255, (6, 32, 32, 3), np.uint8)) for _ in range(2))
     fid = Fid(Inception())
     fid.add(theirs, ours)
-    fid.discard()
+    fid.end_clip()
     assert fid.compute() is None
     for part in (slice(0, 4), slice(4, 6)):
         fid.add(ours[part], theirs[part])
-        fid.end_clip()
+        fid.take(fid.end_clip())
     stats = [package.fid_features_to_statistics(Inception()(video.permute(0, 3, 1, 2))[0]) for video in (ours, theirs)]
     expected = package.fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
     assert fid.compute() == pytest.approx(expected, rel=1e-4)

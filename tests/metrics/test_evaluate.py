@@ -1,11 +1,13 @@
 """Videos of a drawn person, measured from file to figures."""
 
 import dataclasses
-import re
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 
@@ -13,12 +15,13 @@ from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.metrics import clip as clips
 from diffsynth_omniavatar.metrics import evaluate as evaluation
-from diffsynth_omniavatar.metrics import groups
+from diffsynth_omniavatar.metrics import groups, measure
 from diffsynth_omniavatar.metrics.clip import Clip, ClipFiles
 from diffsynth_omniavatar.metrics.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation, evaluate
 from diffsynth_omniavatar.metrics.meanings import MEANINGS
-from diffsynth_omniavatar.metrics.networks import Networks
+from diffsynth_omniavatar.metrics.networks import PUBLISHED, Networks
 from diffsynth_omniavatar.nano.speaker.clips import SpeakerClip, draw_clip
+from diffsynth_omniavatar.system.workers import Done, WorkerDiedError
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
@@ -71,7 +74,11 @@ def test_a_blurred_video_is_the_worst_of_both(found: Evaluation):
 
 
 def test_too_short_a_clip_has_no_figures_of_its_sound(found: Evaluation):
-    assert np.isnan([found.clips[0].values[name] for name in ("openness_heard_r", "openness_heard_lag")]).all()
+    clip = found.clips[0]
+    assert np.isnan([clip.values[name] for name in ("openness_heard_r", "openness_heard_lag")]).all()
+    assert clip.missing == dict.fromkeys(
+        ("openness_heard_r", "openness_heard_lag"), measure.UNKNOWN["openness_heard_r"]
+    )
     assert "openness_heard_lag" not in found.summary()
 
 
@@ -110,7 +117,9 @@ def test_a_reference_without_a_face_leaves_the_figures_that_need_none(folder: Pa
     networks._loaded |= {"syncnet": None}
     networks.syncnet_path = folder / "real.mp4"
     clip = evaluate([files], ["lips", "picture", "sync"], networks).clips[0]
-    assert clip.missing == {"sync": "there is no face in any frame of the reference"}
+    why = "there is no face in any frame of the reference"
+    figures = ["openness_r", "width_r", "openness_lag", "lmd", "psnr_outside", "psnr_face", "ssim_outside", "ssim_face"]
+    assert {name for name in clip.missing if clip.missing[name] == why} == {"sync", *figures}
     assert {"psnr", "mouth_openness"} <= set(clip.values) and not {"psnr_face", "lmd", "openness_lag"} & set(
         clip.values
     )
@@ -126,33 +135,104 @@ def test_wrong_requests_are_told_before_a_video_is_opened(tmp_path: Path):
         evaluate(clip, ["lips", "stable_sync"], Networks(stable_syncnet_path=tmp_path / "other.pt"))
 
 
-def test_weights_are_written_into_the_protocol(folder: Path):
-    weights = folder / "w.pt"
-    weights.write_bytes(b"abc")
-    networks = Networks(syncnet_path=weights)
-    networks._loaded["syncnet"] = None
-    found = evaluate([ClipFiles(generated=folder / "grey.mp4")], ["file", "sync"], networks)
-    assert re.fullmatch("ba7816bf[0-9a-f]{56}", found.protocol["weights"]["sync"])  # the SHA-256 of abc
+class Colours:
+    """In place of `Together`: the brightness of the clips that it was given."""
+
+    def __init__(self, *_):
+        self.clip, self.taken = [], []
+
+    def watch(self, clip, window):
+        self.clip.append(float(window.frames.float().mean()))
+
+    def end_clip(self):
+        seen, self.clip = {"fid": (np.array(self.clip),) * 2}, []
+        return seen
+
+    def take(self, seen):
+        self.taken += [float(brightness.sum()) for brightness, _ in seen.values()]
+
+    def results(self):
+        return [("fid", tuple(self.taken))]
 
 
 def test_a_clip_that_breaks_does_not_count_for_the_distances(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    ended = []
-
-    class Together:
-        def __init__(self, *_):
-            self.watch = lambda clip, window: None
-            self.end_clip = ended.append
-            self.results = {}.items
-
     class Breaking(groups.FileGroup):
-        def watch(self, window):
+        def result(self):
             if "real" in str(self.clip.files.generated):
-                raise ValueError("damaged after 1 s")
+                raise OSError("damaged after 1 s")
+            return groups.Measured()
 
-    monkeypatch.setattr(evaluation, "Together", Together)
-    monkeypatch.setitem(evaluation.GROUPS, "file", Breaking)
+    for module in (evaluation, measure):
+        monkeypatch.setattr(module, "Together", Colours)
+    monkeypatch.setitem(groups.GROUPS, "file", Breaking)
     found = evaluate([ClipFiles(generated=folder / f"{name}.mp4") for name in ("real", "grey")], ["file"])
-    assert ended == [False, True] and list(found.failed.values()) == ["damaged after 1 s"]
+    assert found.values["fid"] == (pytest.approx(128, abs=2),) and list(found.failed.values()) == ["damaged after 1 s"]
+
+
+def test_several_processes_find_what_one_finds(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Their work travels as pickles, and is done in any order."""
+    threads = torch.get_num_threads()
+
+    def backwards(work, items, workers):
+        assert workers == 3
+        for item in reversed(items):
+            yield Done(item, pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(work))(item, print))))
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3 * threads)  # as many for each process as for the one
+    for module in (evaluation, measure):
+        monkeypatch.setattr(module, "Together", Colours)
+    clips = [ClipFiles(generated=folder / f"{name}.mp4") for name in ("grey", "broken", "real", "blurred")]
+    one = evaluate(clips, ["stability"])
+    monkeypatch.setattr(evaluation, "work_through", backwards)
+    told: list[int] = []
+    several = evaluate(clips, ["stability"], workers=5, on_clip=lambda place, _: told.append(place))
+    assert told == [1, 3, 2, 0]
+    assert [clip.files for clip in several.clips] == [clips[place] for place in (0, 2, 3)]
+    assert several.values == one.values and several.failed == one.failed and several.summary() == one.summary()
+    for ours, theirs in zip(several.clips, one.clips, strict=True):
+        np.testing.assert_array_equal(ours.curves["brightness"], theirs.curves["brightness"])
+
+
+def test_a_process_that_dies_costs_its_clip_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def dying(work, items, workers):
+        yield Done(items[0], None, WorkerDiedError("ended by SIGKILL"))
+        yield Done(items[1], work(items[1], print))
+
+    monkeypatch.setattr(evaluation, "work_through", dying)
+    found = evaluate([ClipFiles(generated=folder / f"{name}.mp4") for name in ("grey", "real")], ["file"], workers=2)
+    assert found.failed == {str(folder / "grey.mp4"): "ended by SIGKILL"} and len(found.clips) == 1
+
+
+def test_weights_other_than_the_published_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    weights = folder / "w.pt"
+    weights.write_bytes(b"abc")
+    digest = hashlib.sha256(b"abc").hexdigest()
+    networks = Networks(syncnet_path=weights, stable_syncnet_path=weights)
+    networks._loaded |= {"syncnet": None, "stable": None}
+    clip = [ClipFiles(generated=folder / "grey.mp4")]
+    found = evaluate(clip, ["file", "sync", "stable_sync"], networks)
+    (warning,) = found.warnings  # of StableSyncNet none is published
+    assert "sync: " in warning and "is not the published file" in warning and warning in caplog.text
+    assert found.protocol["weights"] == {"sync": digest, "stable_sync": digest}
+    monkeypatch.setitem(PUBLISHED, "sync", digest)
+    assert not evaluate(clip, ["file", "sync"], networks).warnings
+
+
+def test_speech_is_opened_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    real, short = folder / "real.mp4", folder / "short.wav"
+    soundfile.write(short, np.sin(np.arange(1000)), 16000)
+    monkeypatch.setattr(clips, "SHORTER", 0.2)
+    told: list[int] = []
+    files = [ClipFiles(generated=real, audio=audio) for audio in (short, folder / "broken.mp4", real)]
+    found = evaluate(files, ["file"], on_clip=lambda place, _: told.append(place))
+    assert told == [1, 0, 2] and "broken.mp4" in found.failed[str(real)]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{short} has 0.1 s, and {real} 0.5 s: figures of sound are of the first part alone"
+    ]
 
 
 class ByColour:
