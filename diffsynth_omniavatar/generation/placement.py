@@ -40,10 +40,7 @@ class Placement:
 
     def check(self, device: torch.device | str) -> None:
         """Raises ValueError: the device cannot do it, or an argument is none."""
-        if self.quantize is not None:
-            check_quantize(self.quantize, self.keep_bf16, device)
-        elif self.keep_bf16:
-            raise ValueError("keep_bf16 names layers that quantize leaves as they are: give quantize, too.")
+        check_quantize(self.quantize, self.keep_bf16, device)
 
     @property
     def starts_on_cpu(self) -> bool:

@@ -22,8 +22,13 @@ def layer_names(names: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def check_quantize(method: str, keep: Iterable[str], device: torch.device | str) -> None:
+def check_quantize(method: str | None, keep: Iterable[str], device: torch.device | str) -> None:
     """Raises ValueError: no such method, no such layer, or the device cannot do it."""
+    keep = tuple(keep)
+    if method is None:
+        if keep:
+            raise ValueError("keep_bf16 names layers that quantize leaves as they are: give quantize, too.")
+        return
     if method not in METHODS:
         raise ValueError(f"quantize {method!r}: wanted one of {', '.join(METHODS)}.")
     for name in keep:
@@ -38,6 +43,11 @@ def check_quantize(method: str, keep: Iterable[str], device: torch.device | str)
             f"quantize fp8: {torch.cuda.get_device_name(device)} cannot multiply float8 (Ada and Hopper can); use "
             "int8, or fp8_weights, which saves the same memory."
         )
+
+
+def is_quantized(dit: Any) -> bool:
+    """Whether this package or the host, which leaves a mark, holds layers of the denoiser in 8 bits."""
+    return hasattr(dit, "quantize_config") or any(isinstance(layer, QuantizedLinear) for layer in dit.modules())
 
 
 @torch.no_grad()

@@ -13,7 +13,9 @@ from .. import host
 from ..data.flags import DTYPES
 from ..losses.decode import AUX_MEMORY
 from ..metrics.groups import GROUPS
+from ..model.blocks.quantized import METHODS
 from ..model.config import IMAGE_SIZES, LORA_TARGETS, size_fault
+from ..model.quantize import check_quantize, layer_names
 from ..system.flag_files import read_flag_file
 from ..system.messages import unknown_flags
 from ..system.output_folder import can_write, nearest_existing
@@ -249,6 +251,19 @@ def _add_speed_flags(group: Any) -> None:
         "--stream_weights",
         action="store_true",
         help="LoRA: offload the frozen weights to CPU memory and load each block just before it is used.",
+    )
+    add(
+        "--quantize",
+        choices=METHODS,
+        help="LoRA: hold the frozen layers in 8 bits, half the memory. fp8 also computes in 8 bits: faster; needs an "
+        "Ada or Hopper GPU. int8 does so in the forward pass. fp8_weights only saves memory. (default: no)",
+    )
+    add(
+        "--keep_bf16",
+        default="",
+        metavar="NAMES",
+        help="With --quantize: what stays as it is, with commas between: first or last (block), self_attn, cross_attn, "
+        "ffn, ffn.2, ... (default: nothing)",
     )
     add(
         "--reference",
@@ -517,7 +532,13 @@ def _model_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "name the base model with --model_paths or --model_id_with_origin_paths"
     if args.trainable_models not in (None, "dit"):
         yield f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA"
-    own_blocks = args.compile or args.stream_weights or args.activation_memory is not None
+    own_blocks = args.compile or args.stream_weights or args.quantize or args.activation_memory is not None
+    if args.quantize and args.reference:
+        yield "--quantize does not go with --reference: DiffSynth's own blocks have --quant_options"
+    try:
+        check_quantize(args.quantize, layer_names(args.keep_bf16), "cpu")
+    except ValueError as error:
+        yield f"--{error}"
     if own_blocks and not args.reference and getattr(args, "enable_model_cpu_offload", False):
         yield (
             "--enable_model_cpu_offload brings weights when DiffSynth's blocks run: --stream_weights instead of it, or "

@@ -14,6 +14,7 @@ from ..model.blocks.memory_plan import GIB, KEEPABLE, BlockShape, Kept, plan_kep
 from ..model.blocks.runner import BlockRunner
 from ..model.blocks.step_memory import count_weights, option_changes, step_memory
 from ..model.config import LoRAConfig, OmniAvatarConfig
+from ..model.quantize import is_quantized
 from .settings import StepSettings
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class MemoryReport:
         weights = {name: on_device(part) for name, part in self.pipe.named_children()}
         kept = kept_in_step(self.settings, self.shape, len(dit.blocks), dit.runner)
         changes = {}
-        if kept is not None and not hasattr(dit, "quantize_config"):  # the host's mark on quantised models
+        if kept is not None and not is_quantized(dit):
             changes = option_changes(dit.config, self.lora, self.shape, self.settings.way, kept)
         order = {stage: self.readings[stage] for stage in (ENCODING, FORWARD, BACKWARD)}
         return report_lines({name: size for name, size in weights.items() if size}, order, changes)

@@ -23,6 +23,7 @@ from ..model.blocks.weights import block_weights
 from ..model.checkpoint import EXTRA_MODULES, LORA_KEY, save_safetensors
 from ..model.config import CheckpointConfig, LoRAConfig
 from ..model.lora import adapted_layers, trained_tensors
+from ..model.quantize import layer_names, quantize_blocks
 from .auxiliary import AuxiliaryLosses
 from .loader import stream_seed
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
@@ -76,14 +77,18 @@ def choose_blocks(dit: Any, settings: StepSettings, *, device: torch.device, lor
     if settings.way.blocks == "host":
         dit.runner = None
         return
-    if (settings.activation_memory is not None or settings.stream_weights) and not lora:
-        raise ValueError("--activation_memory and --stream_weights need LoRA: leave --trainable_models away, or them.")
+    if (settings.activation_memory is not None or settings.stream_weights or settings.quantize) and not lora:
+        raise ValueError(
+            "--activation_memory, --stream_weights and --quantize need LoRA: leave --trainable_models away, or them."
+        )
     if settings.compile and not lora and device.type == "cuda" and TORCH < COMPARED_GRADIENTS:
         wanted = ".".join(map(str, COMPARED_GRADIENTS))
         raise ValueError(
             f"--compile with all weights training needs torch {wanted}, this is {torch.__version__}: before, compiled "
             "gradients may be wrong. Leave --compile away, or train a LoRA."
         )
+    if settings.quantize is not None:
+        quantize_blocks(dit, settings.quantize, layer_names(settings.keep_bf16), worker=device)
     for block in dit.blocks:
         block_weights(block)
     dit.runner = BlockRunner(

@@ -37,6 +37,7 @@ from ..model.blocks.memory_plan import BlockShape
 from ..model.checkpoint import read_config, read_lora, weight_files
 from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfig
 from ..model.files import TOKENIZER, HubFiles
+from ..model.quantize import check_quantize, is_quantized
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import initialise_on_wan
@@ -314,7 +315,7 @@ def plan_of(
         ("trainable parameters", f"{trained:,}"),
         ("encoders", size_text(others)),
         *memory,
-        *([("quantised", "not counted")] if hasattr(module.pipe.dit, "quantize_config") else []),
+        *([("quantised", "not counted")] if is_quantized(module.pipe.dit) else []),
     ]
 
 
@@ -486,7 +487,12 @@ def build_module(
         datasets: what it trains on, then others whose samples it encodes.
     """
     on_cpu = accelerator.device.type == "cpu"  # where several processes have one each by number, which no loader knows
-    place = torch.device("cpu") if on_cpu or (args.stream_weights and not args.reference) else accelerator.device
+    waits = (args.stream_weights or args.quantize) and not args.reference
+    if args.quantize:
+        if accelerator.is_sharded:
+            raise ValueError("--quantize does not go with sharded weights: it is for one process, or DDP.")
+        check_quantize(args.quantize, (), accelerator.device)
+    place = torch.device("cpu") if on_cpu or waits else accelerator.device
     with _loading(args):
         pipe, config = load_training_pipeline(args, conventions, place)
     pipe.device = accelerator.device

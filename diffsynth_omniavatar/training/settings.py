@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..model.blocks.quantized import Method
 from ..model.blocks.step_memory import Way
 
 
@@ -30,6 +31,10 @@ class LoopSettings:
     """Gradients with a larger L2 norm are scaled down to it."""
     gradient_accumulation_steps: int = 1
     """Samples of each process in an optimizer step."""
+    quantize: Method | None = None
+    """Hold the blocks' frozen layers in 8 bits, see `model.quantize`. Needs LoRA."""
+    keep_bf16: str = ""
+    """With `quantize`: layers that stay as they are, with commas between."""
     fp32_master_weights: bool = False
     """AdamW keeps the trained weights and its state in float32; the model computes with them rounded to its format."""
     resume: Path | None = None
@@ -79,6 +84,10 @@ class StepSettings:
     """Compile the pieces of a block."""
     stream_weights: bool = False
     """Offload the blocks' frozen weights to CPU memory, and load each block just before it is used. Needs LoRA."""
+    quantize: Method | None = None
+    """Hold the blocks' frozen layers in 8 bits, see `model.quantize`. Needs LoRA."""
+    keep_bf16: str = ""
+    """With `quantize`: layers that stay as they are, with commas between."""
     fp32_master_weights: bool = False
     """AdamW steps float32 copies, so that its moments take float32 too."""
     reference: bool = False
@@ -95,7 +104,7 @@ class StepSettings:
     @property
     def way(self) -> Way:
         """How the blocks are computed."""
-        own = self.compile or self.stream_weights or self.activation_memory is not None
+        own = self.compile or self.stream_weights or self.quantize or self.activation_memory is not None
         if self.reference or not own:
             return Way(offload=self.use_gradient_checkpointing_offload)
         return Way(

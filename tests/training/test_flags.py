@@ -23,6 +23,7 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model.config import IMAGE_SIZES
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
+from diffsynth_omniavatar.model.quantize import is_quantized
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder
 from diffsynth_omniavatar.training import first_checks, run
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
@@ -326,6 +327,9 @@ ROWS: dict[str, list[Row]] = {
         Row("activation_memory", "0.5", "module.pipe.dit.runner.activation_memory", 0.5),
         Row("compile", None, "module.pipe.dit.runner.compile", True),
         Row("stream_weights", None, "module.pipe.dit.runner.streamed.__class__.__name__", "StreamedWeights"),
+        Row("quantize", "fp8_weights", lambda s: is_quantized(s.module.pipe.dit.blocks[1]), True),
+        Row("keep_bf16", "first,self_attn", lambda s: [is_quantized(b) for b in s.module.pipe.dit.blocks[:2]],
+            [False, True]),
         Row("fp32_master_weights", None, "module.pipe.dit.runner.moment_bytes", 4),
         Row("use_gradient_checkpointing_offload", None, "inputs.use_gradient_checkpointing_offload", True),
     ],

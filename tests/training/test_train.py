@@ -83,6 +83,18 @@ def test_lora_trains_on_a_base_that_the_host_quantised(folder, tmp_path, method)
     assert {key: (t.shape, t.dtype) for key, t in tensors.items()} == {k: (t.shape, t.dtype) for k, t in wanted.items()}
 
 
+def test_lora_trains_on_a_base_in_8_bits(folder, tmp_path):
+    """The losses are the recorded ones within what 8 bits round; the checkpoint has the same tensors."""
+    more = ["--quantize", "fp8", "--keep_bf16", "first"]
+    assert run.main(flags(folder, tmp_path, "--max_steps", "4", "--learning_rate", "1e-4", *more)) == 0
+    recorded, losses = json.loads(RECORDED.read_text())[host.GENERATION]["i2v"][:4], losses_of(tmp_path)
+    assert losses == pytest.approx(recorded, rel=0.02) and losses != pytest.approx(recorded, rel=1e-6)
+    tensors = load_file(tmp_path / "step-4/model.safetensors")
+    assert all(value.dtype == torch.float32 for value in tensors.values()) and not any(
+        "scale" in key for key in tensors
+    )
+
+
 def test_what_wraps_the_denoisers_layers_is_refused(folder, tmp_path):
     dit = str(folder / "family" / FILES["dit"])
     if host.GENERATION == "wan_video_new":
