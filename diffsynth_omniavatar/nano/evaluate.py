@@ -15,13 +15,10 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     add = parser.add_argument
     add("--family", default=NANO_FOLDER, help="folder of a small model (default: the one of this package)")
     add("--clips", type=int, default=64, help="number of held-out clips (default: 64)")
-    add("--steps", type=int, default=default.steps, help=f"denoising steps per chunk (default: {default.steps})")
-    add(
-        "--cfg_scale",
-        type=float,
-        default=default.cfg_scale,
-        help=f"text and audio guidance scale (default: {default.cfg_scale:g})",
-    )
+    add("--sampler", help="preset of steps, timesteps, guidance and solver, as of `omniavatar generate`")
+    add("--steps", type=int, help=f"denoising steps per chunk (default: {default.steps})")
+    add("--solver", help=f"euler, or renoise: fresh noise after each step (default: {default.solver})")
+    add("--cfg_scale", type=float, help=f"text and audio guidance scale (default: {default.cfg_scale:g})")
     add("--audio_cfg_scale", type=float, help="separate audio guidance scale (default: --cfg_scale)")
     add("--seed", type=int, default=0, help="random seed of clips and noise (default: 0)")
     add(
@@ -37,14 +34,18 @@ def run(args: argparse.Namespace) -> int:
     """Measure the small model; the exit code is 1 if a goal is missed.
 
     Raises:
-        ValueError: an unknown group of figures.
+        ValueError: an unknown group of figures, or a setting is out of its range.
     """
     figures = evaluate_nano(
         args.out,
         family=args.family,
         clips=args.clips,
-        sampling=Sampling(
-            steps=args.steps, cfg_scale=args.cfg_scale, audio_cfg_scale=args.audio_cfg_scale, seed=args.seed
+        sampling=Sampling(seed=args.seed).with_given(
+            sampler=args.sampler,
+            steps=args.steps,
+            solver=args.solver,
+            cfg_scale=args.cfg_scale,
+            audio_cfg_scale=args.audio_cfg_scale,
         ),
         groups=args.figures.split(",") if args.figures else list(GROUPS),
         seed=args.seed,
