@@ -117,6 +117,11 @@ SHARED_FLAGS: Flags = {
         float,
         "separate audio guidance scale; needs one more pass per step (default: the checkpoint's, else --cfg_scale)",
     ),
+    "apg_eta": (
+        float,
+        "adaptive projected guidance against burnt colours: 0 to 1, how much counts of the part of guidance along the "
+        "predicted picture; 0 is usual, 1 plain guidance (default: the checkpoint's, else 1)",
+    ),
     "guidance_rescale": (
         float,
         "against burnt colours: 0 to 1, how far contrast goes back to that without guidance (default: the "

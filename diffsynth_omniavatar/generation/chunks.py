@@ -81,6 +81,7 @@ class ChunkMaker:
             solver=sampling.solver,
             cfg_scale=sampling.cfg_scale,
             audio_cfg_scale=sampling.audio_scale,
+            apg_eta=sampling.apg_eta,
             guidance_rescale=sampling.guidance_rescale,
             guidance_from=sampling.guidance_from,
             guidance_to=sampling.guidance_to,

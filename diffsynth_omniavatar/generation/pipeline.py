@@ -136,6 +136,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         solver: Solver | None = None,
         cfg_scale: float | None = None,
         audio_cfg_scale: float | None = None,
+        apg_eta: float | None = None,
         guidance_rescale: float | None = None,
         guidance_from: float | None = None,
         guidance_to: float | None = None,
@@ -167,7 +168,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             cfg_scale: text guidance s; 1 makes one pass without any guidance.
             audio_cfg_scale: audio guidance a: three passes, `n + s (o - n) + a (p - o)`; equal to s, or with s = 1, it
                 takes two.
-            guidance_rescale, guidance_from, guidance_to: see `model.sampling.Sampling`.
+            apg_eta, guidance_rescale, guidance_from, guidance_to: see `model.sampling.Sampling`.
             tiled: run the VAE in tiles; None for "above 512x512".
             tea_cache_l1_thresh: skip steps that change little (upstream's value is 0.14); None computes all.
             tea_cache_model_id: whose coefficients; None for the denoiser's own.
@@ -194,6 +195,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             solver=solver,
             cfg_scale=cfg_scale,
             audio_cfg_scale=audio_cfg_scale,
+            apg_eta=apg_eta,
             guidance_rescale=guidance_rescale,
             guidance_from=guidance_from,
             guidance_to=guidance_to,

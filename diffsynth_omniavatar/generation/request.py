@@ -61,9 +61,9 @@ def faults_of(name: str) -> Iterator[None]:
 class Settings:
     """What videos of all kinds have in common: where they go, and how the model makes them.
 
-    None for negative_prompt, match_colours, steps, timesteps, sigma_shift, solver, cfg_scale, audio_cfg_scale and
-    guidance_... takes what `sampler` says, or the checkpoint's config.json (`Conventions.sampling`), or else upstream's
-    values.
+    None for negative_prompt, match_colours, steps, timesteps, sigma_shift, solver, cfg_scale, audio_cfg_scale,
+    apg_eta and guidance_... takes what `sampler` says, or the checkpoint's config.json (`Conventions.sampling`), or
+    else upstream's values.
 
     Raises:
         RequestError: a value is out of its range, or the output cannot be written.
@@ -106,6 +106,8 @@ class Settings:
     """Text and audio guidance scale; 1 turns guidance off, but for that of `audio_cfg_scale`."""
     audio_cfg_scale: float | None = None
     """Separate audio guidance scale, with one more pass per step."""
+    apg_eta: float | None = None
+    """0 to 1, adaptive projected guidance against burnt colours; see `guidance.projected`."""
     guidance_rescale: float | None = None
     """0 to 1, against burnt colours; see `guidance.rescaled`."""
     guidance_from: float | None = None

@@ -252,7 +252,7 @@ def model_fn_omniavatar(
             cache,
         )
 
-    compute = denoise if omni_guidance is None else functools.partial(omni_guidance, denoise)
+    compute = denoise if omni_guidance is None else functools.partial(omni_guidance, denoise, latents, timestep)
     prediction = compute(context, omni_audio, tea_cache)
     return prediction if omni_record is None else omni_record.keep(latents, prediction)
 

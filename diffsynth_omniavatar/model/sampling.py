@@ -50,6 +50,9 @@ class Sampling:
     """Text and audio guidance scale; 1 turns guidance off, with a single pass per step."""
     audio_cfg_scale: float | None = None
     """Separate audio guidance scale, with one more pass per step; None for `cfg_scale`."""
+    apg_eta: float = 1.0
+    """Adaptive projected guidance against burnt colours: how much counts of the part of guidance that is parallel to
+    the predicted video, 0 to 1; 1 is plain guidance. See `guidance.projected`."""
     guidance_rescale: float = 0.0
     """Against burnt colours, 0 to 1: how far the deviation of the guided prediction goes back to that without
     guidance; see `guidance.rescaled`."""
@@ -72,7 +75,7 @@ class Sampling:
             )
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}, wanted {' or '.join(SOLVERS)}.")
-        names = ["cfg_scale", "sigma_shift", "guidance_rescale", "guidance_from", "guidance_to"]
+        names = ["cfg_scale", "sigma_shift", "apg_eta", "guidance_rescale", "guidance_from", "guidance_to"]
         if self.audio_cfg_scale is not None:
             names.append("audio_cfg_scale")
         for name in names:
@@ -80,8 +83,9 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, wanted a number.")
         if self.sigma_shift <= 0:
             raise ValueError(f"sigma_shift is {self.sigma_shift:g}, wanted more than 0.")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale is {self.guidance_rescale:g}, wanted 0 to 1.")
+        for name in ("apg_eta", "guidance_rescale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name):g}, wanted 0 to 1.")
         if not 0 <= self.guidance_from < self.guidance_to <= 1:
             raise ValueError(
                 f"guidance_from is {self.guidance_from:g} and guidance_to {self.guidance_to:g}, wanted 0 to 1, the "
@@ -114,8 +118,8 @@ class Sampling:
         """Whether the passes of DiffSynth's own loop are enough: one, or two in every step."""
         if self.audio_scale != self.cfg_scale:
             return False
-        everywhere = self.guidance_rescale == 0 and self.guided_steps == range(self.steps)
-        return self.cfg_scale == 1 or everywhere
+        unchanged = self.apg_eta == 1 and self.guidance_rescale == 0
+        return self.cfg_scale == 1 or (unchanged and self.guided_steps == range(self.steps))
 
     def with_given(self, *, sampler: str | None = None, **given: Any) -> Sampling:
         """These settings with those of the preset `sampler`, and over them those of `given` that are not None.

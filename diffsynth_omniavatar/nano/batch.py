@@ -74,8 +74,9 @@ def generate_batch(
     Returns:
         uint8 [B, F, H, W, 3], F = rows of the sound + leading rows; frame j hears row j - leading rows.
     """
-    if sampling.guidance_rescale or sampling.guided_steps != range(sampling.steps):
-        raise ValueError("guidance_rescale, guidance_from and guidance_to are not for clips that are made together.")
+    if sampling.guided_steps != range(sampling.steps) or sampling.guidance_rescale or sampling.apg_eta != 1:
+        names = "apg_eta, guidance_rescale, guidance_from and guidance_to"
+        raise ValueError(f"{names} are not for clips that are made together.")
     height, width = takes[0].portrait.shape[:2]
     plan = plan_chunks(
         len(takes[0].waveform),

@@ -63,6 +63,7 @@ FLAGS = {
     "solver": "renoise",
     "cfg_scale": 2.5,
     "audio_cfg_scale": 6.5,
+    "apg_eta": 0.5,
     "guidance_rescale": 0.7,
     "guidance_from": 0.25,
     "guidance_to": 0.75,

@@ -8,14 +8,15 @@ from PIL import Image
 from torch.nn import functional as F
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.generation.guidance import Guidance, rescaled
+from diffsynth_omniavatar.generation.guidance import Guidance, projected, rescaled
 from diffsynth_omniavatar.generation.loading import load_pipeline
 from diffsynth_omniavatar.generation.scheduler import FreshNoise, StepScheduler
 from diffsynth_omniavatar.model.sampling import SAMPLERS, Sampling
 from diffsynth_omniavatar.nano.family import write_random_family
 
 GENERATOR = torch.Generator().manual_seed(0)
-P, O, N = torch.randn(3, 2, 4, 3, 2, 2, generator=GENERATOR)  # noqa: E741  as in the formula
+P, O, N, X = torch.randn(4, 2, 4, 3, 2, 2, generator=GENERATOR)  # noqa: E741  as in the formula
+TIMESTEP = torch.tensor([250.0])
 TEXT, NEGATIVE, SOUND = torch.ones(1), torch.zeros(1), torch.ones(1)
 
 
@@ -29,7 +30,7 @@ def guided(sampling: Sampling, known_frames: int = 0) -> tuple[torch.Tensor, lis
         return {"p": P, "o": O, "n": N}[name]
 
     guidance = Guidance(sampling, NEGATIVE, known_frames=known_frames)
-    positive = guidance(denoise, TEXT, SOUND, None)
+    positive = guidance(denoise, X, TIMESTEP, TEXT, SOUND, None)
     if sampling.cfg_scale == 1:
         return positive, computed
     negative = guidance.negative(denoise, NEGATIVE, 0 * SOUND, None)
@@ -52,7 +53,8 @@ def test_guidance_is_in_the_stated_part_of_the_steps():
     assert [*Sampling(steps=10, guidance_to=0.3).guided_steps] == [0, 1, 2]
     assert [*Sampling(steps=1, guidance_from=0.5).guided_steps] == []
     guidance = Guidance(sampling, NEGATIVE)
-    results = [guidance(lambda context, *_: P if context else N, TEXT, SOUND, None) for _ in range(4)]
+    inputs = (X, TIMESTEP, TEXT, SOUND, None)
+    results = [guidance(lambda context, *_: P if context else N, *inputs) for _ in range(4)]
     assert [torch.equal(result, P) for result in results] == [True, False, False, True]
 
 
@@ -68,6 +70,28 @@ def test_rescaling_gives_back_the_deviation_of_the_frames_that_are_made():
     torch.testing.assert_close(rescaled(plain, P, 0.3), 0.3 * rescaled(plain, P, 1.0) + 0.7 * plain)
 
 
+@pytest.mark.parametrize("scales", [{"cfg_scale": 4.0}, {"cfg_scale": 2.0, "audio_cfg_scale": 3.0}])
+@pytest.mark.parametrize("eta", [0.0, 0.25])
+def test_projected_guidance_is_the_papers_update_of_the_clean_video(scales, eta):
+    """x0' = x0(p) + D_orthogonal + eta D_parallel, with D = x0(g) - x0(p) split along x0(p), frames made only."""
+    sampling = Sampling(**scales, apg_eta=eta)
+    result, _ = guided(sampling, known_frames=1)
+    plain, _ = guided(Sampling(**scales))
+    got, without, wanted = ((X - 0.25 * flow)[:, :, 1:].flatten(1) for flow in (result, P, plain))
+    unit = without / without.norm(dim=1, keepdim=True)
+    change = wanted - without
+    parallel = (change * unit).sum(dim=1, keepdim=True) * unit
+    torch.testing.assert_close(got, without + change - parallel + eta * parallel, rtol=1e-5, atol=1e-5)
+
+
+def test_projected_guidance_of_all_or_nothing():
+    """Along x0 nothing is left, across x0 everything."""
+    torch.testing.assert_close(projected(P + 3 * X, P, X, 0.0), P, rtol=1e-4, atol=1e-5)
+    along, square = ((part * X).sum(dim=(1, 2, 3, 4), keepdim=True) for part in (O, X))
+    across = P + O - along / square * X
+    torch.testing.assert_close(projected(across, P, X, 0.0), across, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "own"),
     [
@@ -78,6 +102,8 @@ def test_rescaling_gives_back_the_deviation_of_the_frames_that_are_made():
         ({"audio_cfg_scale": 3.0}, True),
         ({"cfg_scale": 1.0, "audio_cfg_scale": 2.0}, True),
         ({"guidance_rescale": 0.7}, True),
+        ({"apg_eta": 0.0}, True),
+        ({"cfg_scale": 1.0, "apg_eta": 0.0}, False),
         ({"guidance_to": 0.5}, True),
         ({"guidance_from": 0.5}, True),
     ],
@@ -208,6 +234,8 @@ def test_settings_act_in_the_pipeline_and_leave_its_scheduler(pipe, monkeypatch)
     assert torch.equal(clip(pipe, monkeypatch, sampler="lightx2v4", solver="renoise").final, fresh.final)
     heard = clip(pipe, monkeypatch, num_inference_steps=4, cfg_scale=1.0, audio_cfg_scale=2.0)
     assert heard.passes == 8 and not torch.equal(heard.final, plain.final)
+    projected = clip(pipe, monkeypatch, num_inference_steps=4, apg_eta=0.0)
+    assert projected.passes == 8 and not torch.equal(projected.final, plain.final)
     half = clip(pipe, monkeypatch, num_inference_steps=4, guidance_to=0.5)
     assert half.passes == 6 and not torch.equal(half.final, plain.final)
     assert pipe.scheduler is before

@@ -47,6 +47,7 @@ def test_the_shipped_model_says_how_it_is_sampled(path) -> None:
         {"sigma_shift": 0},
         *({"timesteps": value} for value in ("a", 5, [1001], [500, 500], [0], [250, 500], [True], ["nan"])),
         {"solver": "heun"},
+        {"apg_eta": -0.1},
         {"guidance_rescale": 1.5},
         {"guidance_from": 1.0},
         {"guidance_to": 0},
