@@ -78,6 +78,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="omniavatar: pytorch_model.pt and config.json, as released; lora: a LoRA file for DiffSynth and ComfyUI; "
         "merged: all weights of the transformer in one file",
     )
+    convert.add_argument(
+        "--quantize",
+        choices=("fp8", "int8"),
+        help="for merged: write the transformer's layers in 8 bits, half the size, to generate with (default: no)",
+    )
+    convert.add_argument(
+        "--keep_bf16", default="", help="with --quantize: what stays as it is, as for generate (default: nothing)"
+    )
     convert.add_argument("--base", nargs="+", help="for merged: weights of the Wan transformer, files or a folder")
     convert.add_argument(
         "--in_dim",
@@ -169,8 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or type(error).__name__ != "OutOfMemoryError":
             raise
         say(
-            f"error: not enough GPU memory: lower --max_tokens, or offload weights to "
-            f"CPU memory with --vram_limit. {error}"
+            f"error: not enough GPU memory: lower --max_tokens, or keep the weights in CPU memory with "
+            f"--stream_weights. {error}"
         )
         return WRONG_INPUT
 
@@ -179,7 +187,8 @@ def _run_convert(args: argparse.Namespace) -> int:
     from ..model.convert import convert
 
     base = args.base[0] if args.base is not None and len(args.base) == 1 else args.base
-    print(f"Wrote {convert(args.source, args.out, args.to, base=base, in_dim=args.in_dim)}.")
+    more = {"in_dim": args.in_dim, "quantize": args.quantize, "keep_bf16": args.keep_bf16}
+    print(f"Wrote {convert(args.source, args.out, args.to, base=base, **more)}.")
     return 0
 
 

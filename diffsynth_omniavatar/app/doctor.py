@@ -233,7 +233,7 @@ def _download_command(part: str, model: str, folder: str | None) -> str:
 def check_checkpoint(path: str) -> Iterator[Finding]:
     """What an OmniAvatar checkpoint is."""
     try:
-        from ..model.checkpoint import load_checkpoint
+        from ..model.checkpoint import has_scales, load_checkpoint
     except ImportError as error:
         yield Finding("problem", f"{path} cannot be read: {error}")
         return
@@ -245,7 +245,7 @@ def check_checkpoint(path: str) -> Iterator[Finding]:
     lora, conventions = checkpoint.config.lora, checkpoint.config.conventions
     sizes = ", ".join(f"{height}x{width}" for height, width in conventions.image_sizes)
     form = (
-        "full weights"
+        f"full weights{', layers in 8 bits' if has_scales(checkpoint.tensors) else ''}"
         if lora is None
         else f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_modules)}"
     )

@@ -10,7 +10,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from ..model.config import LATENT_CHANNELS, Conventions
 from ..model.dit import OmniAvatarDiT, model_fn_omniavatar
 from ..model.host_entries import add_full_entry, add_merged_entries
 from ..model.quantize import layer_names
+from ..model.quantized_files import load_quantized
 from ..model.sampling import Solver
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
@@ -326,6 +327,8 @@ class _OwnConfigs:
 
     host_configs: list[Any]
     lora_checkpoint: Any = None
+    quantized: Path | list[Path] | None = None
+    """A full checkpoint in 8 bits, which the host cannot load."""
     conventions: Conventions | None = None
     wav2vec2: Path | None = None
 
@@ -369,6 +372,9 @@ def _sort_configs(model_configs: Iterable[Any]) -> _OwnConfigs:
         elif any(checkpoint.LORA_KEY.match(key) for key in _keys(paths)):
             own.lora_checkpoint = checkpoint.load_checkpoint(_single(paths))
             own.conventions = own.lora_checkpoint.config.conventions
+        elif checkpoint.has_scales(_keys(paths)):
+            own.quantized = _single(paths)
+            own.conventions = checkpoint.read_config(checkpoint.weight_files(own.quantized)).conventions
         else:
             stated = add_full_entry(_single(paths)).conventions
             if own.lora_checkpoint is None:  # otherwise it is the base that the LoRA goes on
@@ -421,6 +427,10 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     device = bound.arguments["device"]
     placement.check(device)
     own = _sort_configs(bound.arguments["model_configs"])
+    if own.quantized is not None:
+        if own.lora_checkpoint is not None or channels is not None or bound.arguments["use_usp"]:
+            raise ValueError(f"{own.quantized} is in 8 bits: it takes no other checkpoint, channels or use_usp.")
+        placement = replace(placement, is_quantized=True)
     if placement.starts_on_cpu:
         bound.arguments["device"] = "cpu"
     if own.lora_checkpoint is None and own.conventions is None and own.wav2vec2 is None and channels is None:
@@ -432,6 +442,9 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     parallel = SequenceParallel.start(device) if bound.arguments["use_usp"] else None
     bound.arguments.update(model_configs=own.host_configs, use_usp=False)
     pipe = original(*bound.args, **bound.kwargs)
+    if own.quantized is not None:
+        home = "cpu" if placement.stream else device
+        pipe.dit = load_quantized(own.quantized, quantize=placement.quantize, dtype=pipe.torch_dtype, device=home)
     if own.lora_checkpoint is not None:
         _apply_lora_checkpoint(pipe, own.lora_checkpoint, lora, channels)
     elif not isinstance(pipe.dit, OmniAvatarDiT):

@@ -37,6 +37,8 @@ class Placement:
     quantize: Method | None = None
     keep_bf16: tuple[str, ...] = ()
     stream: bool = False
+    is_quantized: bool = False
+    """The layers are in 8 bits already."""
 
     def check(self, device: torch.device | str) -> None:
         """Raises ValueError: the device cannot do it, or an argument is none."""
@@ -45,7 +47,7 @@ class Placement:
     @property
     def starts_on_cpu(self) -> bool:
         """Whether the models are to be loaded to CPU memory."""
-        return self.stream or self.quantize is not None
+        return self.stream or self.is_quantized or self.quantize is not None
 
 
 def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
@@ -54,7 +56,7 @@ def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     dit = pipe.dit
-    if placement.quantize is not None:
+    if placement.quantize is not None and not placement.is_quantized:
         home = "cpu" if placement.stream else device
         count = quantize_blocks(dit, placement.quantize, placement.keep_bf16, worker=device, home=home)
         logger.info("%d of the denoiser's layers are in 8 bits (%s)", count, placement.quantize)

@@ -45,6 +45,8 @@ EXTRA_MODULES = ("patch_embedding.", "audio_proj.", "audio_cond_projs.")
 """What a LoRA checkpoint holds besides the low-rank parts."""
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 KEY_PREFIXES = ("diffusion_model.", "module.", "model.", "pipe.dit.", "dit.")
+SCALE = ".weight_scale"
+"""Ending of the key of the factors of a layer in 8 bits; see `quantized_files`."""
 LORA_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])\.(?:[^.]+\.)?weight$")
 
 
@@ -243,6 +245,11 @@ def adapted_modules(tensors: Mapping[str, Tensor]) -> set[str]:
     return {match["module"] for key in tensors if (match := LORA_KEY.match(key))}
 
 
+def has_scales(names: Iterable[str]) -> bool:
+    """Whether keys are those of a checkpoint in 8 bits."""
+    return any(name.endswith(SCALE) for name in names)
+
+
 def is_omniavatar(names: Iterable[str]) -> bool:
     """Whether keys in the one spelling belong to an OmniAvatar checkpoint."""
     return "audio_proj.proj.weight" in set(names)
@@ -279,7 +286,11 @@ def _complete(
 ) -> tuple[CheckpointConfig, dict[str, Tensor]]:
     """Fill in what the config does not say from the shapes; take `alpha` entries out of the tensors."""
     in_dim = _channels(shapes_of(tensors), source)
-    faults = [f"{key} is {tensor.dtype}" for key, tensor in tensors.items() if not tensor.is_floating_point()]
+    faults = [
+        f"{key} is {tensor.dtype}"
+        for key, tensor in tensors.items()
+        if not tensor.is_floating_point() and key.removesuffix(".weight") + SCALE not in tensors
+    ]
     if faults:
         raise CheckpointError(f"{source}: {'; '.join(faults[:8])}; wanted floats.")
     if config.in_dim is not None and config.in_dim != in_dim:

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ..system.text_files import parse_json, read_text
 from .architecture import check_shapes, full_config
+from .blocks.quantized import Method
 from .checkpoint import (
     Checkpoint,
     CheckpointError,
     adapted_modules,
+    has_scales,
     load_checkpoint,
     normalise_keys,
+    read_shapes,
     read_tensors,
     save_omniavatar,
     save_safetensors,
@@ -26,6 +29,8 @@ from .checkpoint import (
 from .config import OmniAvatarConfig
 from .dit import state_dict_shapes
 from .lora import lora_file_tensors, split_lora, with_low_rank
+from .quantize import check_quantize, layer_names
+from .quantized_files import quantized_tensors
 from .upgrade import grow_channels
 
 Target = Literal["omniavatar", "lora", "merged"]
@@ -85,6 +90,8 @@ def convert(
     *,
     base: str | Path | Iterable[str | Path] | None = None,
     in_dim: int | None = None,
+    quantize: Method | None = None,
+    keep_bf16: str | Iterable[str] = (),
 ) -> Path:
     """Write a checkpoint in another form.
 
@@ -95,6 +102,8 @@ def convert(
             (all weights in one file).
         base: weight files of the Wan transformer, needed to merge a LoRA checkpoint.
         in_dim: grow the input channels (33 -> 49 -> 65), the new ones zero.
+        quantize: "merged": write the denoiser's layers in 8 bits, for generation.
+        keep_bf16: layers that stay as they are; see `quantize.check_quantize`.
 
     Returns:
         The file written.
@@ -102,6 +111,11 @@ def convert(
     Raises:
         CheckpointError: the conversion is not possible; the message says why.
     """
+    check_quantize(quantize, layer_names(keep_bf16), "cpu")
+    if quantize is not None and to != "merged":
+        raise CheckpointError(f"quantize {quantize} writes all weights in 8 bits: it goes with --to merged alone.")
+    if has_scales(read_shapes(weight_files(source))):
+        raise CheckpointError(f"{source} is in 8 bits, which nothing is made of: convert what it was made of.")
     checkpoint = load_checkpoint(source)
     if in_dim is not None:
         checkpoint = _grown(checkpoint, in_dim)
@@ -111,15 +125,20 @@ def convert(
         return out / "pytorch_model.pt"
     if out.suffix != ".safetensors":
         raise CheckpointError(f"{out} must end in .safetensors for --to {to}.")
+
+    def in_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors if quantize is None else quantized_tensors(tensors, quantize, layer_names(keep_bf16))
+
     if to == "lora":
         tensors, lora = lora_file_tensors(checkpoint)
         save_safetensors(out, tensors, replace(checkpoint.config, lora=lora))
     elif checkpoint.form == "full":
         model = full_config(shapes_of(checkpoint.tensors), checkpoint.config, checkpoint.source)
-        save_safetensors(out, checkpoint.tensors, replace(checkpoint.config, model=model))
+        tensors = in_8_bits(checkpoint.tensors)
+        save_safetensors(out, tensors, replace(checkpoint.config, model=model))
     elif base is None:
         raise CheckpointError(f"{source} is a LoRA checkpoint: name the Wan transformer to merge it into with --base.")
     else:
         tensors, merged = merged_tensors(checkpoint, base)
-        save_safetensors(out, tensors, replace(checkpoint.config, lora=None, model=merged))
+        save_safetensors(out, in_8_bits(tensors), replace(checkpoint.config, lora=None, model=merged))
     return out

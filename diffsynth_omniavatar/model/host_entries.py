@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import host
 from .architecture import check_shapes, full_config
-from .checkpoint import normalise_keys, read_config, read_shapes, weight_files
+from .checkpoint import CheckpointError, has_scales, normalise_keys, read_config, read_shapes, weight_files
 from .config import PRESETS, CheckpointConfig
 from .dit import config_fields, state_dict_shapes
 
@@ -39,6 +39,8 @@ def add_full_entry(path: str | Path | Iterable[str | Path]) -> CheckpointConfig:
     files = weight_files(path)
     raw, stated = read_shapes(files), read_config(files)
     shapes = normalise_keys(raw)
+    if has_scales(shapes):
+        raise CheckpointError(f"{files[0]} is in 8 bits: load_pipeline takes it, to generate; training does not.")
     config = full_config(shapes, stated, str(files[0]))
     check_shapes(shapes, state_dict_shapes(config), str(files[0]))
     host.add_model_entry(

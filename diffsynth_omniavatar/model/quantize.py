@@ -45,6 +45,14 @@ def check_quantize(method: str | None, keep: Iterable[str], device: torch.device
         )
 
 
+def chosen_layers(blocks: int, keep: Iterable[str]) -> list[str]:
+    """Names of the layers that are held in 8 bits, of a denoiser of so many blocks."""
+    keep = set(keep)
+    places = range("first" in keep, blocks - ("last" in keep))
+    names = [name for name in LAYERS if name not in keep and name.partition(".")[0] not in keep]
+    return [f"blocks.{index}.{name}" for index in places for name in names]
+
+
 def is_quantized(dit: Any) -> bool:
     """Whether this package or the host, which leaves a mark, holds layers of the denoiser in 8 bits."""
     return hasattr(dit, "quantize_config") or any(isinstance(layer, QuantizedLinear) for layer in dit.modules())
@@ -68,22 +76,13 @@ def quantize_blocks(
         worker: device that computes; None for where the layers are.
         home: where they are to lie; None for there.
     """
-    keep, count = set(keep), 0
-    last = len(dit.blocks) - 1
-    for index, block in enumerate(dit.blocks):
-        if ("first" in keep and index == 0) or ("last" in keep and index == last):
-            continue
-        for name in LAYERS:
-            if name in keep or name.partition(".")[0] in keep:
-                continue
-            parent, _, attribute = name.rpartition(".")
-            holder = block.get_submodule(parent)
-            layer = getattr(holder, attribute)
-            if hasattr(layer, "base_layer"):
-                holder, attribute, layer = layer, "base_layer", layer.base_layer
-            setattr(holder, attribute, _quantized(layer, method, worker).to(home))
-            count += 1
-    return count
+    names = chosen_layers(len(dit.blocks), keep)
+    for name in names:
+        layer = dit.get_submodule(name)
+        if hasattr(layer, "base_layer"):
+            name, layer = f"{name}.base_layer", layer.base_layer
+        dit.set_submodule(name, _quantized(layer, method, worker).to(home))
+    return len(names)
 
 
 def _quantized(layer: nn.Linear, method: Method, worker: torch.device | str | None) -> QuantizedLinear:

@@ -1,11 +1,15 @@
 """Layers and attention in 8 bits: they compute what their numbers say, and those are near the model's."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from golden_models import Goldens, relative_deviation
+from PIL import Image
 from torch import nn
 
+from diffsynth_omniavatar import load_pipeline, nano
 from diffsynth_omniavatar.model.blocks import quantized
 from diffsynth_omniavatar.model.blocks.attention_fp8 import attend, attention_inputs, check_attention_fp8
 from diffsynth_omniavatar.model.blocks.forward import GELU_DIP, gelu, gelu_limit
@@ -18,8 +22,12 @@ from diffsynth_omniavatar.model.blocks.quantized import (
     quantize_weight,
 )
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
-from diffsynth_omniavatar.model.config import LoRAConfig
+from diffsynth_omniavatar.model.checkpoint import CheckpointError, read_shapes, save_safetensors
+from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
+from diffsynth_omniavatar.model.convert import convert
+from diffsynth_omniavatar.model.host_entries import add_full_entry
 from diffsynth_omniavatar.model.quantize import LAYERS, check_quantize, layer_names, quantize_blocks
+from diffsynth_omniavatar.model.quantized_files import load_quantized
 from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
 ROUNDED_ONCE = 4e-3
@@ -183,6 +191,52 @@ def test_layers_in_8_bits_that_wait_in_main_memory_change_no_bit(golden, method)
     assert all(layer.values.numel() == 0 for layer in dit.blocks.modules() if isinstance(layer, QuantizedLinear))
     for _ in range(3):
         assert torch.equal(predict(golden, dit), wanted)
+
+
+@pytest.fixture(scope="module")
+def files(golden, tmp_path_factory):
+    """A full checkpoint, and the same in 8 bits by method."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    dit = golden.dit()
+    config = CheckpointConfig(in_dim=dit.config.in_dim, model=dit.config)
+    save_safetensors(folder / "full.safetensors", dit.state_dict(), config)
+    for method in ("fp8", "int8"):
+        out = folder / f"{method}.safetensors"
+        convert(folder / "full.safetensors", out, "merged", quantize=method, keep_bf16="first")
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_in_8_bits_holds_what_quantising_gives(golden, files, method):
+    file = files / ("int8.safetensors" if method == "int8" else "fp8.safetensors")
+    found = load_quantized(file, quantize=method, dtype=torch.float32, device="cpu")
+    assert torch.equal(predict(golden, found), predict(golden, small(golden, method, ("first",))))
+    shapes = read_shapes([file])
+    scales = [shape for name, shape in shapes.items() if name.endswith("weight_scale")]
+    assert len(scales) == len(LAYERS) * (found.config.num_layers - 1) and all(shape[1] == 1 for shape in scales)
+
+
+def test_a_file_in_8_bits_is_refused_where_it_does_not_go(files):
+    file = files / "int8.safetensors"
+    with pytest.raises(CheckpointError, match=r"torch.int8 already, which quantize 'fp8' does not go with"):
+        load_quantized(file, quantize="fp8", dtype=torch.float32, device="cpu")
+    with pytest.raises(CheckpointError, match="is in 8 bits: load_pipeline takes it"):
+        add_full_entry(file)
+    for source, to, message in ((file, "merged", "is in 8 bits"), (files / "full.safetensors", "lora", "--to merged")):
+        with pytest.raises(CheckpointError, match=message):
+            convert(source, files / "out.safetensors", to, quantize="fp8")
+
+
+def test_the_small_model_talks_from_a_file_in_8_bits(tmp_path):
+    source, file = Path(nano.__file__).parent / "weights" / "omniavatar", tmp_path / "small.safetensors"
+    convert(source, file, "merged", quantize="fp8")
+    waveform, picture = random(16000), Image.new("RGB", (128, 128), "gray")
+    call = {"prompt": "a", "input_image": picture, "input_audio": waveform, "num_frames": 5, "seed": 0}
+    found, wanted = (
+        load_pipeline("nano", **way)(**call, num_inference_steps=1, output_type="floatpoint")
+        for way in ({"omniavatar": file}, {"quantize": "fp8"})
+    )
+    assert relative_deviation(found, wanted) < 0.02
 
 
 def attention(q, k, v, heads):
