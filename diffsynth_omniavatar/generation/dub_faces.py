@@ -20,19 +20,13 @@ Rank = Callable[[Track], float]
 
 
 def choose_tracks(footage: Footage, faces: Sequence[str]) -> list[list[Track]]:
-    """The tracks of each face that is named, in order.
+    """The tracks of each face that is named, in order; of a video that has some.
 
     A number is one track. A word chooses in each scene, where it takes several tracks only if they follow each other.
 
     Raises:
-        RequestError: there is no face, not that number, no speech to judge by, or two names mean the same face.
+        RequestError: there is not that number, no speech to judge by, or two names mean the same face.
     """
-    if not footage.tracks:
-        raise RequestError(
-            f"@video: {footage.path} shows no face in {len(footage.times.starts)} pictures "
-            f"({footage.times.duration:.1f} s). A drawn face can be given with @detections; a video that is the face "
-            "alone, as the checkpoint was trained, is taken whole by `generate --aligned`."
-        )
     chosen = [_tracks(footage, face) for face in faces]
     for number, tracks in enumerate(chosen):
         for other in range(number):

@@ -20,6 +20,7 @@ from ..media.images import Size
 from ..media.pictures import PictureScan, PictureTimes
 from ..media.scenes import LOOKAHEAD, CutFinder
 from ..media.video import probe_video
+from ..system.messages import counted
 from ..system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,12 @@ def find_footage(path: str | Path, detections: str | Path | None = None, *, show
         show_progress: draw a bar with the seconds of the video that were looked at, or log that it begins.
 
     Raises:
-        ValueError: the video or the file cannot be read, or the file has faces for pictures that the video has not.
+        ValueError: the video or the file cannot be read, there is no face, or the file has faces for pictures that the
+            video has not.
     """
     given = None if detections is None else read_detections(detections)
+    if given == []:
+        raise ValueError(f"{detections}: has no face in any frame")
     scan, scenes = PictureScan(path), CutFinder()
     tracker = Tracker() if given is None else None
     seconds, count = probe_video(path).duration, 0
@@ -94,6 +98,12 @@ def find_footage(path: str | Path, detections: str | Path | None = None, *, show
     last = max((track.frames.stop for track in tracks), default=0)
     if last > count:
         raise ValueError(f"{detections}: has a face in frame {last - 1}, but {path} has only {count} frames")
+    if not tracks:
+        raise ValueError(
+            f"{path}: shows no face in {counted(count, 'picture')} ({scan.times().duration:.1f} s). A drawn face "
+            "can be given with @detections; a video that is the face alone, as the checkpoint was trained, is taken "
+            "whole by `generate --aligned`."
+        )
     assert scan.size is not None
     cuts = tuple(sorted(scenes.cuts))
     return Footage(

@@ -29,6 +29,9 @@ LARGEST_SEED = 2**62
 TEA_CACHE_MODELS = ("Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B", "Wan2.1-I2V-14B-480P", "Wan2.1-I2V-14B-720P")
 """Models for which DiffSynth has TeaCache coefficients."""
 
+_ARGUMENT = re.compile(r"(?<![\w/.-])@(\w+)")
+"""The name of an argument, and no part of a file's."""
+
 
 class RequestError(ValueError):
     """Something of a request is wrong. The message names arguments as Python has them, `flags()` as the command line.
@@ -39,11 +42,11 @@ class RequestError(ValueError):
 
     def __init__(self, text: str) -> None:
         self.text = text
-        super().__init__(re.sub(r"@(\w+)", r"\1", text))
+        super().__init__(_ARGUMENT.sub(r"\1", text))
 
     def flags(self) -> str:
         """The message with flags: --name."""
-        return re.sub(r"@(\w+)", r"--\1", self.text)
+        return _ARGUMENT.sub(r"--\1", self.text)
 
 
 @contextmanager

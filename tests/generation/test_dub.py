@@ -250,7 +250,7 @@ def test_the_debug_video_shows_what_was_found(tmp_path, written):
 def test_generate_dubs_what_is_not_aligned(tmp_path, written):
     source = film(tmp_path / "film.mp4", 10)
     pipe = FakePipe()
-    with pytest.raises(RequestError, match=r"video: .*film.mp4 shows no face in 10 pictures"):
+    with pytest.raises(RequestError, match=r"video: .*film.mp4: shows no face in 10 pictures \(0.4 s\)"):
         generate(pipe, prompt="p", video=source, audio=noise(0.4), out=tmp_path / "out.mp4", **FAST)
     made = generate(pipe, prompt="p", video=source, audio=noise(0.4), out=tmp_path / "out.mp4", aligned=True, **FAST)
     assert (made.height, made.width) == (64, 64)
@@ -264,6 +264,9 @@ def test_what_cannot_be_dubbed_is_named(tmp_path):
     small = write_faces(tmp_path / "faces.jsonl", still(0, 10, *FACE, 24))
     with pytest.raises(RequestError, match=r"face largest cannot be dubbed in any of the 10 .*\(too small in 10"):
         dub(FakePipe(), detections=small, **common)
+    nobody = write_faces(tmp_path / "nobody.jsonl")
+    with pytest.raises(RequestError, match=r"^detections: .*nobody.jsonl: has no face in any frame$"):
+        dub(FakePipe(), detections=nobody, **common)
     late = write_faces(tmp_path / "late.jsonl", still(0, 11, *FACE))
     with pytest.raises(RequestError, match=r"detections: .*has a face in frame 10, but .*film.mp4 has only 10 frames"):
         dub(FakePipe(), detections=late, **common)

@@ -34,10 +34,32 @@ def test_no_face_is_told() -> None:
 
 
 def test_a_tiny_face_is_told_with_the_pixels_that_it_has() -> None:
-    (fault,) = portrait_faults(framed(192, 192, 192, 192), (256, 256))  # half as large in the video
+    tiny = framed(192, 192, 192, 192)  # half as large in the video
+    (fault,) = portrait_faults(tiny, (256, 256))
     assert re.search("the face has 3[789] pixels in the video, wanted 64 or more; @crop_portrait", fault)
     (fault,) = portrait_faults(portrait(64), (720, 720))  # enlarging adds nothing to see
     assert re.search("the face has 3[789] pixels in the picture: give a larger one", fault)
+
+
+def test_a_crop_is_advised_where_it_helps() -> None:
+    person = framed(192, 192, 192, 192)
+    (fault,) = portrait_faults(person, (128, 128))
+    cropped = crop_portrait(person, (128, 128))
+    assert "@crop_portrait" in fault and portrait_faults(cropped, (128, 128), is_cropped=True) == []
+    (fault,) = portrait_faults(person, (64, 64))  # such a video has no room for a face of 64 pixels
+    assert "wanted 64 or more." in fault
+    head = portrait(128).crop((0, 40, 128, 128))  # the picture itself begins below the hair
+    (fault,) = portrait_faults(head, (128, 128))
+    assert fault.endswith("outside the video of 128x128 pixels.")
+
+
+def test_a_picture_that_is_turned_is_told() -> None:
+    person = portrait(128)
+    turns = {90: "on its side: turn the picture to the right", 180: "upside down", 270: "picture to the left"}
+    for angle, words in turns.items():
+        (fault,) = portrait_faults(person.rotate(angle), (128, 128))
+        assert words in fault
+    assert portrait_faults(person.rotate(30, fillcolor=GREY), (128, 128)) == []
 
 
 def test_a_face_that_the_videos_shape_cuts_off_is_told() -> None:
@@ -74,6 +96,8 @@ def test_a_crop_needs_a_face() -> None:
 def test_a_real_portrait_is_framed(shared_data: Path) -> None:
     picture = load_image(shared_data / "omniavatar_example" / "0000.jpeg")
     assert portrait_faults(picture, (400, 720)) == []
+    (fault,) = portrait_faults(picture.rotate(180), (400, 720))
+    assert "upside down" in fault
     small = ImageOps.expand(picture.resize((368, 276)), (0, 300, 0, 0), GREY)
     assert [fault for fault in portrait_faults(small, (400, 720)) if "outside" in fault]
     assert not [fault for fault in portrait_faults(crop_portrait(small, (400, 720)), (400, 720)) if "outside" in fault]

@@ -39,6 +39,9 @@ _CLOSER = 3.0
 _SMALL = 0.12
 """A box below this part of the square is too large, by up to a half: the detector looks closer."""
 
+_AROUND_STANDING = (2.5, 3.5, 5.0)
+"""Sides of the squares that tell how a face stands, in sides of the face; the score in one alone is not steady."""
+
 _TILE = 0.6
 """Side of the squares in which small faces are looked for, in longer sides of the picture."""
 
@@ -103,6 +106,23 @@ class FaceFinder:
             for square in squares:
                 self._add_new(picture, self._look(picture, square), found)
         return sorted(found, key=lambda face: face.size, reverse=True)
+
+    def standing(self, picture: Tensor, face: Face) -> list[float]:
+        """How well a face is seen as the picture is, and turned to the left by 90, 180 and 270 degrees: mean scores.
+
+        Of real and drawn people the upright turn has at least 0.09 more than any other.
+        """
+        left, top, right, bottom = face.box
+        x, y = (left + right) / 2, (top + bottom) / 2
+        half = face.size / 2
+        means = []
+        for _ in range(4):
+            box = (x - half, y - half, x + half, y + half)
+            looks = [self._look(picture, _around_box(box, times), lowest=0.02) for times in _AROUND_STANDING]
+            nearest = [_nearest(look, box) for look in looks]
+            means.append(sum(found.score for found in nearest if found is not None) / len(looks))
+            picture, x, y = torch.rot90(picture), y, picture.shape[1] - x
+        return means
 
     def _add_new(self, picture: Tensor, detections: Sequence[_Detection], found: list[Face]) -> None:
         """Add the faces that are detected and not yet among those found."""
