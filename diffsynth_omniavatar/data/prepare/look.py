@@ -22,7 +22,7 @@ from ...media.voice import speech_spans
 from ...system.tensor_files import open_safetensors, write_safetensors
 from ...system.workers import Tell
 
-LOOK_VERSION = "1"
+LOOK_VERSION = "2"
 """Looks of other versions are made again."""
 
 SAMPLE_EVERY = 5
