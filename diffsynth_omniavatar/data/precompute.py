@@ -13,6 +13,7 @@ those of its longest sample.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ from .prepared import PreparedClip
 from .recipe import Recipe
 from .scan import Scan, scan_clips
 from .video_clip import VideoClip
+
+logger = logging.getLogger(__name__)
 
 SLOWEST_PROCESS = timedelta(days=7)
 """How long processes wait for the last one."""
@@ -317,6 +320,9 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"files of the model are missing: {', '.join(missing)}")
     check_parts(sources)
     scan = scan_usable(videos, settings, recipe)
+    if state.is_main_process:
+        for fault in scan.faults:
+            logger.warning("%s: %s", fault.clip, fault.reason)
     configs = {part: host_config(part, sources[part]) for part in PARTS}
     with (
         main_process_first(state),  # so that one process downloads
@@ -337,8 +343,6 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{args.cache} keeps what was done, and the same command goes on.") from interrupt
     if state.is_main_process:
-        for name, reason in report.faults:
-            print(f"{name}: {reason}")
         print(
             f"{args.cache}: {counted(report.encoded, 'clip')} encoded, {report.kept} "
             f"kept, {counted(len(report.faults), 'fault')}"

@@ -82,6 +82,13 @@ def test_what_is_wrong_with_a_face_is_named(clips: Path, name: str, words: str) 
     assert words in reasons(clips / f"{name}.mp4", aligned=False)
 
 
+def test_a_face_that_is_too_small_is_told_beside_a_cut(clips: Path, tmp_path: Path) -> None:
+    near = np.concatenate([PEOPLE.first[:9], PEOPLE.second[:9, :, ::-1] // 2])
+    encode(tmp_path / "both.mp4", np.pad(near[:, ::3, ::3], ((0, 0), (96, 96), (96, 96), (0, 0))), PEOPLE.speech)
+    told = reasons(tmp_path / "both.mp4", aligned=True)
+    assert "too small" in told and "there is a cut" in told
+
+
 def test_faces_matter_where_they_are_asked_for(clips: Path) -> None:
     listed = read_clips(clips / "t.csv")
     assert check_dataset(listed, SETTINGS, RECIPE_OF_256) == []

@@ -247,6 +247,9 @@ def test_sources_come_from_folders_globs_and_lists(raw: Path, tmp_path: Path) ->
     (raw / "wrong.txt").write_text("no.mp4\n")
     with pytest.raises(ValueError, match=r"line 1: no\.mp4 is not there"):
         names(raw / "wrong.txt")
+    (raw / "wrong.txt").write_text("wrong.txt\n")
+    with pytest.raises(ValueError, match=r"line 1: wrong\.txt is a list, too"):
+        names(raw / "wrong.txt")
 
 
 def test_no_person_trains_and_validates() -> None:

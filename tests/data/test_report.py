@@ -86,6 +86,7 @@ def test_files_of_which_nothing_is_used_have_their_reason(tmp_path: Path) -> Non
         ["a.mp4", "1080x1920", "29.97", "10.0", "2", "1", "0.0", "1 of 1", ""],
         ["b.mp4", "", "", "", "", "", "", "0 of 0", "b.mp4: cannot be read"],
     ]
+    assert data["unused"] == {"unreadable": 1}
 
 
 def test_pictures_of_large_sets_stay_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-const { rules, clips, sources, others } = JSON.parse(document.getElementById("report").textContent);
+const { rules, clips, sources, others, unused } = JSON.parse(document.getElementById("report").textContent);
 const BINS = 32, WIDTH = 320, HEIGHT = 96, FLOOR = 76, AT_ONCE = 48;
 const bounds = rules.map(({ least, most }) => ({ least, most }));
 const find = id => document.getElementById(id);
@@ -27,10 +27,11 @@ function breaks(clip, index) {
   return value !== null && (least !== null && value < least || most !== null && value > most);
 }
 
-/** What is wrong with a clip by the bounds that are tried: reasons of no figure, and places of rules. */
+/** What is wrong with a clip: a reason of no figure, or else, by the bounds that are tried, places of rules. */
 function judge(clip) {
-  clip.broken = rules.map((_, index) => index).filter(index => breaks(clip, index));
-  clip.kept = !clip.broken.length && !Object.keys(clip.fixed).length;
+  const isFixed = Object.keys(clip.fixed).length;
+  clip.broken = isFixed ? [] : rules.map((_, index) => index).filter(index => breaks(clip, index));
+  clip.kept = !clip.broken.length && !isFixed;
 }
 
 /** The part of the values that a histogram shows: without the outermost, which its first and last bar take. */
@@ -115,7 +116,7 @@ const cards = rules.flatMap((rule, index) => {
   const draw = () => {
     svg.innerHTML = histogram(index, reach);
     const all = clips.filter(clip => clip.broken.includes(index));
-    const alone = all.filter(clip => clip.broken.length === 1 && !Object.keys(clip.fixed).length).length;
+    const alone = all.filter(clip => clip.broken.length === 1).length;
     const known = clips.filter(clip => clip.figures[index] !== null).length;
     count.textContent = `${all.length} of ${known} clips break it, ${alone} of them nothing else`;
   };
@@ -180,7 +181,7 @@ function listClips() {
 
 function listReasons() {
   const counts = rules.map((rule, index) => [rule.complaint, clips.filter(clip => clip.broken.includes(index)).length]);
-  counts.push(...Object.entries(others).map(([key, words]) => [words, clips.filter(clip => key in clip.fixed).length]));
+  counts.push(...Object.entries(others).map(([key, words]) => [words, clips.filter(clip => key in clip.fixed).length + (unused[key] ?? 0)]));
   const shown = counts.filter(([, count]) => count).sort((a, b) => b[1] - a[1]);
   find("reasons").replaceChildren(...shown.map(([words, count]) => {
     const bar = element("div", {});

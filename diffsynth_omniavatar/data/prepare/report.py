@@ -7,6 +7,7 @@ import html
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def _page(out: Path, sources: Sequence[SourceRecord], rules: Sequence[Rule], mod
             "clips": _clips(out, clips, rules),
             "sources": [_source(source) for source in sources],
             "others": OTHER_REASONS,
+            "unused": Counter(reason for source in sources for reason in source.reasons),
         }
     )
     left_out = f" Of {counted(unused, 'file')} nothing can be used." if unused else ""
@@ -60,7 +62,8 @@ def _page(out: Path, sources: Sequence[SourceRecord], rules: Sequence[Rule], mod
 <p class="result">{len(kept)} of {counted(len(clips), "clip")} are kept, {_minutes(kept)} of {_minutes(clips)} minutes,
 from {counted(len(sources), "file")}.{left_out}</p>
 <p>Move a slider to see how many clips other bounds would keep. The flags that set them are named in the box: run
-<code>prepare</code> again with them. A figure that was not measured breaks no bound.</p>
+<code>prepare</code> again with them. A figure that was not measured breaks no bound. Copies are looked for
+among the clips that are kept: one that was rejected may prove to be a copy.</p>
 <div class="tried"><button id="reset" type="button" hidden>Reset</button>With these bounds: <b id="count"></b>
 <code id="flags"></code></div>
 <h2>Figures</h2><p class="legend quiet"><span class="kept">kept</span><span class="breaks">breaks this bound</span>

@@ -70,6 +70,8 @@ def _paths(given: str) -> Iterator[Path]:
         for number, line in read_lines(path):
             if not os.path.lexists(path.parent / line):
                 raise ValueError(f"{path}, line {number}: {line} is not there")
+            if (path.parent / line).suffix.lower() in LIST_SUFFIXES:
+                raise ValueError(f"{path}, line {number}: {line} is a list, too; name it beside this one")
             yield path.parent / line
     elif os.path.lexists(path):
         yield path
