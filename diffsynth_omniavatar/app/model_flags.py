@@ -146,6 +146,11 @@ SHARED_FLAGS: Flags = {
         "use the TeaCache coefficients of this model, like Wan2.1-T2V-14B (default: chosen by the model's size)",
     ),
     "crf": (int, "H.264 quality, 0 (lossless) to 51; 13 to 18 look lossless (default: 15)"),
+    "preview": (
+        str,
+        "a .png, .jpg or .webp file that after each step shows what the video will be, coarsely: a small picture for "
+        "every four frames (default: none)",
+    ),
     "show_progress": (bool, "show a progress bar (default: yes)"),
 }
 """Settings of every video."""

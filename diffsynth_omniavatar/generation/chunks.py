@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..media.images import Size
 from ..model.sampling import SAMPLERS, TRAIN_TIMESTEPS, Sampling
 from . import colours
 from .pipeline import OmniAvatarPipeline
+from .preview import LatentColours, OnPreview, Preview, write_sheet
 from .request import Settings
 
 logger = logging.getLogger(__name__)
@@ -24,9 +26,12 @@ class ChunkMaker:
         pipe: the pipeline.
         request: what is wanted.
         size: height and width of the chunks.
+        on_preview: gets what each step has come to.
     """
 
-    def __init__(self, pipe: OmniAvatarPipeline, request: Settings, size: Size) -> None:
+    def __init__(
+        self, pipe: OmniAvatarPipeline, request: Settings, size: Size, on_preview: OnPreview | None = None
+    ) -> None:
         self.pipe, self.request, self.size = pipe, request, size
         self.sampling: Sampling = request.sampling(pipe.conventions.sampling)
         if request.sampler is not None:
@@ -39,6 +44,11 @@ class ChunkMaker:
         self._prompt = pipe.encode_prompt(request.prompt)
         guided = self.sampling.cfg_scale != 1.0
         self._negative_prompt = pipe.encode_prompt(self.sampling.negative_prompt) if guided else None
+        self._on_preview = on_preview
+        self._colours: LatentColours | None = None
+        if on_preview is not None or request.preview is not None:
+            pipe.load_models_to_device(["vae"])
+            self._colours = LatentColours.of_vae(pipe.vae, pipe.device, pipe.torch_dtype)
 
     def make(
         self,
@@ -64,8 +74,8 @@ class ChunkMaker:
             carried: [3, P, H, W], frames with which it must begin.
             progress_bar_cmd: as the host takes it.
         """
-        sampling, request = self.sampling, self.request
-        frames = self.pipe(
+        pipe, sampling, request = self.pipe, self.sampling, self.request
+        frames = pipe(
             input_image=image,
             audio_features=features,
             input_video=video,
@@ -90,11 +100,21 @@ class ChunkMaker:
             tea_cache_l1_thresh=request.tea_cache_l1_thresh,
             tea_cache_model_id=request.tea_cache_model_id,
             output_type="floatpoint",
+            on_step=functools.partial(self._show, index + 1) if self._colours and pipe.is_first_process else None,
             progress_bar_cmd=progress_bar_cmd,
             prompt_embeds=self._prompt,
             negative_prompt_embeds=self._negative_prompt,
         ).float()
         return colours.match_colours(frames, original) if sampling.match_colours else frames
+
+    def _show(self, chunk: int, step: int, latents: Tensor) -> None:
+        """Show the clean latents [16, T, h, w] that a step predicts."""
+        assert self._colours is not None
+        pictures = self._colours.pictures(latents)
+        if self.request.preview is not None:
+            write_sheet(self.request.preview, pictures)
+        if self._on_preview is not None:
+            self._on_preview(Preview(chunk, step, self.sampling.steps, pictures))
 
     def carry(self, frames: Tensor, overlap: int) -> Tensor | None:
         """The last frames of a chunk, with which the next one begins; None where the model knows no such start."""

@@ -26,6 +26,7 @@ from .dub_inputs import DubInputs, FaceInputs, ReferenceClip, read_dub_inputs
 from .dub_plan import Chunk, PlacedTrack, Span
 from .dub_request import DubRequest
 from .pipeline import OmniAvatarPipeline
+from .preview import OnPreview
 from .progress import ChunkProgress, progress
 from .result import DubbedVideo
 
@@ -41,6 +42,7 @@ def dub(
     *,
     inputs: DubInputs | None = None,
     show_progress: bool = True,
+    on_preview: OnPreview | None = None,
     **arguments: Any,
 ) -> DubbedVideo:
     """Make somebody in a video say something else, and write it while it is made.
@@ -55,6 +57,7 @@ def dub(
         request: what is wanted; or its fields as arguments: video, audio, out and more (`DubRequest` lists them all).
         inputs: of this request, where they were read before.
         show_progress: draw a bar with chunk, step, speed and remaining time.
+        on_preview: as for `generate`.
 
     Raises:
         RequestError: an input is missing, unreadable or does not fit the checkpoint, or there is no face to dub; the
@@ -69,7 +72,7 @@ def dub(
         shows = show_progress and pipe.is_first_process
         inputs = read_dub_inputs(request, pipe.dit.config.in_dim, pipe.conventions, show_progress=shows)
         logger.info("%s", inputs.told())
-    maker = ChunkMaker(pipe, request, inputs.size)
+    maker = ChunkMaker(pipe, request, inputs.size, on_preview)
     steps, out = maker.sampling.steps, Path(request.out)
     writes = pipe.is_first_process
     with contextlib.ExitStack() as stack:

@@ -20,6 +20,7 @@ from .dub_request import DubRequest
 from .inputs import read_inputs
 from .masks import paste_outside_mouth
 from .pipeline import OmniAvatarPipeline
+from .preview import OnPreview
 from .progress import progress
 from .request import TalkRequest
 from .result import GeneratedVideo
@@ -28,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def generate(
-    pipe: OmniAvatarPipeline, request: TalkRequest | None = None, *, show_progress: bool = True, **arguments: Any
+    pipe: OmniAvatarPipeline,
+    request: TalkRequest | None = None,
+    *,
+    show_progress: bool = True,
+    on_preview: OnPreview | None = None,
+    **arguments: Any,
 ) -> GeneratedVideo:
     """Make a talking video as long as the sound and write it, with the sound, while it is made.
 
@@ -42,6 +48,7 @@ def generate(
         request: what is wanted; or its fields as arguments: prompt, audio, out and image or video, and more
             (`TalkRequest` lists them all).
         show_progress: draw a bar with chunk, step and remaining time.
+        on_preview: called after each step with what it has come to, a `preview.Preview`.
 
     Raises:
         RequestError: an input is missing, unreadable or does not fit the checkpoint; the message names it.
@@ -52,11 +59,11 @@ def generate(
     elif arguments:
         raise TypeError(f"generate() got a request and {', '.join(arguments)}: give the request alone")
     if request.is_dub(pipe.dit.config.in_dim, pipe.conventions):
-        return dub(pipe, DubRequest.of_talk(request), show_progress=show_progress)
+        return dub(pipe, DubRequest.of_talk(request), show_progress=show_progress, on_preview=on_preview)
     inputs = read_inputs(request, pipe.dit.config.in_dim, pipe.conventions)
     size, plan = inputs.size, inputs.plan
     features = pipe.encode_speech(inputs.waveform, plan.padded_rows)
-    maker = ChunkMaker(pipe, request, size)
+    maker = ChunkMaker(pipe, request, size, on_preview)
     steps = maker.sampling.steps
     logger.info(
         "%d frames of %dx%d: %s of %d frames, %s each.",

@@ -146,6 +146,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         tea_cache_l1_thresh: float | None = None,
         tea_cache_model_id: str | None = None,
         output_type: Literal["quantized", "floatpoint"] = "quantized",
+        on_step: Callable[[int, Tensor], None] | None = None,
         **host_arguments: Any,
     ) -> Any:
         """Generate one clip. `generate` makes videos of any length out of such clips.
@@ -174,6 +175,8 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             tea_cache_l1_thresh: skip steps that change little (upstream's value is 0.14); None computes all.
             tea_cache_model_id: whose coefficients; None for the denoiser's own.
             output_type: "quantized" for PIL images, "floatpoint" for a tensor [3, F, H, W] in [-1, 1].
+            on_step: called after each step with its number, from 1, and the clean latents [16, T, h, w] it predicts;
+                `preview.LatentColours` makes pictures of them.
             host_arguments: what else the host's `__call__` takes: seed, rand_device, ...
 
         None for negative_prompt and the arguments of sampling takes what `sampler` says, or the checkpoint's
@@ -223,7 +226,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         self._call_inputs = (shared, {"context": prompt_embeds}, {"context": negative_prompt_embeds})
         self._returns_floats = output_type == "floatpoint"
         noise = FreshNoise([host_arguments.get("seed")], host_arguments.get("rand_device", "cpu"))
-        hosts_scheduler, self.scheduler = self.scheduler, StepScheduler(self.scheduler, sampling, noise)
+        hosts_scheduler, self.scheduler = self.scheduler, StepScheduler(self.scheduler, sampling, noise, on_step)
         try:
             return super().__call__(
                 prompt=prompt,

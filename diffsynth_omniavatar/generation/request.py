@@ -21,6 +21,7 @@ from ..model.config import Conventions, has_masked_video, size_fault
 from ..model.sampling import Sampling, Solver
 from ..system.output_folder import can_write, nearest_existing
 from .masks import MaskSource
+from .preview import PREVIEW_SUFFIXES
 
 LARGEST_CRF = 51
 LONGEST_SILENCE = 3600
@@ -127,6 +128,9 @@ class Settings:
     """Whose TeaCache coefficients; None for the denoiser's own."""
     crf: int = 15
     """Quality of the H.264 file, 0 (lossless) to 51; 13 to 18 look like the original."""
+    preview: str | Path | None = None
+    """A .png, .jpg or .webp file that after each step shows what the chunk has come to, a small picture for each latent
+    frame."""
 
     def __post_init__(self) -> None:
         faults = [text for text in self._faults() if text is not None]
@@ -176,6 +180,12 @@ class Settings:
         except RequestError as error:
             yield error.text.rstrip(".")
         yield file_fault("out", Path(self.out))
+        if self.preview is not None:
+            yield file_fault("preview", Path(self.preview), PREVIEW_SUFFIXES)
+            for name in ("image", "mouth_mask"):
+                given = getattr(self, name, None)
+                if isinstance(given, (str, Path)) and Path(given).resolve() == Path(self.preview).resolve():
+                    yield f"@preview {self.preview} is the file of @{name} too"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -219,12 +229,12 @@ def out_of_range(name: str, value: Any, is_good: Callable[[Any], bool], wanted: 
     return f"@{name} is {value!r}, wanted {wanted}"
 
 
-def file_fault(name: str, file: Path) -> str | None:
-    """Why a video cannot be written to the file of an argument, or None; folders that are missing are made later."""
+def file_fault(name: str, file: Path, suffixes: Sequence[str] = SUFFIXES) -> str | None:
+    """Why nothing can be written to the file of an argument, or None; folders that are missing are made later."""
     if file.parts[:1] and file.parts[0].startswith("~"):
         return f"@{name} {file} begins with ~, which only a shell takes for your home folder; give the whole path"
-    if file.suffix.lower() not in SUFFIXES:
-        return f"@{name} {file} must end in {', '.join(SUFFIXES)}"
+    if file.suffix.lower() not in suffixes:
+        return f"@{name} {file} must end in {', '.join(suffixes)}"
     if file.is_dir():
         return f"@{name} {file} is a folder, wanted a file"
     folder = nearest_existing(file.parent)

@@ -43,6 +43,8 @@ class FreshNoise:
 class StepScheduler:
     """What the host's loop takes as its scheduler: the host's own, but for given timesteps and another solver.
 
+    It also tells what each step has come to.
+
     With v the predicted flow at noise level s, and s' the next one (0 behind the last step):
 
         euler:    x' = x + (s' - s) v
@@ -54,10 +56,23 @@ class StepScheduler:
         host_scheduler: the pipeline's own.
         sampling: timesteps, shift and solver.
         noise: shape -> fresh noise.
+        on_step: gets the number of each step, from 1, and the clean latents [16, T, h, w] that it predicts of the
+            first clip.
+
+    Attributes:
+        known: clean latents [B, 16, P, h, w] of the first frames, which are not predicted.
     """
 
-    def __init__(self, host_scheduler: Any, sampling: Sampling, noise: Callable[[Sequence[int]], Tensor]) -> None:
-        self._host, self._sampling, self._noise = host_scheduler, sampling, noise
+    known: Tensor | None = None
+
+    def __init__(
+        self,
+        host_scheduler: Any,
+        sampling: Sampling,
+        noise: Callable[[Sequence[int]], Tensor],
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        self._host, self._sampling, self._noise, self._on_step = host_scheduler, sampling, noise, on_step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
@@ -72,10 +87,13 @@ class StepScheduler:
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Tensor:
         """The latents at the next noise level."""
-        if self._sampling.solver == "euler":
-            return self._host.step(model_output, timestep, sample, **options)
         index = int(torch.argmin((self._host.timesteps - timestep.cpu()).abs()))
         clean = sample.float() - self._host.sigmas[index] * model_output.float()
+        if self._on_step is not None:
+            known = clean[:, :, :0] if self.known is None else self.known.to(clean)
+            self._on_step(index + 1, torch.cat([known, clean[:, :, known.shape[2] :]], dim=2)[0])
+        if self._sampling.solver == "euler":
+            return self._host.step(model_output, timestep, sample, **options)
         if index + 1 == len(self._host.sigmas):
             return clean.to(sample.dtype)
         level = self._host.sigmas[index + 1]

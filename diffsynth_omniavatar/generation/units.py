@@ -13,6 +13,7 @@ The data's path through the units (B batch, T latent frames, F = 4T-3 video fram
 | ReferenceSequenceUnit | a second clip of the person | `omni_reference_sequence_latents` [B, 16, T, h, w] |
 | PrefixUnit | frames that are known at the start | `omni_prefix_latents` [B, 16, P, h, w] |
 | ConditionUnit | all latents above | `omni_y` [B, in_dim - 16, T, h, w] |
+| KnownUnit | known latents | the scheduler's `known`, for previews |
 | GuidanceUnit | the guidance of `Sampling` | `omni_guidance` |
 | RecordUnit | training: known latents, mouth mask | `omni_record`: what the loss covers, and what it saw |
 | PrefixPostUnit | finished latents | the same with the known latents put back |
@@ -39,6 +40,7 @@ from .guidance import Guidance
 from .masks import MaskSource, load_mouth_mask, mask_to_latents, mask_video
 from .pixels import VideoSource, encode_video, image_tensor, video_tensor
 from .record import StepRecord
+from .scheduler import StepScheduler
 
 Inputs = dict[str, Any]
 
@@ -404,6 +406,18 @@ class ConditionUnit(host.PipelineUnit):
         return {"omni_y": torch.cat([part.to(noise) for part in parts if part is not None], dim=1)}
 
 
+class KnownUnit(host.PipelineUnit):
+    """Generating: tells the scheduler which latents are known, so that previews show them."""
+
+    def __init__(self) -> None:
+        host.declare_unit(self, input_params=("omni_prefix_latents",), output_params=())
+
+    def process(self, pipe: UnitPipeline, omni_prefix_latents: Tensor | None) -> Inputs:
+        if isinstance(pipe.scheduler, StepScheduler):
+            pipe.scheduler.known = omni_prefix_latents
+        return {}
+
+
 class GuidanceUnit(host.PipelineUnit):
     """Guidance beyond the host's: the audio's own, rescaled, or in a part of the steps."""
 
@@ -487,6 +501,7 @@ def units() -> list[host.PipelineUnit]:
         ReferenceSequenceUnit(),
         PrefixUnit(),
         ConditionUnit(),
+        KnownUnit(),
         GuidanceUnit(),
         RecordUnit(),
     ]

@@ -72,6 +72,7 @@ FLAGS = {
     "tea_cache_l1_thresh": 0.14,
     "tea_cache_model_id": "Wan2.1-T2V-14B",
     "crf": 18,
+    "preview": "preview.png",
     "show_progress": False,
 }
 """Flag -> a value that is not its default."""

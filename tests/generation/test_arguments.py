@@ -21,6 +21,7 @@ from diffsynth_omniavatar.generation.request import TalkRequest
 from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.model.sampling import NEGATIVE_PROMPT
+from diffsynth_omniavatar.model.small_family import SmallVAE
 
 SIZE = 32
 LENGTH, OVERLAP = 9, 5
@@ -42,6 +43,7 @@ class SpyPipe:
     """Stands for a pipeline that makes grey chunks; keeps what it is given."""
 
     is_first_process = True
+    vae, device, torch_dtype = SmallVAE(dim=4), "cpu", torch.float32
 
     def __init__(self, channels, **conventions):
         given = {
@@ -54,6 +56,9 @@ class SpyPipe:
         config = SimpleNamespace(in_dim=channels)
         self.dit = SimpleNamespace(config=config)
         self.calls = []
+
+    def load_models_to_device(self, names):
+        pass
 
     def encode_prompt(self, prompt):
         return torch.tensor([[list(prompt.encode())]])
@@ -244,14 +249,17 @@ ARRIVALS = [
     straight("tea_cache_l1_thresh", 0.14),
     straight("tea_cache_model_id", "Wan2.1-T2V-1.3B"),
     Arrival("crf", 30, lambda run: run.writer.options["crf"], 30),
+    Arrival("preview", "now.png", lambda run: callable(run.calls[0]["on_step"]), True),
+    Arrival("on_preview", print, lambda run: callable(run.calls[0]["on_step"]), True),
     Arrival("show_progress", False, lambda run: run.bars, [False]),
 ]
 
 
 def test_every_argument_of_generate_is_looked_at():
     fields = {field.name for field in dataclasses.fields(TalkRequest)}
-    assert {arrival.name for arrival in ARRIVALS} == fields | {"show_progress"}
-    assert set(inspect.signature(generate).parameters) == {"pipe", "request", "show_progress", "arguments"}
+    assert {arrival.name for arrival in ARRIVALS} == fields | {"show_progress", "on_preview"}
+    rest = {"pipe", "request", "arguments"}
+    assert set(inspect.signature(generate).parameters) == rest | {"show_progress", "on_preview"}
 
 
 @pytest.mark.parametrize("arrival", ARRIVALS, ids=lambda arrival: arrival.name)
@@ -312,7 +320,7 @@ class SpyHost:
     def __init__(self, monkeypatch):
         def call(pipe, **arguments):
             self.host, (self.shared, self.positive, self.negative) = arguments, pipe.take_call_inputs()
-            self.floats = pipe._returns_floats
+            self.floats, self.on_step = pipe._returns_floats, pipe.scheduler._on_step
 
         monkeypatch.setattr(host.WanVideoPipeline, "__call__", call)
 
@@ -390,6 +398,7 @@ CALL_ARRIVALS = [
     in_host("tea_cache_l1_thresh", 0.14),
     in_host("tea_cache_model_id", "Wan2.1-T2V-14B"),
     ("output_type", "floatpoint", lambda spy: spy.floats, True, {}),
+    ("on_step", print, lambda spy: spy.on_step, print, {}),
     *(
         ("host_arguments", value, lambda spy, name=name: spy.host.get(name), value, {"under": name})
         for name, value in {"seed": 3, "tile_size": (8, 8)}.items()

@@ -229,7 +229,10 @@ def test_settings_act_in_the_pipeline_and_leave_its_scheduler(pipe, monkeypatch)
     assert plain.passes == 4
     written = clip(pipe, monkeypatch, timesteps="1000,750,500,250", cfg_scale=1.0)
     assert torch.equal(written.final, plain.final)
-    fresh = clip(pipe, monkeypatch, sampler="lightx2v4", solver="renoise")
+    told = []
+    fresh = clip(pipe, monkeypatch, sampler="lightx2v4", solver="renoise", on_step=lambda *step: told.append(step))
+    assert [step for step, _ in told] == [1, 2, 3, 4]
+    torch.testing.assert_close(told[-1][1], fresh.final[0])  # what is known, and the last step's clean video
     assert fresh.passes == 4 and not torch.equal(fresh.final, plain.final)
     assert torch.equal(clip(pipe, monkeypatch, sampler="lightx2v4", solver="renoise").final, fresh.final)
     heard = clip(pipe, monkeypatch, num_inference_steps=4, cfg_scale=1.0, audio_cfg_scale=2.0)
