@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .generation.dub_request import DubRequest
     from .generation.generate import generate
     from .generation.loading import load_pipeline, nano_pipeline
+    from .generation.loras import add_lora, remove_loras
     from .generation.pipeline import OmniAvatarPipeline, register, unregister
     from .generation.request import RequestError, TalkRequest
     from .generation.result import DubbedVideo, GeneratedVideo
@@ -50,6 +51,7 @@ __all__ = [
     "Sound",
     "TalkRequest",
     "UnsupportedHostError",
+    "add_lora",
     "convert",
     "dub",
     "generate",
@@ -58,6 +60,7 @@ __all__ = [
     "model_files",
     "nano_pipeline",
     "register",
+    "remove_loras",
     "unregister",
 ]
 
@@ -77,6 +80,7 @@ _MODULES = {
     "Sound": "media.sound",
     "TalkRequest": "generation.request",
     "UnsupportedHostError": "host.versions",
+    "add_lora": "generation.loras",
     "convert": "model.convert",
     "dub": "generation.dub",
     "generate": "generation.generate",
@@ -85,6 +89,7 @@ _MODULES = {
     "model_files": "model.files",
     "nano_pipeline": "generation.loading",
     "register": "generation.pipeline",
+    "remove_loras": "generation.loras",
     "unregister": "generation.pipeline",
 }
 """Public name -> the module that has it."""

@@ -49,10 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_flags(args: argparse.Namespace) -> Iterator[str]:
-    """The content of the config file as command-line arguments of `dub`; those of `args` that add up win."""
-    for word in flags_of_file(args.config, "dub", {**LIST_FLAGS, **DUB_FLAGS, **SHARED_FLAGS}, set()):
-        if not any(hasattr(args, name) and word.startswith(f"--{name}=") for name in LIST_FLAGS):
-            yield word
+    """The content of the config file as command-line arguments of `dub`."""
+    return flags_of_file(args, "dub", {**LIST_FLAGS, **DUB_FLAGS, **SHARED_FLAGS}, set())
 
 
 def run(args: argparse.Namespace) -> int:

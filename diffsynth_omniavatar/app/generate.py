@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def config_flags(args: argparse.Namespace) -> Iterator[str]:
     """The content of the config file as command-line arguments of `generate`."""
-    return flags_of_file(args.config, "generate", {**INPUT_FLAGS, **SETTING_FLAGS}, {"input_file", "out_folder"})
+    return flags_of_file(args, "generate", {**INPUT_FLAGS, **SETTING_FLAGS}, {"input_file", "out_folder"})
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..host.output import quiet_host
-from ..model.files import MODELS, SMALL_FAMILY, model_files
+from ..model.files import MODELS, SMALL_FAMILY, model_files, parse_lora
 from ..system.flag_files import read_flag_file
 from .console import say
 
@@ -171,6 +171,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "(default: download the files to models/)",
     )
     add_flags(parser, "single files of the model, and how it runs", MODEL_FLAGS)
+    parser.add_argument(
+        "--lora",
+        action="append",
+        metavar="FILE[:STRENGTH]",
+        help="LoRA of another program for Wan 2.1 text-to-video, added to the weights: a .safetensors or .pt file, or "
+        "OWNER/NAME:FILE of Hugging Face; can be given several times (default: none)",
+    )
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, flags: Flags) -> None:
@@ -187,17 +194,18 @@ def add_flags(parser: argparse.ArgumentParser, title: str, flags: Flags) -> None
         group.add_argument(f"--{name}", **options)
 
 
-def flags_of_file(path: str, command: str, flags: Flags, texts: set[str]) -> Iterator[str]:
-    """The content of a config file as command-line arguments.
+def flags_of_file(args: argparse.Namespace, command: str, flags: Flags, texts: set[str]) -> Iterator[str]:
+    """The content of a config file as command-line arguments, but for lists that the command line has too.
 
     Args:
-        path: YAML or JSON.
+        args: the command line, with the file (YAML or JSON) as `config`.
         command: whose flags they are.
         flags: the command's, but for the model's.
         texts: flags beside these that take a text.
     """
-    single = {"model", "models_folder", *texts}
+    single = {"model", "models_folder", "lora", *texts}
     flags = {**MODEL_FLAGS, **flags}
+    path = args.config
     content = read_flag_file(path)
     unknown = sorted(str(key) for key in content if key not in flags and key not in single)
     if unknown:
@@ -205,7 +213,7 @@ def flags_of_file(path: str, command: str, flags: Flags, texts: set[str]) -> Ite
             f"{path}: unknown keys {', '.join(unknown)}; the keys are the flags of `omniavatar {command}`."
         )
     for key, value in content.items():
-        if value is None:
+        if value is None or isinstance(getattr(args, key, None), list):
             continue
         if key in flags and flags[key][0] is bool:
             if not isinstance(value, bool):
@@ -226,6 +234,11 @@ def given(args: argparse.Namespace, flags: Flags) -> dict[str, Any]:
     return {name: getattr(args, name) for name in flags if hasattr(args, name)}
 
 
+def named_loras(args: argparse.Namespace) -> list[tuple[str, float]]:
+    """Files and strengths of --lora."""
+    return [parse_lora(text) for text in args.lora or ()]
+
+
 def facts(args: argparse.Namespace) -> CheckpointConfig:
     """What is known of the checkpoint before it is loaded; one that is yet to be downloaded is upstream's."""
     from ..model.checkpoint import needed_sources, read_facts
@@ -237,6 +250,10 @@ def facts(args: argparse.Namespace) -> CheckpointConfig:
     files = model_files(args.model, args.models_folder, {part: getattr(args, part, None) for part in SMALL_FAMILY})
     sources = needed_sources(files)
     check_parts(sources)
+    if args.lora:
+        from ..generation.loading import check_loras
+
+        check_loras(named_loras(args), sources, args.model, getattr(args, "download_source", None))
     config = read_facts(sources["omniavatar"]) or CheckpointConfig(in_dim=33)
     stated = {name: getattr(args, name) for name in ("leading_audio_rows", "first_frame") if hasattr(args, name)}
     return replace(config, conventions=replace(config.conventions, **stated))
@@ -248,7 +265,7 @@ def load_model(args: argparse.Namespace) -> OmniAvatarPipeline:
     with quiet_host(args.debug):
         from ..generation.loading import load_pipeline
 
-        pipe = load_pipeline(args.model, args.models_folder, **given(args, MODEL_FLAGS))
+        pipe = load_pipeline(args.model, args.models_folder, loras=named_loras(args), **given(args, MODEL_FLAGS))
     if pipe.is_first_process:
         mode = "V2V" if pipe.dit.config.has_masked_video else "I2V"
         dtype = str(pipe.torch_dtype).removeprefix("torch.")

@@ -8,17 +8,21 @@ It puts together the arguments of the host's `from_pretrained`, which one can al
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from .. import host
 from ..model.blocks.quantized import Method
-from ..model.checkpoint import needed_sources
-from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, PathOrPaths, Source, model_files
+from ..model.checkpoint import denoiser_shapes, needed_sources
+from ..model.config import PRESETS
+from ..model.dit import state_dict_shapes
+from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, PathOrPaths, Source, hub_file, model_files
+from ..model.lora_files import LoRASource, lora_of, read_header, with_strength
 from ..model.part_files import check_parts
 from ..model.small_family import register_family
 from ..system.messages import counted
@@ -27,8 +31,9 @@ from .pipeline import OmniAvatarPipeline
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 MODELS_FOLDER_FLAG = "a folder that has the files (--models_folder)"
 DOWNLOAD_SOURCES = ("modelscope", "huggingface")
-OWN_PARTS = ("omniavatar", "wav2vec2")
+OWN_PARTS = ("omniavatar", "wav2vec2", "LoRA")
 """What this package adds to Wan's files."""
+LORA_FLAG = "a file that you have (--lora)"
 
 
 def choose_device(device: str | None) -> str:
@@ -115,6 +120,65 @@ def named_downloads(sources: Iterable[Source], instead: str) -> Iterator[None]:
         ) from error
 
 
+def local_lora(file: str | Path, download_source: str | None = None) -> Path:
+    """The path of a LoRA file, which is downloaded if it is OWNER/NAME:FILE of a hub and not there yet.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be downloaded.
+    """
+    hub = hub_file(str(file))
+    if hub is None:
+        if not Path(file).is_file():
+            raise FileNotFoundError(
+                f"LoRA {file} is not there; wanted a .safetensors or .pt file, or one of a hub as OWNER/NAME:FILE."
+            )
+        return Path(file)
+    if not hub.downloaded():
+        with named_downloads([hub], LORA_FLAG):
+            host_config("LoRA", hub, download_source).download_if_necessary()
+    found = hub.downloaded()
+    if len(found) != 1:
+        raise FileNotFoundError(f"LoRA {file} means {counted(len(found), 'file')}, wanted one.")
+    return found[0]
+
+
+def check_loras(
+    loras: Iterable[LoRASource], sources: Mapping[str, Source], model: str, download_source: str | None = None
+) -> list[LoRASource]:
+    """The paths and strengths of LoRA files, after a look at their headers and at those of the denoiser's files.
+
+    Args:
+        loras: files, or (file, strength).
+        sources: the model's parts that are to be loaded.
+        model: the published size, if the denoiser is yet to be downloaded.
+        download_source: see `pipeline_arguments`.
+
+    Raises:
+        FileNotFoundError: a file is not there; OSError: it cannot be downloaded.
+        ValueError: a file is damaged, no LoRA, or one of another size.
+    """
+    checked: list[LoRASource] = []
+    given = [(one[0], one) if isinstance(one, tuple) else (one, one) for one in loras]
+    shapes = _shapes_of_denoiser(sources, model) if given else None
+    for file, one in given:
+        path = local_lora(file, download_source)
+        _, strength = with_strength(one)
+        tensors = read_header(path)
+        if shapes is not None:
+            lora_of(tensors, shapes, str(path))
+        checked.append((path, strength))
+    return checked
+
+
+def _shapes_of_denoiser(sources: Mapping[str, Source], model: str) -> Mapping[str, Sequence[int]] | None:
+    """Of all its parameters, before it is loaded; None if its files do not name them as Wan does."""
+    source = sources.get("dit", sources["omniavatar"])
+    if isinstance(source, HubFiles):
+        return state_dict_shapes(PRESETS[model])
+    return denoiser_shapes(source)
+
+
 def load_pipeline(
     model: str = "14B",
     folder: str | os.PathLike[str] | None = None,
@@ -128,6 +192,7 @@ def load_pipeline(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     lora: Literal["fused", "adapters"] = "fused",
+    loras: Sequence[LoRASource] = (),
     in_dim: int | None = None,
     vram_limit: float | None = None,
     compile: bool = False,
@@ -150,6 +215,8 @@ def load_pipeline(
         dtype: "bfloat16", "float16", "float32" or a torch dtype; None for bfloat16 on a GPU, float32 on a CPU and for
             the small models.
         lora: "fused", or "adapters" to keep the checkpoint's LoRA as peft adapters.
+        loras: LoRA files of other programs, or (file, strength), added to the weights after the checkpoint's:
+            .safetensors, .pt, or OWNER/NAME:FILE of a hub. They stay there; what `add_lora` adds can be taken off.
         in_dim: add input channels up to this number (33, 49 or 65); the new ones start at zero. None keeps the
             checkpoint's.
         vram_limit: offload weights to CPU memory above this much GPU memory, in GiB; None keeps all on the device.
@@ -191,7 +258,9 @@ def load_pipeline(
         raise ValueError("--use_usp does not go with --quantize_attention and --stream_weights: leave it or them out.")
     device = choose_device(device)
     files = model_files(model, folder if folder is None else os.fspath(folder), parts)
-    check_parts(needed_sources(files))
+    sources = needed_sources(files)
+    check_parts(sources)
+    loras = check_loras(loras, sources, model, download_source)
     if files.is_small_family and dtype is None:
         dtype = torch.float32
     arguments = {
@@ -199,6 +268,7 @@ def load_pipeline(
         "device": device,
         "torch_dtype": choose_dtype(dtype, device),
         "omniavatar_lora": lora,
+        "omniavatar_loras": loras,
         "omniavatar_channels": in_dim,
         "omniavatar_compile": compile,
         "omniavatar_quantize": quantize,

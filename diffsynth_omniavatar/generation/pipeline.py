@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,15 +28,17 @@ from ..model.blocks.sequence_parallel import SequenceParallel
 from ..model.blocks.weights import block_weights
 from ..model.config import LATENT_CHANNELS, Conventions
 from ..model.dit import OmniAvatarDiT, model_fn_omniavatar
-from ..model.host_entries import add_full_entry, add_merged_entries
+from ..model.host_entries import add_merged_entries
+from ..model.lora_files import LoRA, LoRASource, ReadLoRA, missing_base
+from ..model.lora_merge import fitted, merge, takes_changes
 from ..model.quantize import layer_names
 from ..model.quantized_files import load_quantized
 from ..model.sampling import Solver
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import apply_checkpoint, grow_model
-from ..system.text_files import parse_json, read_text
 from .masks import MaskSource
+from .own_configs import conventions_among, sort_configs
 from .pixels import VideoSource
 from .placement import Placement, place
 from .scheduler import FreshNoise, StepScheduler
@@ -60,6 +62,10 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
     scheduler: Any
     conventions: Conventions
     speech_encoder: AudioEncoder | None
+    loras: list[LoRA]
+    """Other programs' LoRAs that `loras.add_lora` has added to the weights."""
+    kept_weights: dict[str, Tensor]
+    """The weights, on the CPU, as they were before."""
     _call_inputs: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     _returns_floats: bool
 
@@ -70,6 +76,8 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         Besides the host's arguments:
             omniavatar_lora: "fused" adds the checkpoint's LoRA to the weights; "adapters" keeps it as peft adapters.
             omniavatar_channels: add input channels up to this number (33, 49 or 65); the new ones start at zero.
+            omniavatar_loras: LoRA files of other programs, or (file, strength), added to the weights after the
+                checkpoint's.
             omniavatar_compile: compute the denoiser's blocks by `blocks`, compiled.
             omniavatar_quantize: hold the blocks' layers in 8 bits, "fp8", "int8" or "fp8_weights"; see `quantize`.
             omniavatar_keep_bf16: names of layers that stay as they are.
@@ -93,6 +101,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         pipe.__class__ = cls
         pipe.conventions = conventions
         pipe.speech_encoder = speech_encoder
+        pipe.loras, pipe.kept_weights = [], {}
         pipe._call_inputs = ({}, {}, {})
         pipe._returns_floats = False
         host_units = [PromptUnit() if isinstance(unit, host.PromptEmbedder) else unit for unit in pipe.units]
@@ -324,97 +333,6 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
 # -------------------------------------------------------------------------------------------------------------- loading
 
 
-@dataclass
-class _OwnConfigs:
-    """OmniAvatar's part of the `model_configs`."""
-
-    host_configs: list[Any]
-    lora_checkpoint: Any = None
-    quantized: Path | list[Path] | None = None
-    """A full checkpoint in 8 bits, which the host cannot load."""
-    conventions: Conventions | None = None
-    wav2vec2: Path | None = None
-
-
-def _downloaded(config: Any) -> list[Path]:
-    config.download_if_necessary()
-    paths = [Path(path) for path in (config.path if isinstance(config.path, list) else [config.path])]
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing or not paths:
-        raise FileNotFoundError(f"{config} means {missing or 'no file'}, which is not there.")
-    return paths
-
-
-def _is_named(config: Any, word: str) -> bool:
-    return config.path is None and config.model_id is not None and word in config.model_id.lower()
-
-
-def _wav2vec2_folder(paths: list[Path]) -> Path | None:
-    folder = paths[0] if paths[0].is_dir() else paths[0].parent
-    config_file = folder / "config.json"
-    if (len(paths) == 1 and not paths[0].is_dir()) or not config_file.is_file():
-        return None
-    content = parse_json(read_text(config_file), str(config_file))
-    return folder if isinstance(content, dict) and content.get("model_type") == "wav2vec2" else None
-
-
-def _sort_configs(model_configs: Iterable[Any]) -> _OwnConfigs:
-    """Take OmniAvatar's configs out. The others are not touched: downloading them here would pin their path."""
-    own = _OwnConfigs(host_configs=[])
-    for config in model_configs:
-        ours = _is_named(config, "omniavatar") or _is_named(config, "wav2vec2")
-        if not ours and config.path is None:
-            own.host_configs.append(config)
-            continue
-        paths = _downloaded(config)
-        folder = _wav2vec2_folder(paths)
-        if folder is not None:
-            own.wav2vec2 = folder
-        elif not ours and not _holds_omniavatar(paths):
-            own.host_configs.append(config)
-        elif any(checkpoint.LORA_KEY.match(key) for key in _keys(paths)):
-            own.lora_checkpoint = checkpoint.load_checkpoint(_single(paths))
-            own.conventions = own.lora_checkpoint.config.conventions
-        elif checkpoint.has_scales(_keys(paths)):
-            own.quantized = _single(paths)
-            own.conventions = checkpoint.read_config(checkpoint.weight_files(own.quantized)).conventions
-        else:
-            stated = add_full_entry(_single(paths)).conventions
-            if own.lora_checkpoint is None:  # otherwise it is the base that the LoRA goes on
-                own.conventions = stated
-            files = [str(file) for file in checkpoint.weight_files(_single(paths))]
-            config.path = files[0] if len(files) == 1 else files
-            own.host_configs.append(config)
-    return own
-
-
-def _single(paths: list[Path]) -> Path | list[Path]:
-    return paths[0] if len(paths) == 1 else paths
-
-
-def _holds_omniavatar(paths: list[Path]) -> bool:
-    """Whether local files are an OmniAvatar checkpoint; files and folders that it does not understand are the
-    host's.
-    """
-    try:
-        return checkpoint.is_omniavatar(_keys(paths))
-    except (checkpoint.CheckpointError, FileNotFoundError):
-        return False
-
-
-def _keys(paths: list[Path]) -> list[str]:
-    return list(checkpoint.normalise_keys(checkpoint.read_shapes(checkpoint.weight_files(_single(paths)))))
-
-
-def _conventions(configs: Iterable[Any]) -> Conventions:
-    """Of the full checkpoint that the host recognised by itself among `configs`."""
-    for config in configs:
-        paths = _downloaded(config)
-        if _holds_omniavatar(paths):
-            return checkpoint.read_config(checkpoint.weight_files(_single(paths))).conventions
-    return Conventions()
-
-
 def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     lora = kwargs.pop("omniavatar_lora", "fused")
     channels = kwargs.pop("omniavatar_channels", None)
@@ -425,22 +343,27 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         layer_names(kwargs.pop("omniavatar_keep_bf16", ())),
         kwargs.pop("omniavatar_stream_weights", False),
     )
+    given: Sequence[LoRASource] = kwargs.pop("omniavatar_loras", ())
     bound = inspect.signature(original).bind(*args, **kwargs)
     bound.apply_defaults()
     device = bound.arguments["device"]
     placement.check(device)
-    own = _sort_configs(bound.arguments["model_configs"])
+    own = sort_configs(bound.arguments["model_configs"])
     if own.quantized is not None:
-        if own.lora_checkpoint is not None or channels is not None or bound.arguments["use_usp"]:
-            raise ValueError(f"{own.quantized} is in 8 bits: it takes no other checkpoint, channels or use_usp.")
+        if own.lora_checkpoint is not None or given or channels is not None or bound.arguments["use_usp"]:
+            raise ValueError(f"{own.quantized} is in 8 bits: it takes no other checkpoint, LoRA, channels or use_usp.")
         placement = replace(placement, is_quantized=True)
     if placement.starts_on_cpu:
         bound.arguments["device"] = "cpu"
+    loras = [ReadLoRA.of(one) for one in given]
     if own.lora_checkpoint is None and own.conventions is None and own.wav2vec2 is None and channels is None:
         pipe = original(*bound.args, **bound.kwargs)
         if isinstance(pipe.dit, OmniAvatarDiT):
+            _add_loras(pipe, loras, device)
             _choose_blocks(pipe, BlockRunner(compile=compile_blocks, attention_fp8=attention_fp8), placement, device)
-            return OmniAvatarPipeline.adopt(pipe, _conventions(own.host_configs))
+            return OmniAvatarPipeline.adopt(pipe, conventions_among(own.host_configs))
+        if given:
+            raise ValueError("There is no OmniAvatar checkpoint among model_configs for omniavatar_loras to go with.")
         return pipe
     parallel = SequenceParallel.start(device) if bound.arguments["use_usp"] else None
     bound.arguments.update(model_configs=own.host_configs, use_usp=False)
@@ -449,20 +372,45 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         home = "cpu" if placement.stream else device
         pipe.dit = load_quantized(own.quantized, quantize=placement.quantize, dtype=pipe.torch_dtype, device=home)
     if own.lora_checkpoint is not None:
-        _apply_lora_checkpoint(pipe, own.lora_checkpoint, lora, channels)
+        _apply_lora_checkpoint(pipe, own.lora_checkpoint, lora, channels, loras, device)
+        _tell_missing_base(own.lora_checkpoint, given)
     elif not isinstance(pipe.dit, OmniAvatarDiT):
         raise ValueError(
             "There is a wav2vec2 folder, but no OmniAvatar checkpoint among model_configs: add "
             "ModelConfig(model_id='OmniAvatar/OmniAvatar-14B', origin_file_pattern='*')."
         )
-    elif channels is not None:
-        grow_model(pipe.dit, channels)
+    else:
+        _add_loras(pipe, loras, device)
+        if channels is not None:
+            grow_model(pipe.dit, channels)
+    # Here all LoRAs are in the weights: what quantises, streams or shards these comes below.
     encoder = None
     if own.wav2vec2 is not None:
         encoder = AudioEncoder.from_pretrained(own.wav2vec2).to(device)
     runner = BlockRunner(compile=compile_blocks, parallel=parallel, attention_fp8=attention_fp8)
     _choose_blocks(pipe, runner, placement, device)
-    return OmniAvatarPipeline.adopt(pipe, own.conventions or _conventions(own.host_configs), encoder)
+    return OmniAvatarPipeline.adopt(pipe, own.conventions or conventions_among(own.host_configs), encoder)
+
+
+def _add_loras(pipe: Any, loras: Sequence[ReadLoRA], device: torch.device | str) -> None:
+    merge(pipe.dit, [_told(fitted(one, pipe.dit)) for one in loras], device)
+
+
+def _told(lora: LoRA) -> LoRA:
+    """The LoRA, after a line about it."""
+    logger.log(logging.WARNING if lora.unknown else logging.INFO, "%s", lora.report())
+    return lora
+
+
+def _tell_missing_base(loaded: checkpoint.Checkpoint, given: Sequence[LoRASource]) -> None:
+    missing = missing_base(loaded.config.base_loras, given)
+    if missing:
+        logger.warning(
+            "%s was trained on weights with the LoRA %s in them, which they lack now: give it with --lora "
+            "FILE:STRENGTH (loras= in Python, --base_lora in training).",
+            loaded.source,
+            " and ".join(missing),
+        )
 
 
 def _choose_blocks(pipe: Any, runner: BlockRunner, placement: Placement, device: Any) -> None:
@@ -480,7 +428,14 @@ def _choose_blocks(pipe: Any, runner: BlockRunner, placement: Placement, device:
         place(pipe, placement, device)
 
 
-def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, channels: int | None) -> None:
+def _apply_lora_checkpoint(
+    pipe: Any,
+    loaded: checkpoint.Checkpoint,
+    lora: Any,
+    channels: int | None,
+    loras: Sequence[ReadLoRA],
+    device: torch.device | str,
+) -> None:
     if pipe.dit is None:
         raise ValueError(
             f"{loaded.source} goes on top of a Wan transformer: add ModelConfig(model_id='Wan-AI/Wan2.1-T2V-14B', "
@@ -495,7 +450,10 @@ def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, 
             f"{loaded.source} goes on top of Wan 2.1 text-to-video (16 input channels), or of a full OmniAvatar "
             f"checkpoint of at most {loaded.in_dim}, not of the given transformer ({pipe.dit.in_dim} input channels)."
         )
-    fused_elsewhere = getattr(pipe.dit, "vram_management_enabled", False) or hasattr(pipe.dit, "quantize_config")
+    kept_by_host = getattr(pipe.dit, "vram_management_enabled", False) or hasattr(pipe.dit, "quantize_config")
+    fused_elsewhere = kept_by_host and not all(
+        takes_changes(weight) and weight.dtype == pipe.torch_dtype for weight in pipe.dit.blocks.parameters()
+    )
     apply_checkpoint(
         pipe.dit,
         loaded,
@@ -503,6 +461,8 @@ def _apply_lora_checkpoint(pipe: Any, loaded: checkpoint.Checkpoint, lora: Any, 
         lora=lora,
         dtype=pipe.torch_dtype,
         device=pipe.device,
+        loras=[_told(fitted(one, pipe.dit)) for one in loras],
+        sums_on=device,
         hot_load=functools.partial(_hot_load, pipe) if fused_elsewhere else None,
     )
 

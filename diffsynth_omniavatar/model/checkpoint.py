@@ -222,6 +222,16 @@ def read_facts(source: Source) -> CheckpointConfig | None:
     return replace(config, in_dim=_channels(normalise_keys(read_shapes(paths)), str(paths[0])))
 
 
+def denoiser_shapes(source: tuple[Path, ...]) -> dict[str, list[int]] | None:
+    """Shapes of all parameters of a denoiser's files by Wan's names; None if they have others.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    shapes = normalise_keys(read_shapes(_files_of(source)))
+    return shapes if "blocks.0.self_attn.q.weight" in shapes else None
+
+
 def normal_key(key: str) -> str:
     """The one spelling of a key: no prefix, no adapter name."""
     while prefix := next((prefix for prefix in KEY_PREFIXES if key.startswith(prefix)), None):

@@ -235,6 +235,28 @@ class LoRAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseLoRA:
+    """Another program's LoRA in the weights on which a checkpoint was trained.
+
+    Raises:
+        ValueError: a value is of another kind.
+    """
+
+    file: str
+    """Its name, without folders."""
+    sha256: str
+    """Of the file."""
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.file, str) or not isinstance(self.sha256, str) or not is_number(self.strength):
+            raise ValueError(f"base_loras has {asdict(self)}, wanted file, sha256 and strength.")
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.strength:g} (SHA-256 {self.sha256[:12]}...)"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What a `config.json` beside an OmniAvatar checkpoint says. Fields that a file leaves out are None or the
     default.
@@ -246,6 +268,8 @@ class CheckpointConfig:
     model: OmniAvatarConfig | None = None
     """The whole architecture; only files written by this package have it."""
     conventions: Conventions = field(default_factory=Conventions)
+    base_loras: tuple[BaseLoRA, ...] = ()
+    """Of a LoRA checkpoint: what else has to be in the base's weights."""
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "config.json") -> CheckpointConfig:
@@ -271,12 +295,13 @@ class CheckpointConfig:
             if "conventions" not in own and not content.get("random_prefix_frames", True):
                 conventions = replace(conventions, prefix_frames=(1,))
             model = OmniAvatarConfig(**own["model"]) if "model" in own else None
+            base_loras = tuple(BaseLoRA(**one) for one in own.get("base_loras", ()))
             in_dim = content.get("model_config", {}).get("in_dim")
             if in_dim is not None and in_dim not in CHANNEL_LAYOUTS:
                 raise ValueError(f"in_dim is {in_dim!r}, wanted one of {sorted(CHANNEL_LAYOUTS)}")
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source}: {error}") from error
-        return cls(in_dim=in_dim, lora=lora, model=model, conventions=conventions)
+        return cls(in_dim=in_dim, lora=lora, model=model, conventions=conventions, base_loras=base_loras)
 
     @classmethod
     def load(cls, path: str | Path) -> CheckpointConfig:
@@ -325,4 +350,6 @@ class CheckpointConfig:
         content["omniavatar"] = {"conventions": asdict(self.conventions)}
         if model is not None:
             content["omniavatar"]["model"] = asdict(model)
+        if self.base_loras:
+            content["omniavatar"]["base_loras"] = [asdict(one) for one in self.base_loras]
         return content

@@ -28,7 +28,8 @@ from .checkpoint import (
 )
 from .config import OmniAvatarConfig
 from .dit import state_dict_shapes
-from .lora import lora_file_tensors, split_lora, with_low_rank
+from .lora import lora_file_tensors, own_lora, split_lora
+from .lora_merge import summed
 from .quantize import check_quantize, layer_names
 from .quantized_files import quantized_tensors
 from .upgrade import grow_channels
@@ -53,9 +54,9 @@ def merged_tensors(
     if missing:
         raise CheckpointError(f"{checkpoint.source} adapts {missing[0]} and others, which {files[0]} does not have.")
     assert checkpoint.config.lora is not None
-    for name in adapted:
-        weight = tensors[f"{name}.weight"]
-        tensors[f"{name}.weight"] = with_low_rank(weight, low_rank, name, checkpoint.config.lora.scale)
+    lora = own_lora(low_rank, checkpoint.config.lora, checkpoint.source)
+    for name in lora.changes:
+        tensors[name] = summed(tensors[name], name, [lora]).to(tensors[name].dtype)
     dtype = tensors["patch_embedding.weight"].dtype
     tensors.update({key: tensor.to(dtype) for key, tensor in extras.items()})
     config = full_config(shapes_of(tensors), checkpoint.config, str(files[0]), _heads(files[0].parent / "config.json"))
@@ -92,6 +93,7 @@ def convert(
     in_dim: int | None = None,
     quantize: Method | None = None,
     keep_bf16: str | Iterable[str] = (),
+    lora_form: str = "comfyui",
 ) -> Path:
     """Write a checkpoint in another form.
 
@@ -104,6 +106,7 @@ def convert(
         in_dim: grow the input channels (33 -> 49 -> 65), the new ones zero.
         quantize: "merged": write the denoiser's layers in 8 bits, for generation.
         keep_bf16: layers that stay as they are; see `quantize.check_quantize`.
+        lora_form: of "lora": see `lora.lora_file_tensors`.
 
     Returns:
         The file written.
@@ -130,7 +133,7 @@ def convert(
         return tensors if quantize is None else quantized_tensors(tensors, quantize, layer_names(keep_bf16))
 
     if to == "lora":
-        tensors, lora = lora_file_tensors(checkpoint)
+        tensors, lora = lora_file_tensors(checkpoint, lora_form)
         save_safetensors(out, tensors, replace(checkpoint.config, lora=lora))
     elif checkpoint.form == "full":
         model = full_config(shapes_of(checkpoint.tensors), checkpoint.config, checkpoint.source)

@@ -17,6 +17,9 @@ PathOrPaths = str | Path | Iterable[str | Path]
 HUB_FOLDER = "models"
 """Where DiffSynth puts downloads; the environment variable DIFFSYNTH_MODEL_BASE_PATH names another on 2.x."""
 BASE_WEIGHTS = "diffusion_pytorch_model*.safetensors"
+HUB_FILE = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<pattern>.+)")
+"""A file of a hub: OWNER/NAME:FILE."""
+STRENGTH = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.")
 
 SMALL_FAMILY = {
@@ -55,6 +58,18 @@ class HubFiles:
         folder = Path(os.environ.get("DIFFSYNTH_MODEL_BASE_PATH", HUB_FOLDER))
         patterns = [f"{self.repository}/{self.pattern}", *([self.copy] if self.copy is not None else [])]
         return [Path(path) for pattern in patterns for path in sorted(glob.glob(str(folder / pattern)))]
+
+
+def hub_file(name: str) -> HubFiles | None:
+    """The file of a hub that OWNER/NAME:FILE names; None if the name is that of a path."""
+    match = None if Path(name).exists() else HUB_FILE.fullmatch(name)
+    return None if match is None else HubFiles(match["repository"], match["pattern"])
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """FILE[:STRENGTH] -> file and strength, by default 1. What follows the last colon is one only if it is a number."""
+    name, _, last = text.rpartition(":")
+    return (name, float(last)) if name and STRENGTH.fullmatch(last) else (text, 1.0)
 
 
 Source = tuple[Path, ...] | HubFiles

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .checkpoint import EXTRA_MODULES, LORA_KEY, Checkpoint, CheckpointError, adapted_modules, normal_key
 from .config import LoRAConfig
 from .dit import OmniAvatarDiT
+from .lora_changes import Change
+from .lora_files import LoRA
+from .lora_keys import SPELLINGS
 
 
 def split_lora(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -31,18 +34,14 @@ def adapted_layers(wan: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linea
     }
 
 
-def with_low_rank(weight: Tensor, low_rank: Mapping[str, Tensor], module: str, scale: float) -> Tensor:
-    """`weight + scale * B A` of a module, summed in float32, in the format of the weight."""
-    down, up = (low_rank[f"{module}.lora_{part}.weight"].to(weight.device, torch.float32) for part in "AB")
-    return torch.add(weight.float(), up @ down, alpha=scale).to(weight.dtype)
-
-
-@torch.no_grad()
-def fuse_lora(dit: nn.Module, low_rank: Mapping[str, Tensor], scale: float) -> None:
-    """Add `scale * B A` to the adapted weights, summing in float32."""
-    for name in adapted_modules(low_rank):
-        weight = dit.get_parameter(f"{name}.weight")
-        weight.copy_(with_low_rank(weight, low_rank, name, scale))
+def own_lora(low_rank: Mapping[str, Tensor], settings: LoRAConfig, source: str) -> LoRA:
+    """A checkpoint's low-rank parts as the LoRA that is added to the weights."""
+    alpha = torch.tensor(settings.alpha, dtype=torch.float64)
+    changes = {}
+    for module in adapted_modules(low_rank):
+        down, up = (low_rank[f"{module}.lora_{part}.weight"] for part in "AB")
+        changes[f"{module}.weight"] = Change({"down": down, "up": up, "alpha": alpha})
+    return LoRA(source, changes)
 
 
 def add_adapters(
@@ -75,20 +74,32 @@ def trained_tensors(dit: OmniAvatarDiT) -> dict[str, Tensor]:
     }
 
 
-def lora_file_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], LoRAConfig]:
-    """The tensors of a LoRA file that DiffSynth and ComfyUI load with strength 1.
+def lora_file_tensors(checkpoint: Checkpoint, form: str = "comfyui") -> tuple[dict[str, Tensor], LoRAConfig]:
+    """The tensors of a LoRA file that other programs load with strength 1.
 
-    DiffSynth 1.1.9 multiplies with 1 and the others with alpha / rank, so the scale is folded into B and alpha is
-    the rank. The patch embedding and the audio modules stay in the file: those programs pass over them, and this
-    package reads them.
+    Some multiply with 1 and others with alpha / rank, so the scale is folded into B and alpha is the rank.
+
+    Args:
+        checkpoint: in LoRA form.
+        form: one of `lora_keys.SPELLINGS`. In "comfyui" the patch embedding and the audio modules stay in the file:
+            DiffSynth and ComfyUI pass over them, and this package reads them. Others have the low-rank parts alone.
+
+    Raises:
+        CheckpointError: it holds full weights, or there is no such form.
     """
     lora = checkpoint.config.lora
     if lora is None:
         raise CheckpointError(f"{checkpoint.source} holds full weights; there is no LoRA in it to write.")
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in checkpoint.tensors.items():
-        is_up = key.endswith(".lora_B.weight")
-        tensors[f"diffusion_model.{key}"] = (tensor.float() * lora.scale).to(tensor.dtype) if is_up else tensor
+    if form not in SPELLINGS:
+        raise CheckpointError(f"There is no form {form!r} of LoRA files; the forms are {', '.join(SPELLINGS)}.")
+    spelling = SPELLINGS[form]
+    low_rank, others = split_lora(checkpoint.tensors)
+    tensors = {f"{spelling.prefix}{key}": tensor for key, tensor in others.items()} if form == "comfyui" else {}
     for module in checkpoint.lora_modules:
-        tensors[f"diffusion_model.{module}.alpha"] = torch.tensor(float(lora.rank))
+        name = spelling.module(module)
+        down, up = (low_rank[f"{module}.lora_{part}.weight"] for part in "AB")
+        tensors[f"{name}.{spelling.down}"] = down
+        tensors[f"{name}.{spelling.up}"] = (up.float() * lora.scale).to(up.dtype)
+        if spelling.has_alpha:
+            tensors[f"{name}.alpha"] = torch.tensor(float(lora.rank))
     return tensors, replace(lora, alpha=float(lora.rank))

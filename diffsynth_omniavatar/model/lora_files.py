@@ -1,162 +1,265 @@
-"""LoRA files of other programs: their spellings as tables, and what they add to a denoiser's weights."""
+"""LoRA files of other programs: read, checked by their first bytes, and what of them a denoiser takes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..system.tensor_files import read_pickle, read_safetensors
-from .checkpoint import CheckpointError
+from ..system.messages import counted
+from ..system.tensor_files import DamagedFileError, open_safetensors, read_pickle, read_safetensors
+from .checkpoint import LORA_KEY, CheckpointError, is_omniavatar, normalise_keys
+from .config import BaseLoRA
+from .lora_changes import BIAS_PARTS, WEIGHT_PARTS, Change
+from .lora_keys import ONLY_I2V, OWN_PATCHES, ModuleNames
 
-PREFIXES = ("base_model.model.", "pipe.dit.", "diffusion_model.", "transformer.")
-FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lycoris_")
-"""Before module names whose dots are underscores."""
-DIFFUSERS = (
-    (r"\.attn1\.", ".self_attn."),
-    (r"\.attn2\.", ".cross_attn."),
-    (r"\.to_([qkv])$", r".\1"),
-    (r"\.to_out\.0$", ".o"),
-    (r"\.ffn\.net\.0\.proj$", ".ffn.0"),
-    (r"\.ffn\.net\.2$", ".ffn.2"),
-    (r"\.add_([kv])_proj$", r".\1_img"),
-    (r"^condition_embedder\.text_embedder\.linear_1$", "text_embedding.0"),
-    (r"^condition_embedder\.text_embedder\.linear_2$", "text_embedding.2"),
-    (r"^condition_embedder\.time_embedder\.linear_1$", "time_embedding.0"),
-    (r"^condition_embedder\.time_embedder\.linear_2$", "time_embedding.2"),
-    (r"^condition_embedder\.time_proj$", "time_projection.1"),
-    (r"^proj_out$", "head.head"),
-)
-PARTS = {
-    "lora_down.weight": "down",
-    "lora_A.weight": "down",
-    "lora_A.default.weight": "down",
-    "lora_up.weight": "up",
-    "lora_B.weight": "up",
-    "lora_B.default.weight": "up",
-    "lora_B.bias": "up_bias",
-    "alpha": "alpha",
-    "diff": "diff",
-    "diff_b": "diff_b",
-    "diff_m": "diff_m",
-}
-"""Ending of a key -> what the tensor is."""
-ONLY_I2V = re.compile(r"(^|\.)(k_img|v_img|norm_k_img|img_emb|image_embedder)(\.|$)|(k|v|norm_k)_img$|^img_emb_")
-OWN_PATCHES = "patch_embedding"
-"""OmniAvatar's own replaces Wan's, for which the file was trained."""
+SHOWN = 8
+"""So many unknown keys are named in a line."""
+LoRASource = str | Path | tuple[str | Path, float]
+"""A file, or a file and its strength."""
 
 
-def read_lora(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pt file; raises OSError and DamagedFileError."""
-    if Path(path).suffix == ".safetensors":
-        return read_safetensors(path)
-    content = read_pickle(path)
+@dataclass(frozen=True)
+class LoRA:
+    """What a denoiser takes of a LoRA file.
+
+    Attributes:
+        source: the file.
+        changes: parameter, in Wan's names -> what is changed.
+        strength: by which changes are multiplied.
+        of_i2v: keys of parts that only image-to-video models have, passed over.
+        of_patches: keys of the patch embedding, which OmniAvatar replaces, passed over.
+        unknown: keys that nothing is known of.
+    """
+
+    source: str
+    changes: Mapping[str, Change]
+    strength: float = 1.0
+    of_i2v: list[str] = field(default_factory=list)
+    of_patches: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def facts(self) -> str:
+        """Form, rank, alpha, and how much is changed."""
+        forms = Counter(change.form for change in self.changes.values())
+        text = " and ".join(f"{form} of {counted(count, 'tensor')}" for form, count in forms.items())
+        ranks = sorted({change.rank for change in self.changes.values() if change.rank is not None})
+        if ranks:
+            text += f", rank {_range(ranks)}"
+            alphas = sorted({float(c.parts["alpha"]) for c in self.changes.values() if "alpha" in c.parts})
+            text += f", alpha {_range(alphas)}" if alphas else ", no alpha (scale 1)"
+        blocks = {name.split(".")[1] for name in self.changes if name.startswith("blocks.")}
+        return f"{text}, in {counted(len(blocks), 'block')}"
+
+    def passed_over(self) -> str:
+        """What is not used, as the end of a sentence; "" if nothing is left."""
+        parts = [f"{counted(len(self.of_i2v), 'key')} of image-to-video models"] if self.of_i2v else []
+        parts += [f"{', '.join(self.of_patches)} (OmniAvatar has its own)"] if self.of_patches else []
+        if self.unknown:
+            more = f" and {len(self.unknown) - SHOWN} more" if len(self.unknown) > SHOWN else ""
+            keys = "unknown key" if len(self.unknown) == 1 else "unknown keys"
+            parts += [f"{len(self.unknown)} {keys}: {', '.join(self.unknown[:SHOWN])}{more}"]
+        return "; ".join(parts)
+
+    def report(self) -> str:
+        """One line: what is used, and what is not."""
+        line = f"LoRA {self.source} with strength {self.strength:g}: {self.facts()}."
+        return f"{line} Not used: {self.passed_over()}." if self.passed_over() else line
+
+    @property
+    def has_dora(self) -> bool:
+        """Whether a change depends on the weights that it meets."""
+        return any("dora" in change.parts for change in self.changes.values())
+
+
+def _range(numbers: list[int] | list[float]) -> str:
+    return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g} to {numbers[-1]:g}"
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or .pt file, on the CPU.
+
+    Raises:
+        CheckpointError: it is damaged, no table of tensors, or has numbers that are not finite.
+        OSError: it cannot be opened.
+    """
+    tensors = _read(path)
+    faults = [
+        key
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor.to(torch.float32)).all()
+    ]
+    if faults:
+        raise CheckpointError(f"{path}: {faults[0]} has numbers that are not finite.")
+    return tensors
+
+
+def read_header(path: str | Path) -> dict[str, Tensor]:
+    """What `read_tensors` gives, on the device "meta": the shapes alone, and of a safetensors file no more is read."""
+    if Path(path).suffix != ".safetensors":
+        return {key: tensor.to("meta") for key, tensor in _read(path).items()}
+    try:
+        with open_safetensors(path) as content:
+            parts = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
+            return {key: _meta(part.get_shape(), part.get_dtype()) for key, part in parts.items()}
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _meta(shape: list[int], dtype: str) -> Tensor:
+    """An empty tensor of a shape, of floats or not as safetensors names the format."""
+    is_float = dtype.startswith(("F", "BF"))
+    return torch.empty(shape, dtype=torch.float32 if is_float else torch.int64, device="meta")
+
+
+def _read(path: str | Path) -> dict[str, Tensor]:
+    try:
+        content = read_safetensors(path) if Path(path).suffix == ".safetensors" else read_pickle(path)
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise CheckpointError(f"{path} holds no table of tensors; wanted a LoRA file.")
+    if not all(isinstance(key, str) for key in content):
+        raise CheckpointError(f"{path} holds tensors without names; wanted a LoRA file.")
     return content
 
 
-def _split(key: str, flat: Mapping[str, str]) -> tuple[str, str] | None:
-    """Module, in Wan's names, and part of a key; None if it is of no known form."""
-    ending = next((ending for ending in PARTS if key.endswith(f".{ending}")), None)
-    if ending is None:
-        return None
-    module = key.removesuffix(f".{ending}")
-    for prefix in PREFIXES:
-        module = module.removeprefix(prefix)
-    for prefix in FLAT_PREFIXES:
-        if module.startswith(prefix):
-            name = module.removeprefix(prefix)
-            return flat.get(name, name), PARTS[ending]
-    for pattern, name in DIFFUSERS:
-        module = re.sub(pattern, name, module)
-    return module, PARTS[ending]
+@dataclass(frozen=True)
+class ReadLoRA:
+    """A LoRA file's tensors, and the strength that is wanted of it."""
+
+    source: str
+    tensors: Mapping[str, Tensor]
+    strength: float = 1.0
+
+    @classmethod
+    def of(cls, given: LoRASource) -> ReadLoRA:
+        """Read a file; raises as `read_tensors`, and ValueError for a strength that is no number."""
+        path, strength = with_strength(given)
+        return cls(str(path), read_tensors(path), strength)
 
 
-def _changes(parts: Mapping[str, Tensor], module: str, source: str) -> dict[str, Tensor]:
-    """Name of a parameter -> what the module's parts add to it with strength 1, float32."""
-    changes = {}
-    if ("down" in parts) != ("up" in parts):
-        raise CheckpointError(f"{source}: {module} has only one of its two low-rank parts.")
-    scale = 1.0
-    if "down" in parts:
-        down, up = parts["down"].float(), parts["up"].float()
-        if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
-            raise CheckpointError(f"{source}: {module}: parts of {[*up.shape]} and {[*down.shape]} do not fit.")
-        scale = float(parts["alpha"]) / len(down) if "alpha" in parts else 1.0
-        changes[f"{module}.weight"] = scale * (up @ down)
-    for part, name in (("diff", ".weight"), ("diff_b", ".bias"), ("diff_m", ".modulation"), ("up_bias", ".bias")):
-        if part in parts:
-            change = parts[part].float() * (scale if part == "up_bias" else 1.0)
-            changes[module + name] = changes[module + name] + change if module + name in changes else change
-    return changes
-
-
-def lora_changes(
-    tensors: Mapping[str, Tensor], dit: nn.Module, source: str
-) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """What a LoRA file adds to a denoiser.
-
-    Returns:
-        parameter -> what is added with strength 1, float32; keys passed over, that are of I2V models or of the patch
-        embedding; keys that nothing is known of.
+def with_strength(given: LoRASource) -> tuple[Path, float]:
+    """File and strength.
 
     Raises:
-        CheckpointError: no key fits, or a shape does not.
+        ValueError: the strength is not a number.
     """
-    wanted = {name: parameter.shape for name, parameter in dit.named_parameters()}
-    flat = {name.rpartition(".")[0].replace(".", "_"): name.rpartition(".")[0] for name in wanted}
-    modules: dict[str, dict[str, Tensor]] = {}
-    keys: dict[str, list[str]] = {}
-    passed, unknown = [], []
+    path, strength = given if isinstance(given, tuple) else (given, 1.0)
+    if not isinstance(strength, int | float) or isinstance(strength, bool) or not math.isfinite(strength):
+        raise ValueError(f"LoRA {path}: strength is {strength!r}, wanted a number.")
+    return Path(path), float(strength)
+
+
+def base_lora(given: LoRASource) -> BaseLoRA:
+    """What a checkpoint records of a LoRA in the weights that it was trained on."""
+    path, strength = with_strength(given)
+    return BaseLoRA(file=path.name, sha256=_digest(path), strength=strength)
+
+
+def missing_base(recorded: Iterable[BaseLoRA], given: Iterable[LoRASource]) -> list[str]:
+    """The LoRAs that a checkpoint was trained on and that are not among the given ones, each as FILE:STRENGTH and
+    hash.
+    """
+    wanted = list(recorded)
+    there = {(one.sha256, one.strength) for one in map(base_lora, given)} if wanted else set()
+    return [str(one) for one in wanted if (one.sha256, one.strength) not in there]
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            found.update(block)
+    return found.hexdigest()
+
+
+def lora_of(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Iterable[int]], source: str, strength: float = 1.0
+) -> LoRA:
+    """What a denoiser takes of a LoRA file.
+
+    Args:
+        tensors: what `read_tensors` or `read_header` gives.
+        wanted: shapes of all the denoiser's parameters, by Wan's names.
+        source: the file, for messages.
+        strength: see `LoRA`.
+
+    Raises:
+        CheckpointError: no key fits, a shape does not, or the file is an OmniAvatar checkpoint.
+    """
+    if is_omniavatar(normalise_keys(tensors)):
+        raise CheckpointError(f"{source} is an OmniAvatar checkpoint, not a LoRA beside it: give it with --omniavatar.")
+    names = ModuleNames(wanted)
+    modules: dict[str, dict[str, str]] = {}
+    of_i2v, of_patches, unknown = [], [], []
     for key, tensor in tensors.items():
-        found = _split(key, flat)
+        found = names.split(key)
         if found is None:
             unknown.append(key)
-        elif ONLY_I2V.search(found[0]) or found[0] == OWN_PATCHES:
-            passed.append(key)
+        elif ONLY_I2V.search(found[0]):
+            of_i2v.append(key)
+        elif found[0] == OWN_PATCHES:
+            of_patches.append(key)
+        elif found[1] != "alpha" and not tensor.is_floating_point():
+            raise CheckpointError(f"{source}: {key} is {tensor.dtype}, wanted floats.")
         else:
-            if found[1] in modules.setdefault(found[0], {}):
-                raise CheckpointError(f"{source}: {key} is there twice, in two spellings.")
-            modules[found[0]][found[1]] = tensor
-            keys.setdefault(found[0], []).append(key)
-    changes: dict[str, Tensor] = {}
-    for module, parts in modules.items():
-        of_module = _changes(parts, module, source)
+            parts = modules.setdefault(found[0], {})
+            if found[1] in parts:
+                raise CheckpointError(f"{source}: {parts[found[1]]} and {key} are the same part.")
+            parts[found[1]] = key
+    changes: dict[str, Change] = {}
+    for module, keys in modules.items():
+        of_module = dict(_changes(module, {part: tensors[key] for part, key in keys.items()}, wanted))
         if not of_module or any(name not in wanted for name in of_module):
-            unknown += keys[module]
+            unknown += keys.values()
             continue
         for name, change in of_module.items():
-            if change.shape != wanted[name]:
-                raise CheckpointError(f"{source}: {name} is {[*change.shape]}, the model's is {[*wanted[name]]}.")
-        changes.update(of_module)
+            _check(change, name, list(wanted[name]), source)
+        changes |= of_module
     if not changes:
-        raise CheckpointError(
-            f"{source}: none of its {len(tensors)} keys fits the model, like {next(iter(tensors), '')!r}."
-        )
-    return changes, passed, unknown
+        raise CheckpointError(_no_match(source, tensors, [*of_i2v, *of_patches]))
+    return LoRA(source, changes, strength, of_i2v, of_patches, sorted(unknown))
 
 
-@torch.no_grad()
-def merge_changes(dit: nn.Module, loras: list[tuple[Mapping[str, Tensor], float]]) -> dict[str, Tensor]:
-    """Add changes times strengths, summed in float32 and cast once; returns the weights as they were, on the CPU."""
-    kept = {}
-    for name in dict.fromkeys(name for changes, _ in loras for name in changes):
-        weight = dit.get_parameter(name)
-        kept[name] = weight.detach().to("cpu", copy=True)
-        total = weight.to(torch.float32, copy=True)
-        for changes, strength in loras:
-            if name in changes:
-                total.add_(changes[name].to(weight.device), alpha=strength)
-        weight.copy_(total)
-    return kept
+def _no_match(source: str, tensors: Mapping[str, Tensor], passed: list[str]) -> str:
+    kind = "is no LoRA file of this model" if any(map(_looks_low_rank, tensors)) or passed else "is no LoRA file"
+    example = f", like {next(iter(tensors))!r}" if tensors else ""
+    only = f"; {counted(len(passed), 'key')} of image-to-video models or the patch embedding" if passed else ""
+    return f"{source} {kind}: none of its {counted(len(tensors), 'key')} fits{example}{only}."
 
 
-@torch.no_grad()
-def restore_weights(dit: nn.Module, kept: Mapping[str, Tensor]) -> None:
-    """Undo `merge_changes`, to the bit."""
-    for name, weight in kept.items():
-        dit.get_parameter(name).copy_(weight)
+def _looks_low_rank(key: str) -> bool:
+    return bool(LORA_KEY.match(key)) or any(word in key for word in ("lora_", "lokr_", "hada_", ".diff"))
+
+
+def _changes(
+    module: str, parts: Mapping[str, Tensor], wanted: Mapping[str, Iterable[int]]
+) -> Iterator[tuple[str, Change]]:
+    """Parameter -> what a module's parts change of it. They may be wanted or not."""
+    found = set(parts)
+    if module in wanted or "diff_m" in found:  # a parameter that is no layer's: `modulation`
+        yield (module if module in wanted else f"{module}.modulation", Change(parts))
+        return
+    if any(part in WEIGHT_PARTS or part.startswith(("lokr_", "hada_")) for part in found):
+        yield f"{module}.weight", Change(parts)
+    if found & set(BIAS_PARTS):
+        yield f"{module}.bias", Change(parts, of_bias=True)
+
+
+def _check(change: Change, name: str, shape: list[int], source: str) -> None:
+    """Raise CheckpointError if a change does not fit its parameter; nothing is computed."""
+    on_meta = Change({part: tensor.to("meta") for part, tensor in change.parts.items()}, change.of_bias)
+    try:
+        on_meta.applied(torch.empty(shape, device="meta"), 1.0)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {name} {error}.") from error

@@ -4,7 +4,7 @@ channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -16,7 +16,9 @@ from .architecture import audio_sizes_of, check_shapes, config_on_wan
 from .checkpoint import EXTRA_MODULES, Checkpoint, CheckpointError, shapes_of
 from .config import LATENT_CHANNELS, OmniAvatarConfig
 from .dit import OmniAvatarDiT, state_dict_shapes
-from .lora import adapted_layers, add_adapters, fuse_lora, split_lora
+from .lora import adapted_layers, add_adapters, own_lora, split_lora
+from .lora_files import LoRA
+from .lora_merge import merge
 
 XAVIER_GAIN = 0.05
 
@@ -52,6 +54,8 @@ def apply_checkpoint(
     lora: Literal["fused", "adapters"] = "fused",
     dtype: torch.dtype,
     device: torch.device | str,
+    loras: Sequence[LoRA] = (),
+    sums_on: torch.device | str | None = None,
     hot_load: Callable[[OmniAvatarDiT, dict[str, Tensor], float], None] | None = None,
 ) -> OmniAvatarDiT:
     """Make a Wan transformer the checkpoint's model, in place.
@@ -63,6 +67,8 @@ def apply_checkpoint(
         lora: add the low-rank parts to the weights (`W + alpha / rank * B A`, summed in float32), or keep them as peft
             adapters named "default" that can be switched and trained.
         dtype, device: of the new modules and adapters.
+        loras: others, added to the weights after the checkpoint's.
+        sums_on: device that adds; None for where each weight is.
         hot_load: the host's way to put LoRA on weights that cannot be added to (quantised or offloaded); used instead
             of fusing if given.
 
@@ -82,13 +88,23 @@ def apply_checkpoint(
     load_extras(dit, extras, dtype, device)
     settings = checkpoint.config.lora
     assert settings is not None
+    if lora == "fused" and hot_load is None:
+        merge(dit, [own_lora(low_rank, settings, checkpoint.source), *loras], sums_on)
+        return dit.eval()
+    refuse_dora(loras, "OmniAvatar's LoRA is kept apart from the weights")
+    merge(dit, loras, sums_on)
     if lora == "adapters":
         add_adapters(dit, settings, checkpoint.lora_modules, low_rank, dtype)
     elif hot_load is not None:
         hot_load(dit, low_rank, settings.scale)
-    else:
-        fuse_lora(dit, low_rank, settings.scale)
     return dit.eval()
+
+
+def refuse_dora(loras: Sequence[LoRA], why: str) -> None:
+    """Raise CheckpointError if one of the LoRAs needs the whole weights, which it would not see."""
+    for lora in loras:
+        if lora.has_dora:
+            raise CheckpointError(f"{lora.source} is a DoRA, whose change depends on the whole weights, and {why}.")
 
 
 def _wanted_lora_shapes(wan: host.WanModel, config: OmniAvatarConfig, checkpoint: Checkpoint) -> dict[str, list[int]]:

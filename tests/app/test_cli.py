@@ -80,7 +80,7 @@ def test_help_imports_no_torch():
 def test_flags_are_the_functions_own_arguments():
     loads = inspect.signature(loading.load_pipeline).parameters
     makes = {field.name: field for field in dataclasses.fields(TalkRequest)}
-    assert set(MODEL_FLAGS) == set(loads) - {"model", "folder", "lora", "in_dim"}
+    assert set(MODEL_FLAGS) == set(loads) - {"model", "folder", "lora", "loras", "in_dim"}
     assert set(INPUT_FLAGS) | set(SETTING_FLAGS) == {*makes, "show_progress"}
     for name, (kind, text) in SETTING_FLAGS.items():
         default = makes[name].default if name in makes else None

@@ -43,7 +43,8 @@ def words(flags):
 def test_the_flags_are_the_requests_own_fields():
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    flags = {action.dest for action in parser._actions} - {"help", "config", "show_progress", "model", "models_folder"}
+    others = {"help", "config", "show_progress", "model", "models_folder", "lora"}
+    flags = {action.dest for action in parser._actions} - others
     fields = {field.name for field in dataclasses.fields(DubRequest)}
     assert flags - set(MODEL_FLAGS) == fields
 

@@ -77,7 +77,8 @@ FLAGS = {
 }
 """Flag -> a value that is not its default."""
 OF_MANY = {"input_file", "out_folder"}
-OF_THE_COMMAND = {"help", "debug", "config"}
+OF_THE_COMMAND = {"help", "debug", "config", "lora"}
+"""The last has tests in test_lora_flags."""
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ def load(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr(loading, "check_parts", lambda sources: None)
+        monkeypatch.setattr(loading, "check_loras", lambda loras, *_: list(loras))
         monkeypatch.delenv("DIFFSYNTH_DOWNLOAD_SOURCE", raising=False)
         seen.pipe = loading.load_pipeline(**arguments)
         configs = [*seen.given["model_configs"], seen.given["tokenizer_config"]]
@@ -67,6 +68,7 @@ ARRIVALS = {
     "device": ("cuda:1", given("device"), "cuda:1"),
     "dtype": ("float16", given("torch_dtype"), torch.float16),
     "lora": ("adapters", given("omniavatar_lora"), "adapters"),
+    "loras": ([("a.pt", 0.5)], given("omniavatar_loras"), [("a.pt", 0.5)]),
     "in_dim": (49, given("omniavatar_channels"), 49),
     "vram_limit": (8.5, lambda seen: seen.limit, 8.5),
     "compile": (True, given("omniavatar_compile"), True),
