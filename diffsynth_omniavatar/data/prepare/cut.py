@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ...media.faces.face import Track
 from ...media.images import Size
 from ...media.sound import Sound
 from ...media.timeline import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -23,6 +24,7 @@ from ...media.writer import VideoWriter
 from ...system.atomic import write_atomically
 from ...system.tensor_files import write_safetensors
 from ...system.workers import Tell
+from .clip_identity import ClipIdentity
 from .crops import AlignedCrop, Crop
 from .records import ClipRecord
 from .settings import PrepareSettings
@@ -43,6 +45,9 @@ class Cutting:
     """None where there is no face: the whole picture is in its strip."""
     sound_offset: int = 0
     """Frames by which the sound comes late in the source, and is put earlier in the clip."""
+
+    embedded: Track | None = None
+    """Whose face is to be put into the record's fingerprint as numbers."""
 
     @property
     def frames(self) -> range:
@@ -127,6 +132,7 @@ class _Running:
         self.folder = scratch / record.name
         self.shown = {round(place * (len(frames) - 1) / (STRIP_PICTURES - 1)) for place in range(STRIP_PICTURES)}
         self.strip: list[Tensor] = []
+        self.identity = ClipIdentity(cutting.embedded) if record.is_kept and cutting.embedded is not None else None
         self.stack = ExitStack()
         self.writer: VideoWriter | None = None
         if record.is_kept and waveform is not None:
@@ -148,6 +154,8 @@ class _Running:
             self.writer.write(shown[None])
         if place in self.shown:
             self.strip.append(_scaled(shown, STRIP_HEIGHT))
+            if self.identity is not None:
+                self.identity.add(picture, index)
 
     def finish(self, out: Path) -> ClipRecord:
         """Give the files their places."""
@@ -165,7 +173,9 @@ class _Running:
         if self.settings.directories:
             soundfile.write(self.folder / "audio.wav", self.sound.numpy(), SAMPLE_RATE)
         self._move(out)
-        return replace(self.cutting.record, strip=strip, video=clip_path(name, self.settings))
+        who = {} if self.identity is None else self.identity.fingerprint()
+        fingerprint = {**self.cutting.record.fingerprint, **who}
+        return replace(self.cutting.record, strip=strip, video=clip_path(name, self.settings), fingerprint=fingerprint)
 
     def _move(self, out: Path) -> None:
         name = self.cutting.record.name

@@ -39,6 +39,8 @@ class SourceWork:
     settings: PrepareSettings
     sync: Sync | None = None
     """Measures whether lips and sound fit; None for clips whose sync is not known."""
+    embeds: bool = False
+    """Tell people by their faces."""
 
     def __call__(self, source: Source, tell: Tell = lambda part: None) -> SourceRecord:
         """The record of a source, whose clips are in the output folder then.
@@ -83,6 +85,7 @@ class SourceWork:
             "look": LOOK_VERSION,
             "settings": json.loads(self.settings.to_json()),
             "sync": None if self.sync is None else self.sync.identity(),
+            "embeds": self.embeds,
         }
 
     def _is_whole(self, clips: Collection[ClipRecord]) -> bool:
@@ -134,7 +137,8 @@ class SourceWork:
                 cuttings.append(cutting)
             else:
                 video = old.video if cutting.record.is_kept else None
-                done.append(replace(cutting.record, strip=old.strip, video=video))
+                fingerprint = {**old.fingerprint, **cutting.record.fingerprint}
+                done.append(replace(cutting.record, strip=old.strip, video=video, fingerprint=fingerprint))
         done += cut_clips(
             source.path,
             waveform,
@@ -166,7 +170,8 @@ class SourceWork:
                 size=None if crop is None else crop.size,
                 fingerprint=fingerprint(look, span.frames),
             )
-            planned.append(Cutting(record=record, crop=crop))
+            track = look.tracks[span.track] if self.embeds and span.track is not None else None
+            planned.append(Cutting(record=record, crop=crop, embedded=track))
         return planned
 
     def _synced(self, source: Source, look: Look, planned: list[Cutting], waveform: Any) -> list[Cutting]:

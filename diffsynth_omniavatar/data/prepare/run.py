@@ -37,7 +37,7 @@ from .report import write_report
 from .settings import PrepareSettings
 from .source_state import STATE, SourceState, file_facts
 from .sources import Shard, Source
-from .split import Person, person_of, validation_people
+from .split import Person, people_of, splits
 from .sync import Sync
 from .tables import write_tables
 
@@ -102,7 +102,7 @@ def prepare(
         sync: how to measure whether lips and sound fit.
         captions: where captions come from.
         validation_share: part of the people whose clips validate.
-        person: what stands for a person.
+        person: what stands for a person; "face" needs the packages of `metrics.identity`.
         on_progress: called with a source and the part of it that is done.
         on_source: called with the record of each source when it is done.
         on_captions: called with the part of the captions that a command has written.
@@ -115,7 +115,7 @@ def prepare(
     with _reserved(out, shard):
         speech_spans(torch.zeros(SAMPLE_RATE))  # what it lacks is no fault of the sources
         clear_leftovers(out / STATE)
-        work = SourceWork(out=out, settings=settings, sync=sync)
+        work = SourceWork(out=out, settings=settings, sync=sync, embeds=person == "face")
         records = dict[Source, SourceRecord]()
         for done in work_through(work, shard.of(sources), workers, on_progress):
             records[done.item] = _record_of(done)
@@ -182,16 +182,12 @@ def _finished(
 
 
 def _with_split(sources: Sequence[SourceRecord], share: float, person: Person) -> list[SourceRecord]:
-    names = [clip.source for source in sources for clip in source.clips if clip.is_kept]
-    validating = validation_people(names, share, person)
-
-    def split(source: str) -> str:
-        return "validation" if person_of(source, person) in validating else "train"
-
+    kept = [clip for source in sources for clip in source.clips if clip.is_kept]
+    split = splits(people_of(kept, person), share)
     return [
         replace(
             source,
-            clips=tuple(replace(clip, split=split(clip.source)) if clip.is_kept else clip for clip in source.clips),
+            clips=tuple(replace(clip, split=split[clip.source]) if clip.is_kept else clip for clip in source.clips),
         )
         for source in sources
     ]

@@ -3,35 +3,83 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-Person = Literal["file", "folder"]
-"""What stands for a person: each file has its own, or each folder."""
+import numpy as np
+
+from .records import ClipRecord
+
+Person = Literal["file", "folder", "face"]
+"""What stands for a person: each file has its own, each folder, or files in which the same face is seen."""
+PERSONS: tuple[Person, ...] = get_args(Person)
+
+SAME_FACE = 0.93
+"""Cosine of a clip's face with the mean of a person's from which on it is theirs. Faces of one recording have 0.95 and
+more with each other, of different people up to 0.90."""
 
 
-def validation_people(sources: Iterable[str], share: float, person: Person = "file") -> set[str]:
-    """The people whose clips validate: `share` of them by the hash of their name, at least one if there are two.
+def people_of(clips: Sequence[ClipRecord], person: Person) -> dict[str, str]:
+    """Source of each clip -> the name of the person who is in it.
+
+    Args:
+        clips: the kept ones; for "face" with `fingerprint["face"]`, an embedding of length 1, where there is one.
+        person: what stands for a person.
+    """
+    sources = list(dict.fromkeys(clip.source for clip in clips))
+    if person == "face":
+        return _people_by_face(sources, clips)
+    return {source: str(Path(source).parent) if person == "folder" else source for source in sources}
+
+
+def _people_by_face(sources: Sequence[str], clips: Sequence[ClipRecord]) -> dict[str, str]:
+    """A person is called by the first source that shows them. Sources that show several people join these."""
+    names = {source: source for source in sources}
+
+    def name_of(source: str) -> str:
+        while names[source] != source:
+            source = names[source]
+        return source
+
+    sums, shown = np.zeros((len(clips), 128)), list[str]()
+    for clip in clips:
+        if "face" not in clip.fingerprint:
+            continue  # none of the pictures that were looked at shows it well
+        face = np.array(clip.fingerprint["face"])
+        means = sums[: len(shown)] / np.linalg.norm(sums[: len(shown)], axis=1, keepdims=True)
+        alike = means @ face
+        best = int(alike.argmax()) if len(shown) else -1
+        if best < 0 or alike[best] < SAME_FACE:
+            best = len(shown)
+            shown.append(clip.source)
+        sums[best] += face
+        first, other = sorted((name_of(shown[best]), name_of(clip.source)), key=sources.index)
+        names[other] = first
+    return {source: name_of(source) for source in sources}
+
+
+def validation_people(people: Iterable[str], share: float) -> set[str]:
+    """Those whose clips validate: `share` of them by the hash of their name, at least one if there are two.
 
     A person stays on the side where they are when others are added, but for the one that is chosen where the hash of
     none is low enough.
 
     Args:
-        sources: paths of the sources of kept clips.
+        people: names.
         share: part of the people, 0 to 1; 0 for none.
-        person: what stands for a person.
     """
-    people = {person_of(source, person) for source in sources}
+    people = set(people)
     chosen = {name for name in people if _place(name) < share}
     if not chosen and share > 0 and len(people) > 1:
         chosen = {min(people, key=_place)}
     return chosen
 
 
-def person_of(source: str, person: Person) -> str:
-    """Whose source it is."""
-    return str(Path(source).parent) if person == "folder" else source
+def splits(people: Mapping[str, str], share: float) -> dict[str, str]:
+    """Source -> "train" or "validation", of source -> person."""
+    validating = validation_people(people.values(), share)
+    return {source: "validation" if name in validating else "train" for source, name in people.items()}
 
 
 def _place(name: str) -> float:
