@@ -42,6 +42,9 @@ def run(args: argparse.Namespace, networks: Networks) -> int:
         "validation_syncnet_path": networks.syncnet_path,
         "syncnet_path": networks.stable_syncnet_path,
         "vgg_path": networks.vgg_path,
+        "validation_inception_path": networks.inception_path,
+        "validation_fvd_path": networks.fvd_path,
+        "videomae_path": networks.videomae_path,
         "output_path": str(out),
     }
     flags = validation_arguments(folder, changed)

@@ -16,7 +16,7 @@ from ..media.timeline import latent_frames
 from ..model.config import LATENT_CHANNELS
 from ..system.tensor_files import DamagedFileError, open_safetensors
 from .cache_index import StaleCacheError, read_index, text_key
-from .clips import REFERENCE_SEQUENCE, ClipFacts, ClipSettings, ClipSource, Faults
+from .clips import REFERENCE_SEQUENCE, ClipFacts, ClipSettings, ClipSource, Faults, Footage
 from .prepared import load_pt
 from .recipe import Recipe
 
@@ -184,6 +184,10 @@ class CachedClip(ClipSource):
             untouched = (status.st_size, status.st_mtime_ns) == (source["size"], source["mtime_ns"])
             if not untouched and (status.st_size != source["size"] or file_sha256(path) != source["sha256"]):
                 raise StaleCacheError(f"{path} has changed since it was encoded: run `omniavatar precompute` again")
+
+    def footage(self) -> Footage:
+        source = self.entry["sources"][0]  # the video; behind it come sound, reference and mask
+        return Footage(Path(source["path"]), source["size"], source["sha256"])
 
     def inspect(self, settings: ClipSettings, recipe: Recipe, deep: bool = False) -> ClipFacts:
         self.check_sources()

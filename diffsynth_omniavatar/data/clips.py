@@ -173,10 +173,30 @@ class ClipFacts:
         return (self.height, self.width, tuple(sorted(self.live)), self.group)
 
 
+@dataclass(frozen=True)
+class Footage:
+    """The file that a clip's pictures come from."""
+
+    path: Path
+    size: int | None
+    """Bytes; None for a file that is not there."""
+    sha256: str | None = None
+    """None where it would have to be read for it."""
+
+    @classmethod
+    def of(cls, path: Path) -> Footage:
+        """Of a file that may not be there."""
+        return cls(path, path.stat().st_size if path.is_file() else None)
+
+
 class ClipSource(ABC):
     """A clip of the list: where its parts lie, and how they are read."""
 
     name: str
+
+    def footage(self) -> Footage:
+        """Where its pictures come from."""
+        return Footage(Path(self.name), None)
 
     @abstractmethod
     def inspect(self, settings: ClipSettings, recipe: Recipe, deep: bool = False) -> ClipFacts:

@@ -26,6 +26,7 @@ from .clips import (
     ClipSettings,
     ClipSource,
     Faults,
+    Footage,
 )
 from .recipe import Recipe
 from .video_clip import VideoClip, target_frames
@@ -45,6 +46,9 @@ class PreparedClip(ClipSource):
     """None for what `prompt.txt` says."""
     empty_text: Path | None = None
     """The `neg_text_emb.pt` of the data."""
+
+    def footage(self) -> Footage:
+        return Footage.of(self.folder / "sub_clip.mp4")
 
     def inspect(self, settings: ClipSettings, recipe: Recipe, deep: bool = False) -> ClipFacts:
         with Faults(self.name) as faults:

@@ -15,7 +15,7 @@ from ..media.sound import load_sound, speech_waveform
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..media.video import iter_frames, probe_video, read_frames
 from .clip_faces import FaceFaults, face_crops
-from .clips import AUDIO, LATENTS, REFERENCE_SEQUENCE, TEXT, ClipFacts, ClipSettings, ClipSource, Faults
+from .clips import AUDIO, LATENTS, REFERENCE_SEQUENCE, TEXT, ClipFacts, ClipSettings, ClipSource, Faults, Footage
 from .recipe import Recipe
 
 MISSING_SOUND = 5
@@ -40,6 +40,9 @@ class VideoClip(ClipSource):
         """The files that make the clip, by what they are."""
         named = {"video": self.video, "audio": self.audio, "reference": self.reference, "mask": self.mask}
         return {part: path for part, path in named.items() if path is not None}
+
+    def footage(self) -> Footage:
+        return Footage.of(self.video)
 
     def inspect(self, settings: ClipSettings, recipe: Recipe, deep: bool = False) -> ClipFacts:
         parts, longest = settings.parts, 0

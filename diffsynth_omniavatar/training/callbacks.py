@@ -106,6 +106,16 @@ def refuse_later_checkpoints(output_path: str | Path, step: int) -> None:
         )
 
 
+def refuse_old_best(output_path: str | Path) -> None:
+    """Raise ValueError if the output path holds the best checkpoint of an earlier run, where a new one begins."""
+    best = Path(output_path, BEST)
+    if best.is_dir():
+        raise ValueError(
+            f"{output_path} holds {BEST}/ of an earlier run, but this run starts at step 0; go on from it "
+            f"(--resume {best}), choose another --output_path, or remove it"
+        )
+
+
 @contextmanager
 def untouched_training_state(pipe: Any, module: torch.nn.Module) -> Iterator[None]:
     """A context in which the pipeline may generate; what training goes on from is as before at its end.

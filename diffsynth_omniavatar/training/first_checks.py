@@ -15,13 +15,13 @@ from accelerate.utils import gather_object, parse_flag_from_env
 
 from ..data.clips import ClipSource
 from ..model.part_files import speech_encoder_fault, tokenizer_fault, weights_fault
-from .flags import FlagError
+from .flags import VALIDATION_WEIGHTS, FlagError
 from .validation_metrics import metric_faults, networks_of
 
 LOG_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab"}
 """Which package `--enable_<name>_log` needs."""
 FOLDERS = {"wav2vec2_path": speech_encoder_fault, "tokenizer_path": tokenizer_fault}
-FILES = ("mouth_mask", "syncnet_path", "vgg_path", "videomae_path", "validation_syncnet_path")
+FILES = ("mouth_mask", "syncnet_path", "vgg_path", "videomae_path", *VALIDATION_WEIGHTS)
 
 
 def check_processes() -> int:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .. import host
 from ..data.flags import DTYPES
 from ..losses.decode import AUX_MEMORY
-from ..metrics.groups import GROUPS
+from ..metrics.evaluate import ALL_GROUPS
 from ..model.blocks.quantized import METHODS
 from ..model.config import IMAGE_SIZES, LORA_TARGETS, size_fault
 from ..model.quantize import check_quantize, layer_names
@@ -63,8 +63,15 @@ AUXILIARY_FLAGS = {
     "aux_memory": ALL_LOSSES,
 }
 """Flags of the losses on decoded frames -> the losses of which one must be on."""
-FIGURE_FLAGS = {"syncnet_path": "stable_sync", "vgg_path": "lpips"}
+FIGURE_FLAGS = {"syncnet_path": "stable_sync", "vgg_path": "lpips", "videomae_path": "fvd_videomae"}
 """Some of them -> the group of --validation_metrics that needs them too."""
+
+VALIDATION_WEIGHTS = {
+    "validation_syncnet_path": "sync",
+    "validation_inception_path": "fid",
+    "validation_fvd_path": "fvd",
+}
+"""Flags -> the group of --validation_metrics that alone needs them."""
 
 
 class FlagError(ValueError):
@@ -320,13 +327,16 @@ def _add_validation_flags(group: Any) -> None:
     add(
         "--validation_metrics",
         default="",
-        help=f"What to measure on validation videos, comma-separated: {', '.join(GROUPS)}, as `omniavatar evaluate` "
-        "does; or your own module:function.",
+        help=f"What to measure on validation videos, comma-separated: {', '.join(ALL_GROUPS)}, as "
+        "`omniavatar evaluate` does; or your own module:function.",
     )
     add(
         "--validation_syncnet_path",
-        help="syncnet_v2.model, for sync. (stable_sync needs --syncnet_path, lpips needs --vgg_path)",
+        help="syncnet_v2.model, for sync. (stable_sync needs --syncnet_path, lpips --vgg_path, fvd_videomae "
+        "--videomae_path)",
     )
+    add("--validation_inception_path", help="weights-inception-2015-12-05-6726825d.pth of torch-fidelity, for fid.")
+    add("--validation_fvd_path", help="i3d_pretrained_400.pt of cd-fvd, for fvd.")
     add(
         "--best_by",
         help="Keep the checkpoint that is best by this figure of the validations in best/: validation_loss, "
@@ -494,8 +504,10 @@ def _validation_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "--validation_data and --validation_steps go together, or --validation_loss_data and --validation_steps"
     if args.validation_metrics and args.validation_data is None:
         yield "--validation_metrics needs --validation_data"
-    if args.validation_syncnet_path is not None and "sync" not in metric_names(args.validation_metrics)[0]:
-        yield "--validation_syncnet_path needs --validation_metrics sync"
+    groups = metric_names(args.validation_metrics)[0]
+    for flag, group in VALIDATION_WEIGHTS.items():
+        if getattr(args, flag) is not None and group not in groups:
+            yield f"--{flag} needs --validation_metrics {group}"
     if args.patience is not None and args.best_by is None:
         yield "--patience needs --best_by"
     if args.best_by is not None:

@@ -49,7 +49,7 @@ from ..system.signals import exit_code, interrupts
 from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
 from .best import Goal, Progress
-from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints
+from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints, refuse_old_best
 from .data_process import DataProcessAccelerator, process_data
 from .ending import error_code
 from .first_checks import check_files, check_processes, check_same_clips
@@ -340,13 +340,15 @@ def check_resume(args: argparse.Namespace, checkpoint: Path | None) -> int:
     """The step that the run starts at, after a look at the checkpoint and the output path.
 
     Raises:
-        ValueError: the checkpoint is damaged, or the output path holds later ones.
+        ValueError: the checkpoint is damaged, or the output path holds later ones, or those of another run.
     """
     step = 0
     if checkpoint is not None:
         step = load_state(checkpoint)["step"]
         Progress.read(checkpoint)
     refuse_later_checkpoints(args.output_path, step)
+    if args.resume is None:  # with --resume auto it is of this run, which was killed before its first step-N
+        refuse_old_best(args.output_path)
     for table in ("loss.csv", "validation.csv"):
         if args.enable_csv_log and Path(args.output_path, table).is_file():
             read_table(Path(args.output_path, table))
@@ -438,6 +440,8 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         args, clip_settings(args, conventions), recipe_of(args, conventions), PartialState().device
     )
     dataset = build_dataset(args, conventions)
+    if PartialState().is_main_process:
+        held_out.tell_trained(dataset.clips)
     settings = _loop_settings(args, len(dataset), processes, resume)
     if resume is not None:
         check_same_run(resume, load_state(resume), run_of(settings, processes, len(dataset)))

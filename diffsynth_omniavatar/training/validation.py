@@ -12,13 +12,25 @@ from accelerate.utils import gather_object
 
 from ..generation.generate import generate
 from ..generation.result import GeneratedVideo
+from ..metrics.distribution import Features
 from .accelerator import OmniAccelerator
+from .best import PREFIX
 from .callbacks import ValidationResult
 from .module import ENCODERS, OmniAvatarTrainingModule
-from .validation_metrics import Metric
+from .validation_metrics import GroupFigures, Metric
 from .validation_samples import ValidationSample
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A validation video, and what was measured on it."""
+
+    path: Path
+    values: Mapping[str, float]
+    seen: Mapping[str, Features]
+    """For the figures of all videos together."""
 
 
 @dataclass(kw_only=True)
@@ -56,7 +68,8 @@ class Validation:
         """
         if step == 0 and not self.at_start:
             return None
-        made: dict[int, tuple[Path, dict[str, float]]] = {}
+        figures = next((metric for metric in self.metrics if isinstance(metric, GroupFigures)), None)
+        made: dict[int, _Made] = {}
         with self.module.encoders_on_device(), tempfile.TemporaryDirectory() as scratch:
             for index in self.accelerator.share(len(self.samples)):
                 # Where the model is sharded, all processes make each video at once, and the main one's is kept.
@@ -65,7 +78,8 @@ class Validation:
                 try:
                     video = self.generate(self.samples[index], folder / f"{index:03d}.mp4")
                     if kept:
-                        made[index] = video.path, self.measure(video, self.samples[index])
+                        values = self.measure(video, self.samples[index])
+                        made[index] = _Made(video.path, values, figures.take_seen() if figures is not None else {})
                         logger.info("validation video %s (%d frames)", video.path, video.frames)
                 except Exception as error:  # whatever it is, the steps that were made are worth more
                     if self.accelerator.is_sharded:  # the others would wait for this process's part of the weights
@@ -77,7 +91,13 @@ class Validation:
                         type(error).__name__,
                         error,
                     )
-        return _together(gather_object([made]))
+        by_place = {index: one for part in gather_object([made]) for index, one in part.items()}
+        found = [by_place[index] for index in sorted(by_place)]
+        result = _means(found)
+        if figures is not None and self.accelerator.is_main_process:  # whose result counts
+            together = figures.together(one.seen for one in found)
+            result.metrics.update({f"{PREFIX}{name}": value for name, value in together.items()})
+        return result
 
     def generate(self, sample: ValidationSample, out: Path) -> GeneratedVideo:
         """The video of a sample."""
@@ -104,12 +124,11 @@ class Validation:
         return values
 
 
-def _together(parts: Sequence[Mapping[int, tuple[Path, Mapping[str, float]]]]) -> ValidationResult:
-    made = dict(sorted(item for part in parts for item in part.items()))
+def _means(made: Sequence[_Made]) -> ValidationResult:
     found: dict[str, list[float]] = {}
-    for _, values in made.values():
-        for name, value in values.items():
-            found.setdefault(f"validation_{name}", []).append(value)
+    for one in made:
+        for name, value in one.values.items():
+            found.setdefault(f"{PREFIX}{name}", []).append(value)
     return ValidationResult(
-        {name: sum(values) / len(values) for name, values in found.items()}, [path for path, _ in made.values()]
+        {name: sum(values) / len(values) for name, values in found.items()}, [one.path for one in made]
     )

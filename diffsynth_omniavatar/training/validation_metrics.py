@@ -6,7 +6,7 @@ A metric is a function `metric(video, sample)` that gets what was generated and 
         return {"brightness": float(read_frames(video.path, 0, video.frames).float().mean())}
 
 It is named as `package.module:brightness`; each number's mean over all videos is logged as `validation_<name>`. A name
-without a colon is a group of figures, as `omniavatar evaluate` measures them.
+without a colon is a group of figures, as `omniavatar evaluate` measures them; FID and FVD are of all videos together.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ import argparse
 import importlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..generation.result import GeneratedVideo
 from ..metrics.clip import ClipFiles
-from ..metrics.evaluate import evaluate, load_networks
-from ..metrics.groups import GROUPS
+from ..metrics.distribution import Features
+from ..metrics.evaluate import ALL_GROUPS, load_networks
+from ..metrics.measure import Measuring, by_reason
 from ..metrics.networks import Networks, missing_for
+from ..metrics.together import SET_GROUPS, Together
 from .validation_samples import ValidationSample
 
 logger = logging.getLogger(__name__)
 
 Metric = Callable[[GeneratedVideo, ValidationSample], Mapping[str, float]]
 
-FLAGS = {"syncnet_path": "--validation_syncnet_path", "stable_syncnet_path": "--syncnet_path"}
+FLAGS = {
+    "syncnet_path": "--validation_syncnet_path",
+    "stable_syncnet_path": "--syncnet_path",
+    "inception_path": "--validation_inception_path",
+    "fvd_path": "--validation_fvd_path",
+}
 """Weights of `Networks` -> the flag of training that names them, where that has another name."""
 
 
@@ -39,6 +46,9 @@ def networks_of(args: argparse.Namespace, device: str = "cpu") -> Networks:
         syncnet_path=args.validation_syncnet_path,
         stable_syncnet_path=args.syncnet_path,
         vgg_path=args.vgg_path,
+        inception_path=args.validation_inception_path,
+        fvd_path=args.validation_fvd_path,
+        videomae_path=args.videomae_path,
     )
 
 
@@ -52,8 +62,8 @@ def metric_faults(text: str, networks: Networks) -> Iterator[str]:
     """What is wrong with a list of metrics, or missing for them; nothing is loaded."""
     groups, functions = metric_names(text)
     for name in groups:
-        if name not in GROUPS:
-            yield f"--validation_metrics {name}: wanted module:function, or some of {', '.join(GROUPS)}"
+        if name not in ALL_GROUPS:
+            yield f"--validation_metrics {name}: wanted module:function, or some of {', '.join(ALL_GROUPS)}"
         elif (why := missing_for(name, networks, FLAGS)) is not None:
             yield f"--validation_metrics {name}: {why}"
     for name in functions:
@@ -94,18 +104,37 @@ class GroupFigures:
     def __init__(self, groups: Sequence[str], networks: Networks, is_v2v: bool) -> None:
         self.groups, self.networks, self.is_v2v = groups, networks, is_v2v
         load_networks(groups, networks)
+        for doubt in networks.doubts(networks.digests(groups)):
+            logger.warning("--validation_metrics %s", doubt)
+        self._measure = Measuring(groups=groups, networks=networks)
+        self._seen: Mapping[str, Features] = {}
         self._told: set[str] = set()
 
     def __call__(self, video: GeneratedVideo, sample: ValidationSample) -> dict[str, float]:
         """The figures of a video that it has: what it lacks for others is logged, once for each reason."""
         portrait = None if self.is_v2v else sample.picture
-        files = ClipFiles(generated=video.path, reference=sample.reference, portrait=portrait)
-        found = evaluate([files], self.groups, self.networks)
-        reasons = dict(found.failed)
-        for clip in found.clips:
-            reasons |= clip.missing
-        for name, why in reasons.items():
-            if f"{name}: {why}" not in self._told:
-                self._told.add(f"{name}: {why}")
-                logger.warning("validation video %s has no figures of %s: %s", video.path, name, why)
-        return {name: value for clip in found.clips for name, value in clip.values.items() if math.isfinite(value)}
+        seen = self._measure(ClipFiles(generated=video.path, reference=sample.reference, portrait=portrait))
+        self._seen = seen.together
+        if isinstance(seen.result, str):
+            self._tell(f"validation video {video.path} has no figures", seen.result)
+            return {}
+        for why, names in by_reason(seen.result.missing).items():
+            self._tell(f"validation video {video.path} has no figures of {', '.join(names)}", why)
+        return {name: value for name, value in seen.result.values.items() if math.isfinite(value)}
+
+    def take_seen(self) -> Mapping[str, Features]:
+        """What `together` needs of the video that was measured last."""
+        seen, self._seen = self._seen, {}
+        return seen
+
+    def together(self, seen: Iterable[Mapping[str, Features]]) -> dict[str, float]:
+        """The figures of all videos together, from what `take_seen` gave of each."""
+        together = Together([name for name in self.groups if name in SET_GROUPS], self.networks)
+        for part in seen:
+            together.take(part)
+        return {name: value for name, value in together.results() if value is not None}
+
+    def _tell(self, what: str, why: str) -> None:
+        if why not in self._told:
+            self._told.add(why)
+            logger.warning("%s: %s", what, why)

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..data.clips import ClipSettings
+from ..data.clips import ClipSettings, ClipSource
 from ..data.dataset import OmniAvatarDataset
+from ..data.footage import same_footage
 from ..data.recipe import Recipe
 from ..data.tables import read_clips
+from ..data.video_clip import VideoClip
+from ..metrics.together import SET_GROUPS
+from ..system.messages import counted
 from .accelerator import OmniAccelerator
 from .callbacks import ValidationResult
 from .first_checks import check_same_clips
 from .module import OmniAvatarTrainingModule
 from .validation import Validation
 from .validation_loss import ValidationLoss, validation_recipe
-from .validation_metrics import Metric, load_metrics, networks_of
+from .validation_metrics import Metric, load_metrics, metric_names, networks_of
 from .validation_samples import ValidationSample, read_validation_samples
+
+NAMED = 5
+"""Clips that a warning names."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,23 @@ class ValidationInputs:
     """Of these."""
     dataset: OmniAvatarDataset | None
     """Clips of the validation loss."""
+
+    @property
+    def clips(self) -> list[ClipSource]:
+        """All videos that it uses."""
+        clips = [] if self.dataset is None else self.dataset.clips
+        videos = [(sample.reference or sample.picture, sample.prompt) for sample in self.samples]
+        return clips + [VideoClip(name=str(path), video=path, prompt=prompt) for path, prompt in videos]
+
+    def tell_trained(self, trained: Sequence[ClipSource]) -> None:
+        """Warn of those that are trained on, too."""
+        same = same_footage(self.clips, trained)
+        if same:
+            named = ", ".join(clip.name for clip in same[:NAMED]) + (", ..." if len(same) > NAMED else "")
+            logger.warning(
+                "%d of %s for validation are trained on too, so their figures say little of unseen ones: %s",
+                *(len(same), counted(len(self.clips), "clip"), named),
+            )
 
 
 def read_validation(
@@ -54,6 +81,12 @@ def read_validation(
     is_v2v = args.omniavatar_mode == "v2v"
     if args.validation_data is not None:
         samples = read_validation_samples(args.validation_data, is_v2v=is_v2v)
+        compared = [name for name in metric_names(args.validation_metrics)[0] if name in SET_GROUPS]
+        if compared and not any(sample.reference for sample in samples):
+            raise ValueError(
+                f"--validation_metrics {','.join(compared)} compares with real videos, and no line of "
+                f"{args.validation_data} has one: it is the fourth field, prompt@@image@@audio@@reference"
+            )
         metrics = load_metrics(args.validation_metrics, networks_of(args, str(device)), is_v2v=is_v2v)
     dataset = None
     if args.validation_loss_data is not None:

@@ -4,8 +4,11 @@ import json
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from training_runs import flags, write_inputs
 
 from diffsynth_omniavatar.training import first_checks, run
@@ -75,6 +78,11 @@ def checkpoint(output, step, state):
         ([*VIDEOS, "--validation_metrics", "nowhere:f"], "--validation_metrics nowhere:f: No module named 'nowhere'"),
         ([*VIDEOS, "--validation_syncnet_path", "x"], "--validation_syncnet_path needs --validation_metrics sync"),
         ([*VIDEOS, "--syncnet_path", "x"], "--syncnet_path: the loss is not on"),
+        (
+            [*VIDEOS, "--validation_metrics", "fid"],
+            "--validation_metrics fid: .*(not installed|--validation_inception_)",
+        ),
+        ([*VIDEOS, "--validation_fvd_path", "x"], "--validation_fvd_path needs --validation_metrics fvd"),
         (
             [*VIDEOS, "--validation_metrics", "sync", "--validation_syncnet_path", "gone"],
             "--validation_syncnet_path gone does not exist",
@@ -195,3 +203,28 @@ def test_a_failed_download_names_files_and_flags(tmp_path, monkeypatch):
     words = r"Wan-AI/A/vae\.pth, .*umt5-xxl/ to models/; .*\(--model_paths, --tokenizer_path\): no network"
     with pytest.raises(OSError, match=words), run._loading(args):
         raise OSError("no network")
+
+
+def test_a_new_run_leaves_the_best_checkpoint_of_an_old_one_alone(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "best").mkdir()
+    before = content(tmp_path)
+    assert run.main(flags(folder, tmp_path)) == 2
+    assert (
+        f"holds best/ of an earlier run, but this run starts at step 0; go on from it (--resume {tmp_path / 'best'})"
+        in (capsys.readouterr().err)
+    )
+    assert content(tmp_path) == before
+    monkeypatch.setattr(run, "read_validation", lambda *_: 1 / 0)  # what comes next
+    with pytest.raises(ZeroDivisionError):  # the run was killed before its first step-N
+        run.main(flags(folder, tmp_path, "--resume", "auto"))
+
+
+def test_distances_need_a_real_video(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(first_checks, "metric_faults", lambda *_: [])
+    picture, speech = tmp_path / "face.png", tmp_path / "speech.wav"
+    Image.new("RGB", (16, 16), "teal").save(picture)
+    soundfile.write(speech, 0.1 * np.sin(np.arange(16000)), 16000)
+    (tmp_path / "videos.txt").write_text(f"x@@{picture}@@{speech}")
+    data = ["--validation_data", str(tmp_path / "videos.txt"), "--validation_steps", "1"]
+    assert run.main(flags(folder, tmp_path / "run", *data, "--validation_metrics", "lips,fid,fvd")) == 2
+    assert "--validation_metrics fid,fvd compares with real videos, and no line of" in capsys.readouterr().err

@@ -353,6 +353,8 @@ ELSEWHERE = {
     "dry_run": "test_a_dry_run_ends_before_the_loop",
     "debug": "test_debugging_shows_the_error_itself",
     "validation_syncnet_path": "test_weights_of_figures",
+    "validation_inception_path": "test_weights_of_figures",
+    "validation_fvd_path": "test_weights_of_figures",
 }
 """Flags whose effect is not found in a place -> the test of them."""
 
@@ -410,9 +412,11 @@ def test_a_flag_arrives(started: Callable[[str], Started], folder: Path, name: s
 def test_weights_of_figures(folder: Path) -> None:
     data = ["--validation_data", str(folder / "validation.txt"), "--validation_steps", "1"]
     weights = ["--validation_syncnet_path", "a", "--syncnet_path", "b", "--vgg_path", "c"]
-    named = ["--validation_metrics", "sync, stable_sync,lpips,synthetic_clips:frame_count"]
-    networks = networks_of(parse_arguments(flags(folder, folder, *data, *weights, *named)))
-    assert (networks.syncnet_path, networks.stable_syncnet_path, networks.vgg_path) == ("a", "b", "c")
+    weights += ["--validation_inception_path", "d", "--validation_fvd_path", "e", "--videomae_path", "f"]
+    named = ["--validation_metrics", "sync, stable_sync,lpips,synthetic_clips:frame_count,fid,fvd,fvd_videomae"]
+    found = networks_of(parse_arguments(flags(folder, folder, *data, *weights, *named)))
+    assert (found.syncnet_path, found.stable_syncnet_path, found.vgg_path) == ("a", "b", "c")
+    assert (found.inception_path, found.fvd_path, found.videomae_path) == ("d", "e", "f")
 
 
 def test_every_flag_has_its_place() -> None:

@@ -214,6 +214,7 @@ def test_validation_makes_videos_and_figures_and_changes_nothing(folder, tmp_pat
     rows = read_table(tmp_path / "validated" / "validation.csv")
     wanted = [row["validation_loss"] for row in rows]
     assert len({*wanted}) == 3 and "validation at step 1: loss" in caplog.text
+    assert "2 of 3 clips for validation are trained on too" in caplog.text  # the third is the portrait
     best = Progress.read(tmp_path / "validated" / "best")
     assert best.value == min(wanted) == wanted[best.step]
     assert all(0 <= row["validation_frozen_share"] <= 1 for row in rows)

@@ -12,12 +12,12 @@ from PIL import Image
 
 from diffsynth_omniavatar.generation.samples import Sample, read_sample
 from diffsynth_omniavatar.metrics.clip import ClipFiles
-from diffsynth_omniavatar.metrics.evaluate import ClipResult, Evaluation
+from diffsynth_omniavatar.metrics.measure import ClipResult, Measuring, Seen
 from diffsynth_omniavatar.metrics.networks import Networks
 from diffsynth_omniavatar.training import validation, validation_metrics
 from diffsynth_omniavatar.training.module import ENCODERS
 from diffsynth_omniavatar.training.validation import Validation
-from diffsynth_omniavatar.training.validation_metrics import load_metrics
+from diffsynth_omniavatar.training.validation_metrics import GroupFigures, load_metrics
 from diffsynth_omniavatar.training.validation_samples import ValidationSample, read_validation_samples
 
 
@@ -87,17 +87,40 @@ def test_groups_of_figures_tell_once_what_a_video_lacks(tmp_path, monkeypatch, c
     """The portrait and the reference are the sample's; what is not a number is left out."""
     asked = []
 
-    def evaluate(clips: list[ClipFiles], groups: list[str], networks: Networks) -> Evaluation:
-        asked.extend(clips)
+    def measure(self: Measuring, files: ClipFiles) -> Seen:
+        asked.append(files)
         values = {"frozen_share": 0.5, "csim": float("nan")}
-        lacks = {"lips": "there is no face in any frame"}
-        return Evaluation(clips=[ClipResult(files=clips[0], values=values, curves={}, missing=lacks)])
+        lacks = dict.fromkeys(("lips", "motion"), "there is no face in any frame")
+        return Seen(result=ClipResult(files=files, values=values, curves={}, missing=lacks))
 
-    monkeypatch.setattr(validation_metrics, "evaluate", evaluate)
+    monkeypatch.setattr(Measuring, "__call__", measure)
     (metric,) = load_metrics("stability,lips", Networks(), is_v2v=is_v2v)
     sample = ValidationSample("x", tmp_path / "face.png", tmp_path / "a.wav", tmp_path / "real.mp4")
     video = SimpleNamespace(path=tmp_path / "000.mp4")
     assert [metric(video, sample) for _ in range(2)] == [{"frozen_share": 0.5}] * 2
     portrait = None if is_v2v else sample.picture
     assert asked[0] == ClipFiles(generated=video.path, reference=sample.reference, portrait=portrait)
-    assert caplog.text.count("has no figures of lips: there is no face in any frame") == 1
+    assert caplog.text.count("has no figures of lips, motion: there is no face in any frame") == 1
+
+
+def test_distances_are_of_the_videos_of_all_processes_in_order(tmp_path, monkeypatch):
+    """They see the videos of process 1 (here) and of process 0, which has the first sample."""
+    taken = []
+    together = SimpleNamespace(
+        take=lambda seen: taken.append(seen["fid"]), results=lambda: [("fid", float(len(taken)))]
+    )
+    monkeypatch.setattr(validation_metrics, "load_networks", lambda *_: None)
+    monkeypatch.setattr(validation_metrics, "Together", lambda names, networks: together if names == ["fid"] else None)
+    monkeypatch.setattr(
+        Validation, "generate", lambda self, sample, out: SimpleNamespace(path=out, frames=5, seconds=1)
+    )
+    result = ClipResult(files=ClipFiles(generated=tmp_path), values={"psnr": 20.0}, curves={}, missing={})
+    monkeypatch.setattr(Measuring, "__call__", lambda self, files: Seen(result=result, together={"fid": "b"}))
+    other = validation._Made(tmp_path / "other.mp4", {"psnr": 30.0}, {"fid": "a"})
+    monkeypatch.setattr(validation, "gather_object", lambda made: [*made, {0: other}])
+    validate = make_validation(tmp_path, sharded=False)
+    validate.accelerator.share = lambda count: [1]
+    validate.metrics = [*validate.metrics, GroupFigures(["fid", "picture"], Networks(), is_v2v=False)]
+    metrics = validate(1).metrics
+    assert taken == ["a", "b"] and metrics["validation_psnr"] == 25
+    assert metrics["validation_fid"] == 2 and "validation_fid_face" not in metrics
