@@ -28,7 +28,7 @@ from ..system.messages import counted
 from ..system.output_folder import check_output_folder, reserved
 from .console import FAILED, say
 from .evaluate_compare import FIGURES_FILE, compare
-from .evaluate_page import page
+from .evaluate_page import check_videos_folder, page
 from .evaluate_pairs import pair_clips
 
 
@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     clips = pair_clips(args.generated, args.reference, args.audio)
+    check_videos_folder(clips, Path(args.out))
     groups = check_groups([name.strip() for name in args.figures.split(",") if name.strip()])
     networks = _networks(args)
     with reserved(Path(args.out)):

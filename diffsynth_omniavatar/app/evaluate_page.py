@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..media.timeline import FRAME_RATE
+from ..metrics.clip import ClipFiles
 from ..metrics.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation
 from ..metrics.meanings import MEANINGS
 from ..metrics.measure import ClipResult, by_reason
@@ -84,6 +86,14 @@ def _clip(index: int, clip: ClipResult, out: Path) -> dict[str, Any]:
         "missing": [f"{', '.join(names)} ({why})" for why, names in by_reason(clip.missing).items()],
         "videos": [(title, _beside(out, f"{index:04d}_{title}", path)) for title, path in videos],
     }
+
+
+def check_videos_folder(clips: Sequence[ClipFiles], out: Path) -> None:
+    """Raise ValueError if a clip lies where the page in `out` has its own videos, which are removed."""
+    folder = (out / VIDEOS).resolve()
+    for path in (path for clip in clips for path in (clip.generated, clip.reference) if path is not None):
+        if path.resolve().parent == folder:
+            raise ValueError(f"{path} lies where the report has its videos; give another folder with --out")
 
 
 def _empty_videos(folder: Path) -> None:

@@ -17,10 +17,11 @@ FREE = ["--figures", "stability,file", "--device", "cpu"]
 
 @pytest.fixture(autouse=True)
 def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """made/a.mp4, made/<b>&'.mp4 and made/other/a.mp4 of 6 frames."""
+    """made/a.mp4, made/<b>&'.mp4, made/other/a.mp4 and made/videos/a.mp4 of 6 frames."""
     monkeypatch.chdir(tmp_path)
     Path("made/other").mkdir(parents=True)
-    for name in ("made/a.mp4", "made/<b>&'.mp4", "made/other/a.mp4"):
+    Path("made/videos").mkdir()
+    for name in ("made/a.mp4", "made/<b>&'.mp4", "made/other/a.mp4", "made/videos/a.mp4"):
         write_greys(Path(name), range(6), rate=25)
 
 
@@ -37,6 +38,8 @@ def test_a_folder_is_measured_and_told(capsys: pytest.CaptureFixture[str]):
     assert found["summary"]["frame_rate"] == {"mean": 25, "median": 25, "clips": 2}
     assert found["clips"][1]["files"] == {"generated": "made/a.mp4"} and found["protocol"]["frame_rate"] == 25
     assert found["clips"][1]["values"]["sound_offset"] is None
+    assert found["clips"][1]["missing"] == dict.fromkeys(("sound_offset", "sound_duration"), "there is no sound")
+    assert "not in 2 of 2 clips: sound_offset, sound_duration: there is no sound" in said.out
     rows = Path("found/clips.csv").read_text().splitlines()
     assert rows[0].startswith("clip,sharpness,") and rows[1].startswith("made/<b>&'.mp4,") and len(rows) == 3
     assert not Path("found/.lock").exists()
@@ -90,6 +93,9 @@ def test_an_interrupt_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, c
         (["made", "--device", "cuda:99"], "device 'cuda:99': PyTorch sees"),
         (["made", "--out", "made/a.mp4"], "made/a.mp4 is no folder"),
         (["--compare", "made", "made"], "made has no figures.json"),
+        (["made", "--workers", "0"], "--workers is 0, wanted 1 or more"),
+        (["--nano", "--workers", "2"], "--workers belongs to videos that are measured"),
+        (["made/videos", "--out", "made"], "made/videos/a.mp4 lies where the report has its videos"),
     ],
 )
 def test_wrong_requests_are_told_before_anything_is_measured(
