@@ -28,9 +28,9 @@ CLIPS = {
 }
 
 
-def load(folder, use_usp):
+def load(folder, use_usp, **more):
     return OmniAvatarPipeline.from_pretrained(
-        torch_dtype=torch.float32, device="cpu", use_usp=use_usp, **family_configs(folder)
+        torch_dtype=torch.float32, device="cpu", use_usp=use_usp, **more, **family_configs(folder)
     )
 
 
@@ -43,7 +43,7 @@ def final_latents(i2v, v2v, use_usp):
     results["batch"] = batch(pipe.dit)
     generator = torch.Generator().manual_seed(3)
     video = torch.randint(0, 255, (FRAMES, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
-    results["V2V"] = clip(load(v2v, use_usp), input_video=video)
+    results["V2V"] = clip(load(v2v, use_usp, omniavatar_shard_weights=use_usp), input_video=video)
     return results
 
 

@@ -61,6 +61,11 @@ MODEL_FLAGS: Flags = {
         "before use: for small GPUs; as fast as without for long chunks (default: no)",
     ),
     "use_usp": (bool, "use several GPUs for each video; start with torchrun --nproc_per_node GPUS (default: no)"),
+    "shard_weights": (
+        bool,
+        "with --use_usp: each GPU keeps a part of the transformer's weights, and gets each layer just before use "
+        "(default: no)",
+    ),
     "download_source": (
         str,
         "where to download from: modelscope or huggingface (default: huggingface for OmniAvatar and wav2vec2, "

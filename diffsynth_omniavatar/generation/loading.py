@@ -201,6 +201,7 @@ def load_pipeline(
     quantize_attention: bool = False,
     stream_weights: bool = False,
     use_usp: bool = False,
+    shard_weights: bool = False,
     download_source: str | None = None,
     leading_audio_rows: int | None = None,
     first_frame: Literal["known", "masked"] | None = None,
@@ -230,6 +231,7 @@ def load_pipeline(
         stream_weights: the weights of the denoiser's blocks and of the text encoder wait in CPU memory and are copied
             to the GPU just before use.
         use_usp: make a video by all processes that torchrun has started, each with a GPU and a part of the tokens.
+        shard_weights: with `use_usp`, each GPU has a part of the denoiser's weights, too.
         leading_audio_rows, first_frame: `config.Conventions` with which the checkpoint was trained, where its
             config.json does not say so; None follows the checkpoint.
 
@@ -256,6 +258,8 @@ def load_pipeline(
         )
     if use_usp and (quantize_attention or stream_weights):
         raise ValueError("--use_usp does not go with --quantize_attention and --stream_weights: leave it or them out.")
+    if shard_weights and not use_usp:
+        raise ValueError("--shard_weights spreads the weights over the GPUs of --use_usp: add it.")
     device = choose_device(device)
     files = model_files(model, folder if folder is None else os.fspath(folder), parts)
     sources = needed_sources(files)
@@ -275,6 +279,7 @@ def load_pipeline(
         "omniavatar_keep_bf16": keep_bf16,
         "omniavatar_quantize_attention": quantize_attention,
         "omniavatar_stream_weights": stream_weights,
+        "omniavatar_shard_weights": shard_weights,
         "use_usp": use_usp,
     }
     if vram_limit is not None and device == "cpu":

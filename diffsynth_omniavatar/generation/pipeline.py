@@ -82,6 +82,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             omniavatar_quantize: hold the blocks' layers in 8 bits, "fp8", "int8" or "fp8_weights"; see `quantize`.
             omniavatar_keep_bf16: names of layers that stay as they are.
             omniavatar_quantize_attention: self-attention in float8, too, on Hopper.
+            omniavatar_shard_weights: with `use_usp`, each process has a part of the blocks' weights on its GPU.
             omniavatar_stream_weights: the weights of the blocks and of the text encoder's layers wait in CPU memory.
 
         With the host's `use_usp=True`, all processes that torchrun has started make a video together, each with a part
@@ -342,6 +343,7 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         kwargs.pop("omniavatar_quantize", None),
         layer_names(kwargs.pop("omniavatar_keep_bf16", ())),
         kwargs.pop("omniavatar_stream_weights", False),
+        kwargs.pop("omniavatar_shard_weights", False),
     )
     given: Sequence[LoRASource] = kwargs.pop("omniavatar_loras", ())
     bound = inspect.signature(original).bind(*args, **kwargs)
@@ -369,7 +371,7 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     bound.arguments.update(model_configs=own.host_configs, use_usp=False)
     pipe = original(*bound.args, **bound.kwargs)
     if own.quantized is not None:
-        home = "cpu" if placement.stream else device
+        home = "cpu" if placement.stream or placement.shard else device
         pipe.dit = load_quantized(own.quantized, quantize=placement.quantize, dtype=pipe.torch_dtype, device=home)
     if own.lora_checkpoint is not None:
         _apply_lora_checkpoint(pipe, own.lora_checkpoint, lora, channels, loras, device)

@@ -37,6 +37,8 @@ class Placement:
     quantize: Method | None = None
     keep_bf16: tuple[str, ...] = ()
     stream: bool = False
+    shard: bool = False
+    """Of several processes that make a video together, each has a part of the denoiser's layers on its GPU."""
     is_quantized: bool = False
     """The layers are in 8 bits already."""
 
@@ -47,7 +49,7 @@ class Placement:
     @property
     def starts_on_cpu(self) -> bool:
         """Whether the models are to be loaded to CPU memory."""
-        return self.stream or self.is_quantized or self.quantize is not None
+        return self.stream or self.shard or self.is_quantized or self.quantize is not None
 
 
 def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
@@ -57,12 +59,14 @@ def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
         device = torch.device("cuda", torch.cuda.current_device())
     dit = pipe.dit
     if placement.quantize is not None and not placement.is_quantized:
-        home = "cpu" if placement.stream else device
+        home = "cpu" if placement.stream or placement.shard else device
         count = quantize_blocks(dit, placement.quantize, placement.keep_bf16, worker=device, home=home)
         logger.info("%d of the denoiser's layers are in 8 bits (%s)", count, placement.quantize)
     if placement.stream:
         runner: BlockRunner = dit.runner
         runner.stream_weights(dit.blocks, device, cyclic=True)
+    if placement.shard:
+        dit.runner.shard_weights(dit.blocks, device)
     dit.to(device)
     text_encoder, pipe.text_encoder = pipe.text_encoder, None
     pipe.to(device=device)

@@ -36,6 +36,7 @@ FLAGS = {
     "quantize_attention": True,
     "stream_weights": True,
     "use_usp": True,
+    "shard_weights": True,
     "download_source": "modelscope",
     "leading_audio_rows": 0,
     "first_frame": "masked",

@@ -77,6 +77,7 @@ ARRIVALS = {
     "quantize_attention": (True, given("omniavatar_quantize_attention"), True),
     "stream_weights": (True, given("omniavatar_stream_weights"), True),
     "use_usp": (True, given("use_usp"), True),
+    "shard_weights": (True, given("omniavatar_shard_weights"), True),
     "download_source": ("modelscope", lambda seen: seen.sources, {"modelscope"}),
     "leading_audio_rows": (0, lambda seen: seen.pipe.conventions.leading_audio_rows, 0),
     "first_frame": ("masked", lambda seen: seen.pipe.conventions.first_frame, "masked"),
@@ -90,8 +91,9 @@ def test_every_argument_of_load_pipeline_is_looked_at():
 @pytest.mark.parametrize("name", ARRIVALS)
 def test_an_argument_of_load_pipeline_arrives(load, name):
     value, look, wanted = ARRIVALS[name]
-    assert look(load(**{name: value})) == wanted
-    assert look(load()) != wanted
+    others = {"use_usp": True} if name == "shard_weights" else {}
+    assert look(load(**{**others, name: value})) == wanted
+    assert look(load(**others)) != wanted
 
 
 @pytest.mark.parametrize("part", PARTS)

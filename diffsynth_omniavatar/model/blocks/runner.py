@@ -24,7 +24,7 @@ from .memory_plan import GIB, KEEPABLE, BlockShape, Kept, describe, kept_bytes, 
 from .pieces import EAGER, compiled
 from .sequence_parallel import SequenceParallel
 from .step_memory import auto_budget
-from .streaming import MainMemory, StreamedWeights
+from .streaming import MainMemory, ShardedWeights, StreamedWeights
 from .weights import BlockWeights, Modulation, Rotary, UnsupportedLayerError, block_weights, with_values
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class BlockRunner:
             none.
         reserve: bytes that "auto" leaves free for work outside the denoiser.
         moment_bytes: of a number in AdamW's moments, for "auto"; None for those of the trained weights.
-        streamed: the blocks' frozen weights, if they are offloaded to CPU memory; see `stream_weights`.
+        streamed: the blocks' frozen weights, if they are offloaded to CPU memory or spread over GPUs; see
+            `stream_weights` and `shard_weights`.
         parallel: the processes that make a video together; None for this one alone.
         attention_fp8: the self-attention of passes without gradients in float8; not with `parallel`.
     """
@@ -80,6 +81,12 @@ class BlockRunner:
             cyclic: passes have no gradients.
         """
         self.streamed = StreamedWeights([block_weights(block).frozen for block in blocks], device, cyclic)
+
+    def shard_weights(self, blocks: Sequence[Any], device: torch.device) -> None:
+        """Leave each of the processes that make a video together a part of the blocks' weights; the parameters become
+        empty.
+        """
+        self.streamed = ShardedWeights([block_weights(block).frozen for block in blocks], device, cyclic=True)
 
     def prepare(
         self,

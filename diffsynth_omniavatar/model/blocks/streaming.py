@@ -1,4 +1,5 @@
-"""Tensors that are offloaded to CPU memory, and copied to the GPU during its computation, one step before use.
+"""Tensors that are offloaded to CPU memory or spread over GPUs, and brought to a GPU while it computes, one step before
+they are used.
 
 On a CUDA device the copies run on a stream of their own, from and to pinned memory. On a CPU there is nothing to gain;
 the classes work there for the sake of tests.
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ALIGNMENT = 256
@@ -161,7 +164,8 @@ class StreamedWeights:
         self._copies, self._cyclic = _Copies(device), cyclic
         self._parameters = [list(layer) for layer in layers]
         self._places: list[list[tuple[int, int, torch.Size, torch.dtype]]] = []
-        self._host: list[Tensor] = []
+        self._sizes: list[int] = []
+        self._kept: list[Tensor] = []
         for index, parameters in enumerate(self._parameters):
             places, end = [], 0
             for parameter in parameters:
@@ -169,12 +173,14 @@ class StreamedWeights:
                 places.append((end, end + size, parameter.shape, parameter.dtype))
                 end += -(-size // ALIGNMENT) * ALIGNMENT
             self._places.append(places)
-            self._host.append(torch.empty(end, dtype=torch.uint8))
-            for parameter, view in zip(parameters, self._views(index, self._host[index]), strict=True):
+            self._sizes.append(end)
+            packed = torch.empty(end, dtype=torch.uint8)
+            for parameter, view in zip(parameters, self._views(index, packed), strict=True):
                 view.copy_(parameter.data)
                 parameter.data = torch.empty(0, dtype=parameter.dtype, device=device)
-        if self._copies.pinned:
-            _pin(self, self._host)
+            self._kept.append(self._keep(packed, device))
+        if self._kept[0].device.type == "cpu" and self._copies.pinned:
+            _pin(self, self._kept)
         self._buffers = [torch.empty(self.layer_bytes, dtype=torch.uint8, device=device) for _ in range(2)]
         self._there: dict[int, tuple[int, Any]] = {}
         """Layer -> its buffer, and the event of its arrival."""
@@ -183,7 +189,7 @@ class StreamedWeights:
     @property
     def layer_bytes(self) -> int:
         """Bytes of the largest layer."""
-        return max(len(values) for values in self._host)
+        return max(self._sizes)
 
     def fetch(self, index: int) -> dict[int, Tensor]:
         """The values of a layer's parameters, by the parameters' `id`, for computing until the next call; the
@@ -192,8 +198,8 @@ class StreamedWeights:
         backwards = not self._cyclic and (index < self._last or (index == self._last and index > 0))
         following = index - 1 if backwards else index + 1
         if self._cyclic:
-            following %= len(self._host)
-        wanted = [place for place in (index, following) if 0 <= place < len(self._host)]
+            following %= len(self._kept)
+        wanted = [place for place in (index, following) if 0 <= place < len(self._kept)]
         self._there = {place: entry for place, entry in self._there.items() if place in wanted}
         for place in wanted:
             if place not in self._there:
@@ -208,8 +214,45 @@ class StreamedWeights:
         taken = {buffer for buffer, _ in self._there.values()}
         free = next(buffer for buffer in range(2) if buffer not in taken)
         with self._copies.behind_computation():  # which used the buffer until now
-            self._buffers[free][: len(self._host[index])].copy_(self._host[index], non_blocking=True)
+            self._bring(self._kept[index], self._buffers[free])
             self._there[index] = free, self._copies.done()
+
+    def _keep(self, packed: Tensor, device: torch.device) -> Tensor:
+        """What stays of a layer's bytes in CPU memory."""
+        return packed
+
+    def _bring(self, kept: Tensor, buffer: Tensor) -> None:
+        """Put a layer's bytes into the beginning of a buffer on the device."""
+        buffer[: len(kept)].copy_(kept, non_blocking=True)
 
     def _views(self, index: int, buffer: Tensor) -> list[Tensor]:
         return [buffer[a:b].view(dtype).view(shape).detach() for a, b, shape, dtype in self._places[index]]
+
+
+class ShardedWeights(StreamedWeights):
+    """Weights of which each process keeps a part on its device; they are put together just before they are used.
+
+    Args:
+        layers, device, cyclic: as for `StreamedWeights`; the same in all processes.
+    """
+
+    def __init__(self, layers: Sequence[Iterable[Tensor]], device: torch.device, cyclic: bool = False) -> None:
+        self._group: Any = dist.new_group()  # apart from attention's exchanges, which run at the same time
+        self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        super().__init__(layers, device, cyclic)
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of the largest layer, in equal parts."""
+        return self._part(super().layer_bytes) * self._ranks
+
+    def _part(self, size: int) -> int:
+        return -(-size // self._ranks)
+
+    def _keep(self, packed: Tensor, device: torch.device) -> Tensor:
+        size = self._part(len(packed))
+        own = packed[self._rank * size : (self._rank + 1) * size]
+        return F.pad(own, (0, size - len(own))).to(device)
+
+    def _bring(self, kept: Tensor, buffer: Tensor) -> None:
+        dist.all_gather_into_tensor(buffer[: len(kept) * self._ranks], kept, group=self._group)
