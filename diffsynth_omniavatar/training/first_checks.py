@@ -15,6 +15,7 @@ from accelerate.utils import gather_object, parse_flag_from_env
 
 from ..data.clips import ClipSource
 from ..model.part_files import speech_encoder_fault, tokenizer_fault, weights_fault
+from .base_lora import base_lora_faults
 from .flags import VALIDATION_WEIGHTS, FlagError
 from .validation_metrics import metric_faults, networks_of
 
@@ -59,6 +60,7 @@ def _file_faults(args: argparse.Namespace) -> Iterator[str]:
         if path is not None and not Path(path).is_file():
             yield f"--{name} {path} does not exist or is no file"
     yield from _model_path_faults(args.model_paths)
+    yield from base_lora_faults(args)
     yield from metric_faults(args.validation_metrics, networks_of(args))
     for name, package in LOG_PACKAGES.items():
         if getattr(args, f"enable_{name}_log", False) and importlib.util.find_spec(package) is None:

@@ -130,6 +130,13 @@ def _add_model_flags(group: Any) -> None:
     )
     add("--omniavatar_checkpoint", help="Checkpoint to start from. (default: start from Wan alone)")
     add(
+        "--base_lora",
+        nargs="+",
+        metavar="FILE[:STRENGTH]",
+        help="LoRAs of other programs, added to the frozen weights that the LoRA trains on; files, or OWNER/NAME:FILE "
+        "of Hugging Face. Videos need them too, as --lora. (default: none)",
+    )
+    add(
         "--use_ref_sequence",
         action="store_true",
         help="V2V: add a reference sequence, another part of the clip: 65 channels instead of 49.",
@@ -397,6 +404,8 @@ def _config_value(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError("wanted true or false, without quotes")
         return value
+    if action.nargs == "+":
+        return [_text(one) for one in value] if isinstance(value, list) else [_text(value)]
     kind: Any = action.type or str
     if isinstance(value, bool) or (kind is str and isinstance(value, int | float)):
         raise ValueError(f"wanted {_KIND_NAMES.get(kind, 'a value')}")
@@ -414,6 +423,12 @@ def _config_value(action: argparse.Action, value: Any) -> Any:
         raise ValueError(f"wanted {_KIND_NAMES.get(kind, error)}") from error
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"wanted one of {list(action.choices)}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("wanted names in quotes")
     return value
 
 
@@ -544,6 +559,8 @@ def _model_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "name the base model with --model_paths or --model_id_with_origin_paths"
     if args.trainable_models not in (None, "dit"):
         yield f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA"
+    if args.base_lora and args.trainable_models == "dit":
+        yield "--base_lora is frozen: leave it away, or --trainable_models dit"
     own_blocks = args.compile or args.stream_weights or args.quantize or args.activation_memory is not None
     if args.quantize and args.reference:
         yield "--quantize does not go with --reference: DiffSynth's own blocks have --quant_options"

@@ -37,6 +37,8 @@ from ..model.blocks.memory_plan import BlockShape
 from ..model.checkpoint import read_config, read_lora, weight_files
 from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfig
 from ..model.files import TOKENIZER, HubFiles
+from ..model.lora_files import ReadLoRA
+from ..model.lora_merge import fitted, merge
 from ..model.quantize import check_quantize, is_quantized
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
@@ -48,6 +50,7 @@ from ..system.progress import StderrLines
 from ..system.signals import exit_code, interrupts
 from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
 from .auxiliary import AuxiliaryLosses
+from .base_lora import check_same_base, named_loras, recorded_loras
 from .best import Goal, Progress
 from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints, refuse_old_best
 from .data_process import DataProcessAccelerator, process_data
@@ -90,6 +93,7 @@ def load_training_pipeline(
         configs = [*_base_configs(args, device), host.ModelConfig(path=args.omniavatar_checkpoint)]
         options["omniavatar_lora"] = "fused" if full else "adapters"
         options["omniavatar_channels"] = channels
+        options["omniavatar_loras"] = named_loras(args)
         pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
         lora = read_lora(args.omniavatar_checkpoint)
         if lora is None and not full:
@@ -100,6 +104,7 @@ def load_training_pipeline(
         pipe = host.WanVideoPipeline.from_pretrained(model_configs=_base_configs(args, device), **options)
         if pipe.dit is None:
             raise FlagError("the base model has no denoiser: add diffusion_pytorch_model*.safetensors of Wan2.1-T2V")
+        merge(pipe.dit, [fitted(ReadLoRA.of(one), pipe.dit) for one in named_loras(args)])
         generator = torch.Generator().manual_seed(args.seed)
         width = {} if encoder is None else {"audio_dim": encoder.feature_dim}
         initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
@@ -110,7 +115,11 @@ def load_training_pipeline(
     if encoder is not None:
         pipe.speech_encoder = encoder
     config = CheckpointConfig(
-        in_dim=channels, lora=None if full else lora, model=pipe.dit.config, conventions=conventions
+        in_dim=channels,
+        lora=None if full else lora,
+        model=pipe.dit.config,
+        conventions=conventions,
+        base_loras=recorded_loras(args),
     )
     return pipe, config
 
@@ -444,6 +453,7 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         held_out.tell_trained(dataset.clips)
     settings = _loop_settings(args, len(dataset), processes, resume)
     if resume is not None:
+        check_same_base(resume, args)
         check_same_run(resume, load_state(resume), run_of(settings, processes, len(dataset)))
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from small_networks import small_syncnet, small_videomae
 from synthetic_clips import frame_count, write_table, write_texture
 from training_runs import flags, write_inputs
@@ -24,6 +25,7 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.model.config import IMAGE_SIZES
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.quantize import is_quantized
+from diffsynth_omniavatar.model.small_family import TINY
 from diffsynth_omniavatar.model.speech_encoder import AudioEncoder
 from diffsynth_omniavatar.training import first_checks, run
 from diffsynth_omniavatar.training.accelerator import OmniAccelerator
@@ -55,6 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask.paste(0, (0, 16, 32, 32))
     mask.save(folder / "mask.png")
     (folder / "validation.txt").write_text(f"x@@{folder / 'mask.png'}@@{folder / '0.mp4'}\n")
+    save_file({"blocks.0.norm3.diff_b": torch.ones(TINY.dit.dim)}, folder / "lora.safetensors")
     for name in ("a.pt", "b.pth", "c.pth"):
         (folder / name).touch()
     write_checkpoint(folder / "step-3", seed=8, gradient_accumulation_steps=3, samples=10)  # of the run "usual"
@@ -192,6 +195,7 @@ def first_setting(name: str) -> Callable[[Started], Any]:
 
 OTHER = "{folder}/other/family"
 PATHS = json.dumps([f"{OTHER}/{FILES[name]}" for name in ("dit", "text_encoder", "vae")])
+LORA = "{folder}/lora.safetensors"
 HUB = "Some/Repository:text_encoder*.pth"
 CONVENTIONS = ("dataset.settings.conventions", "module.config.conventions", "module.pipe.conventions")
 
@@ -218,6 +222,7 @@ ROWS: dict[str, list[Row]] = {
         Row("dataset_num_workers", "2", "dataloader.num_workers", 2),
         Row("model_paths", PATHS, model_path(0), f"{OTHER}/{FILES['dit']}"),
         Row("omniavatar_checkpoint", f"{OTHER}/omniavatar", model_path(-1), f"{OTHER}/omniavatar"),
+        Row("base_lora", f"{LORA}:0.5", lambda s: [one.strength for one in s.module.config.base_loras], [0.5]),
         Row("tokenizer_path", f"{OTHER}/tokenizer", "loading.tokenizer_config.path", f"{OTHER}/tokenizer"),
         Row("wav2vec2_path", f"{OTHER}/wav2vec2", "speech_path", f"{OTHER}/wav2vec2"),
         Row("output_path", "{folder}/out", "logger.output_path", "{folder}/out"),
@@ -292,6 +297,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "sizes": [Row("image_sizes", "1280", f"{place}.image_sizes", IMAGE_SIZES["1280"]) for place in CONVENTIONS],
     "fresh": [
+        Row("base_lora", LORA, lambda s: [one.file for one in s.module.config.base_loras], ["lora.safetensors"]),
         Row("lora_rank", "8", "adapter.r.default", 8),
         Row("lora_rank", "8", "module.config.lora.rank", 8),
         Row("lora_alpha", "24", "adapter.scaling.default", 3.0),
