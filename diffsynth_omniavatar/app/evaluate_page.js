@@ -52,7 +52,9 @@ function show(clip) {
     const figure = document.createElement("figure"), caption = document.createElement("figcaption");
     const video = document.createElement("video");
     caption.textContent = title; video.src = path; video.muted = index > 0; video.preload = "auto"; video.playsInline = true;
-    video.onerror = () => { caption.textContent = `${title}: this browser cannot play ${path.split(".").pop()} files of this kind`; };
+    const refuse = () => { caption.textContent = `${title}: this browser cannot play ${path.split(".").pop()} files of this kind`; };
+    video.onerror = refuse;
+    video.onloadedmetadata = () => { if (!video.videoWidth) refuse(); };  // as of HEVC, of which it plays the sound alone
     figure.append(caption, video); return figure;
   }));
   by("curve").replaceChildren();

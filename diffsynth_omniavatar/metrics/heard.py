@@ -59,6 +59,8 @@ def heard_lag(curve: np.ndarray, waveform: np.ndarray) -> float:
 
 def _judge(curve: np.ndarray, features: np.ndarray, lag: int) -> float:
     """`heard_correlation`, from the features of the sound."""
+    if len(curve) < LEAST_FRAMES:
+        return float("nan")
     moved = np.full(len(curve), np.nan)
     if lag >= 0:
         moved[: len(curve) - lag] = curve[lag:]

@@ -45,6 +45,7 @@ def test_frames_without_a_mouth_are_left_out_and_little_is_not_judged():
     assert heard_correlation(gaps, waveform) > 0.7
     assert heard_correlation(np.full(FRAMES, 0.2), waveform) == 0
     assert np.isnan(heard_correlation(openness[:90], waveform))
+    assert np.isnan([heard_lag(openness[:frames], waveform) for frames in (1, 5, 90)]).all()
     assert np.isnan(heard_correlation(openness, waveform[: 90 * 640]))
 
 
