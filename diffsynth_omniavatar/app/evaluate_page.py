@@ -35,7 +35,8 @@ def page(found: Evaluation, out: Path) -> str:
     """
     _empty_videos(out / VIDEOS)
     figures = list(dict.fromkeys(name for clip in found.clips for name in clip.values))
-    measured = [name for name in MAIN_FIGURES if name in figures]
+    known = found.summary()
+    measured = [name for name in MAIN_FIGURES if name in known]
     content = {
         "rate": FRAME_RATE,
         "figures": figures,
