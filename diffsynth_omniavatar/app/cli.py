@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..host.versions import UnsupportedHostError
 from ..model.files import MODELS
+from ..model.lora_keys import SPELLINGS
 from ..system.messages import unknown_flags
 from ..system.signals import exit_code, interrupts
 from .console import FAILED, WRONG_INPUT, say, show_log
@@ -79,6 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
         "merged: all weights of the transformer in one file",
     )
     convert.add_argument(
+        "--lora_form",
+        choices=SPELLINGS,
+        help="for lora: whose names the file has; all but comfyui, which can be generated with and converted back, "
+        "have the low-rank parts alone (default: comfyui)",
+    )
+    convert.add_argument(
         "--quantize",
         choices=("fp8", "int8"),
         help="for merged: write the transformer's layers in 8 bits, half the size, to generate with (default: no)",
@@ -100,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--model", choices=MODELS, help="also check the files of this model")
     doctor.add_argument("--models_folder", help="folder with the model's files, as for generate")
     doctor.add_argument("--omniavatar", help="also check this checkpoint")
+    doctor.add_argument("--lora", metavar="FILE", help="also tell what this LoRA of another program changes")
 
     _add_command(
         commands,
@@ -187,7 +195,7 @@ def _run_convert(args: argparse.Namespace) -> int:
     from ..model.convert import convert
 
     base = args.base[0] if args.base is not None and len(args.base) == 1 else args.base
-    more = {"in_dim": args.in_dim, "quantize": args.quantize, "keep_bf16": args.keep_bf16}
+    more = {"in_dim": args.in_dim, "lora_form": args.lora_form, "quantize": args.quantize, "keep_bf16": args.keep_bf16}
     print(f"Wrote {convert(args.source, args.out, args.to, base=base, **more)}.")
     return 0
 
@@ -195,4 +203,4 @@ def _run_convert(args: argparse.Namespace) -> int:
 def _run_doctor(args: argparse.Namespace) -> int:
     from .doctor import examine
 
-    return FAILED if examine(args.model, args.models_folder, args.omniavatar) else 0
+    return FAILED if examine(args.model, args.models_folder, args.omniavatar, args.lora) else 0

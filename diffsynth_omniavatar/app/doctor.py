@@ -19,7 +19,7 @@ from typing import Literal
 from .. import host
 from ..host.versions import UnsupportedHostError
 from ..model.blocks.memory_plan import GIB
-from ..model.files import HUB_FOLDER, NANO_MODELS, HubFiles, ModelFiles, model_files
+from ..model.files import HUB_FOLDER, NANO_MODELS, HubFiles, ModelFiles, model_files, parse_lora
 from ..system.messages import counted
 
 PACKAGES = (
@@ -60,13 +60,16 @@ class Finding:
     fix: str = ""
 
 
-def examine(model: str | None = None, folder: str | None = None, omniavatar: str | None = None) -> int:
+def examine(
+    model: str | None = None, folder: str | None = None, omniavatar: str | None = None, lora: str | None = None
+) -> int:
     """Print a report and give the number of problems.
 
     Args:
         model: one of `files.MODELS` whose needs are looked at too; None with a `folder` means "14B".
         folder: where the model's files lie, see `files.model_files`; None for the hub.
         omniavatar: a checkpoint to describe.
+        lora: a LoRA file of another program to describe.
     """
     size = model or "14B"
     checks: list[Callable[[], Iterator[Finding]]] = [check_packages, check_host, check_attention, check_encoders]
@@ -75,6 +78,8 @@ def examine(model: str | None = None, folder: str | None = None, omniavatar: str
         checks.append(lambda: check_files(model_files(size, folder), size, folder))
     if omniavatar is not None:
         checks.append(lambda: check_checkpoint(omniavatar))
+    if lora is not None:
+        checks.append(lambda: check_lora(lora, model))
     problems = 0
     for check in checks:
         for finding in check():
@@ -257,3 +262,43 @@ def check_checkpoint(path: str) -> Iterator[Finding]:
         f"prefixes of {', '.join(map(str, conventions.prefix_frames)) or 'no'} frames, "
         f"up to {conventions.max_tokens} tokens, sizes {sizes}",
     )
+
+
+def check_lora(name: str, model: str | None = None) -> Iterator[Finding]:
+    """What a LoRA file of another program changes, of which sizes, and what of it is not used."""
+    try:
+        from ..generation.loading import local_lora
+        from ..model.config import PRESETS
+        from ..model.dit import state_dict_shapes
+        from ..model.lora_files import lora_of, read_tensors
+        from ..model.small_family import NANO
+    except (ImportError, OSError, UnsupportedHostError) as error:
+        yield Finding("problem", f"{name} cannot be read: {error}")
+        return
+    fits, faults = {}, {}
+    try:
+        path = local_lora(parse_lora(name)[0])
+        tensors = read_tensors(path)
+    except (ValueError, OSError) as error:
+        yield Finding("problem", str(error), "give a .safetensors or .pt file, or OWNER/NAME:FILE of a hub")
+        return
+    for size, config in {**PRESETS, "nano": NANO.dit}.items():
+        try:
+            fits[size] = lora_of(tensors, state_dict_shapes(config), str(path))
+        except ValueError as error:
+            faults[size] = str(error)
+    wanted = "nano" if model in NANO_MODELS else model or next(iter(fits), "14B")
+    if wanted not in fits:
+        yield Finding("problem", faults[wanted], "give a LoRA for Wan 2.1 text-to-video of this size")
+        return
+    lora = fits[wanted]
+    yield Finding("ok", f"{path}: {lora.facts()}; it fits {' and '.join(fits)}")
+    yield Finding("ok", f"it changes {', '.join(lora.layers())}")
+    if lora.of_i2v:
+        yield Finding("note", f"not used: {counted(len(lora.of_i2v), 'key')} of image-to-video models")
+    if lora.of_patches:
+        yield Finding("note", f"not used, as OmniAvatar has its own patch embedding: {', '.join(lora.of_patches)}")
+    if lora.unknown:
+        yield Finding("note", f"not used, as nothing is known of them: {', '.join(lora.unknown)}")
+    if lora.has_dora:
+        yield Finding("note", "a DoRA: it works only where OmniAvatar's LoRA is in the weights, and not as --base_lora")

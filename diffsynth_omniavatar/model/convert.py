@@ -93,7 +93,7 @@ def convert(
     in_dim: int | None = None,
     quantize: Method | None = None,
     keep_bf16: str | Iterable[str] = (),
-    lora_form: str = "comfyui",
+    lora_form: str | None = None,
 ) -> Path:
     """Write a checkpoint in another form.
 
@@ -106,7 +106,7 @@ def convert(
         in_dim: grow the input channels (33 -> 49 -> 65), the new ones zero.
         quantize: "merged": write the denoiser's layers in 8 bits, for generation.
         keep_bf16: layers that stay as they are; see `quantize.check_quantize`.
-        lora_form: of "lora": see `lora.lora_file_tensors`.
+        lora_form: of "lora": one of `lora_keys.SPELLINGS`, by default "comfyui"; see `lora.lora_file_tensors`.
 
     Returns:
         The file written.
@@ -117,6 +117,8 @@ def convert(
     check_quantize(quantize, layer_names(keep_bf16), "cpu")
     if quantize is not None and to != "merged":
         raise CheckpointError(f"quantize {quantize} writes all weights in 8 bits: it goes with --to merged alone.")
+    if lora_form is not None and to != "lora":
+        raise CheckpointError(f"lora_form {lora_form} says how a LoRA file is written: it goes with --to lora alone.")
     if has_scales(read_shapes(weight_files(source))):
         raise CheckpointError(f"{source} is in 8 bits, which nothing is made of: convert what it was made of.")
     checkpoint = load_checkpoint(source)
@@ -133,7 +135,7 @@ def convert(
         return tensors if quantize is None else quantized_tensors(tensors, quantize, layer_names(keep_bf16))
 
     if to == "lora":
-        tensors, lora = lora_file_tensors(checkpoint, lora_form)
+        tensors, lora = lora_file_tensors(checkpoint, lora_form or "comfyui")
         save_safetensors(out, tensors, replace(checkpoint.config, lora=lora))
     elif checkpoint.form == "full":
         model = full_config(shapes_of(checkpoint.tensors), checkpoint.config, checkpoint.source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ class LoRA:
             text += f", alpha {_range(alphas)}" if alphas else ", no alpha (scale 1)"
         blocks = {name.split(".")[1] for name in self.changes if name.startswith("blocks.")}
         return f"{text}, in {counted(len(blocks), 'block')}"
+
+    def layers(self) -> list[str]:
+        """What is changed, without the numbers of blocks, in the order of the file."""
+        names = (re.sub(r"^blocks\.\d+\.|\.weight$", "", name) for name in self.changes)
+        return list(dict.fromkeys(names))
 
     def passed_over(self) -> str:
         """What is not used, as the end of a sentence; "" if nothing is left."""

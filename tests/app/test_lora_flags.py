@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from synthetic_clips import portrait, speech
 
-from diffsynth_omniavatar.app import cli
+from diffsynth_omniavatar.app import cli, console, doctor
 from diffsynth_omniavatar.app.model_flags import named_loras
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.media.video import read_frames
@@ -85,3 +85,27 @@ def test_several_and_those_of_a_config_file(tmp_path):
     config.write_text(json.dumps({"lora": "a.pt:0.5"}))
     assert named_loras(cli.parse(["dub", "v.mp4", "--config", str(config)])) == [("a.pt", 0.5)]
     assert named_loras(cli.parse(["dub", "v.mp4"])) == []
+
+
+def test_doctor_tells_what_a_lora_changes(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "check_gpus", lambda model: iter(()))
+    assert cli.main(["doctor", "--lora", f"{folder / 'my:lora.safetensors'}:0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "my:lora.safetensors: LoRA of 1 tensor, rank 4, no alpha (scale 1), in 1 block; it fits nano" in said
+    assert "it changes self_attn.q" in said and "nothing is known of them: what" in said
+    assert cli.main(["doctor", "--model", "1.3B", "--lora", str(folder / "my:lora.safetensors")]) == console.FAILED
+    assert f"is changed by [{WIDTH}, {WIDTH}], the model's is [1536, 1536]" in capsys.readouterr().out
+    large = {
+        f"{Q}.lora_A.weight": torch.ones(4, 5120),
+        f"{Q}.lora_B.weight": torch.ones(5120, 4),
+        f"{Q}.dora_scale": torch.ones(5120, 1),
+        "k_img.diff_b": torch.ones(1),
+        "patch_embedding.diff": torch.ones(1),
+    }
+    save_file(large, tmp_path / "a.safetensors")
+    assert cli.main(["doctor", "--lora", str(tmp_path / "a.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "DoRA LoRA of 1 tensor" in said and "it fits 14B" in said and "1 key of image-to-video models" in said
+    assert "own patch embedding: patch_embedding.diff" in said and "a DoRA: it works only" in said
+    (tmp_path / "b.pt").write_text("x")
+    assert cli.main(["doctor", "--lora", str(tmp_path / "b.pt")]) == console.FAILED
