@@ -35,7 +35,7 @@ WITHOUT_HOST = (
     "host.versions",
 )
 WITHOUT_HOST += (
-    "losses.frame_decoder",
+    "model.frame_decoder",
     "losses.decode",
     "metrics.sync",
     "metrics.picture",

@@ -39,7 +39,7 @@ from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import apply_checkpoint, grow_model
 from .masks import MaskSource
 from .own_configs import conventions_among, sort_configs
-from .pixels import VideoSource
+from .pixels import VideoSource, decoding_in_place
 from .placement import Placement, place
 from .scheduler import FreshNoise, StepScheduler
 from .units import CallInputsUnit, PrefixPostUnit, PromptUnit, units
@@ -238,23 +238,24 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         noise = FreshNoise([host_arguments.get("seed")], host_arguments.get("rand_device", "cpu"))
         hosts_scheduler, self.scheduler = self.scheduler, StepScheduler(self.scheduler, sampling, noise, on_step)
         try:
-            return super().__call__(
-                prompt=prompt,
-                negative_prompt=sampling.negative_prompt,
-                input_image=image,
-                input_video=input_video if not is_v2v or denoising_strength < 1 else None,
-                denoising_strength=denoising_strength,
-                height=height,
-                width=width,
-                num_frames=num_frames,
-                num_inference_steps=sampling.steps,
-                cfg_scale=sampling.cfg_scale,
-                sigma_shift=sampling.sigma_shift,
-                tiled=height * width > UNTILED_PIXELS if tiled is None else tiled,
-                tea_cache_l1_thresh=tea_cache_l1_thresh or None,
-                tea_cache_model_id=tea_cache_model_id or "",
-                **host_arguments,
-            )
+            with decoding_in_place(self.vae):
+                return super().__call__(
+                    prompt=prompt,
+                    negative_prompt=sampling.negative_prompt,
+                    input_image=image,
+                    input_video=input_video if not is_v2v or denoising_strength < 1 else None,
+                    denoising_strength=denoising_strength,
+                    height=height,
+                    width=width,
+                    num_frames=num_frames,
+                    num_inference_steps=sampling.steps,
+                    cfg_scale=sampling.cfg_scale,
+                    sigma_shift=sampling.sigma_shift,
+                    tiled=height * width > UNTILED_PIXELS if tiled is None else tiled,
+                    tea_cache_l1_thresh=tea_cache_l1_thresh or None,
+                    tea_cache_model_id=tea_cache_model_id or "",
+                    **host_arguments,
+                )
         finally:
             self.scheduler = hosts_scheduler
             self._call_inputs = ({}, {}, {})

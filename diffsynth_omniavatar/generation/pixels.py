@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .. import host
 from ..media.images import ImageSource, fit_image, image_to_tensor, load_image, to_unit_range
+from ..model.frame_decoder import decode_video
 
 VideoSource = Sequence[Image.Image] | Tensor
 """Pictures, or a tensor as `video_tensor` takes it."""
@@ -57,3 +59,19 @@ def encode_video(pipe: host.WanVideoPipeline, video: Tensor, tiled: bool, **tile
         for one in video.split(1)
     ]
     return torch.cat(latents).to(dtype=pipe.torch_dtype, device=pipe.device)
+
+
+@contextmanager
+def decoding_in_place(vae: Any) -> Iterator[None]:
+    """Inside the block the host's VAE decodes without tiles as `decode_video` does: the same bits in less memory.
+
+    Weights that the host keeps in CPU memory are wrapped, and decoded by the host.
+    """
+    if getattr(vae, "vram_management_enabled", False):
+        yield
+        return
+    vae.single_decode = lambda latents, device: decode_video(vae, latents.to(device))
+    try:
+        yield
+    finally:
+        del vae.single_decode

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..media.timeline import video_frames
-from .frame_decoder import DecoderState, FrameDecoder, frames_of, latent_of
+from ..model.frame_decoder import DecoderState, FrameDecoder, frames_of, latent_of
 
 logger = logging.getLogger(__name__)
 
@@ -299,10 +299,12 @@ def decode_with_losses(
         segment_frames: latent frames of a segment. More of them need fewer stores of kept frames and a larger graph.
 
     Raises:
-        ValueError: no windows, a window outside of the video, no latent frame in a segment, a VAE that
+        ValueError: no windows, a window outside of the video, no latent frame in a segment, a VAE that trains or that
             `FrameDecoder` does not take.
     """
     _check(x0, windows, segment_frames)
+    if any(parameter.requires_grad for parameter in vae.parameters()):
+        raise ValueError("the VAE's weights train, but losses on frames need it frozen: vae.requires_grad_(False)")
     first, last = (latent_of(frame) for frame in (min(w.start for w in windows), max(w.stop for w in windows) - 1))
     decoder = FrameDecoder(vae)
     vae.model.clear_cache()  # kept frames of the host's last encode or decode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 TRAIN_TIMESTEPS = 1000
 """Timesteps t of pure noise; the noise level is sigma = t / 1000."""
@@ -27,6 +27,9 @@ NEGATIVE_PROMPT = (
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_Sampling = TypeVar("_Sampling", bound="Sampling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ class Sampling:
         unchanged = self.apg_eta == 1 and self.guidance_rescale == 0
         return self.cfg_scale == 1 or (unchanged and self.guided_steps == range(self.steps))
 
-    def with_given(self, *, sampler: str | None = None, **given: Any) -> Sampling:
+    def with_given(self: _Sampling, *, sampler: str | None = None, **given: Any) -> _Sampling:
         """These settings with those of the preset `sampler`, and over them those of `given` that are not None.
 
         Timesteps alone set the number of steps too.

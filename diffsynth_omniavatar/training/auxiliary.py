@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ..losses import trepa
 from ..losses.decode import Window, decode_with_losses, predicted_latents, surrogate_loss
-from ..losses.frame_decoder import decode_frames, frames_of
 from ..losses.lpips import LpipsLoss
 from ..losses.mel import mel_spectrogram, mel_window
 from ..losses.sync import SyncLoss
 from ..losses.trepa import TrepaLoss
 from ..media.timeline import SAMPLES_PER_FRAME
+from ..model.frame_decoder import decode_frames, frames_of
 
 
 @dataclass(frozen=True, kw_only=True)

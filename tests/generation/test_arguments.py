@@ -334,7 +334,7 @@ def call(monkeypatch):
         pipe.__class__ = OmniAvatarPipeline
         pipe.conventions = Conventions(leading_audio_rows=leading, image_sizes=((SIZE, SIZE),), max_tokens=30)
         pipe.dit = SimpleNamespace(config=SimpleNamespace(has_masked_video=channels > 33), runner=None, dim=1536)
-        pipe._call_inputs, pipe._returns_floats = ({}, {}, {}), False
+        pipe._call_inputs, pipe._returns_floats, pipe.vae = ({}, {}, {}), False, SimpleNamespace()
         spy = SpyHost(monkeypatch)
         pipe(**{"input_image": PORTRAIT, "input_audio": SPEECH} | arguments)
         assert pipe.take_call_inputs() == ({}, {}, {}) and not pipe._returns_floats

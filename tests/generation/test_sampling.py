@@ -8,9 +8,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.generation import pixels
 from diffsynth_omniavatar.generation.guidance import Guidance, projected, rescaled
 from diffsynth_omniavatar.generation.loading import load_pipeline
 from diffsynth_omniavatar.generation.scheduler import FreshNoise, StepScheduler
+from diffsynth_omniavatar.model.frame_decoder import decode_video
 from diffsynth_omniavatar.model.sampling import SAMPLERS, Sampling
 from diffsynth_omniavatar.nano.family import write_random_family
 
@@ -242,3 +244,17 @@ def test_settings_act_in_the_pipeline_and_leave_its_scheduler(pipe, monkeypatch)
     half = clip(pipe, monkeypatch, num_inference_steps=4, guidance_to=0.5)
     assert half.passes == 6 and not torch.equal(half.final, plain.final)
     assert pipe.scheduler is before
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_the_pipeline_decodes_as_the_host_does(pipe, monkeypatch, tiled):
+    """Without tiles by this package's own decoder, which is taken back after the call."""
+    latents, counted, decode = [], [], pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda x, **options: latents.append(x) or decode(x, **options))
+    monkeypatch.setattr(pixels, "decode_video", lambda *inputs: counted.append(1) or decode_video(*inputs))
+    image, rows = Image.new("RGB", (32, 48), "teal"), torch.ones(5, pipe.dit.config.audio_dim)
+    decoded = pipe("a", input_image=image, audio_features=rows, height=48, width=32, num_frames=5, seed=1, tiled=tiled,
+                   cfg_scale=1.0, num_inference_steps=1, output_type="floatpoint", progress_bar_cmd=iter)  # fmt: skip
+    wanted = decode(latents[0], device="cpu", tiled=tiled, tile_size=(30, 52), tile_stride=(15, 26))[0]
+    assert torch.equal(decoded, wanted) and len(counted) == (not tiled)
+    assert "single_decode" not in vars(pipe.vae)

@@ -17,7 +17,7 @@ from diffsynth_omniavatar.losses.decode import (
     predicted_latents,
     surrogate_loss,
 )
-from diffsynth_omniavatar.losses.frame_decoder import FrameDecoder, frames_of, latent_of
+from diffsynth_omniavatar.model.frame_decoder import FrameDecoder, decode_video, frames_of, latent_of
 from diffsynth_omniavatar.model.small_family import SmallVAE
 from diffsynth_omniavatar.nano.family import randomise
 
@@ -84,6 +84,16 @@ def test_frames_are_the_hosts_own(vae: SmallVAE) -> None:
         wanted = vae.model.decode(x0, vae.scale)
     assert [step.shape[2] for step in steps] == [1, 4, 4, 4, 4]
     assert_equal(torch.cat(steps, dim=2), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_decoded_video_is_the_hosts_bit_for_bit(dtype: torch.dtype, frames: int) -> None:
+    vae, x0 = random_vae().to(dtype), latents(frames, batch=2).to(dtype)
+    video = decode_video(vae, x0)
+    wanted = vae.single_decode(x0, "cpu")
+    assert wanted.abs().max() == 1 and (wanted.abs() < 1).any()
+    assert video.dtype == dtype and torch.equal(video, wanted)
 
 
 def test_latent_frames_hold_the_video_frames() -> None:
@@ -283,4 +293,4 @@ def test_what_cannot_be_done_is_refused(
 
 def test_a_vae_that_trains_is_refused() -> None:
     with pytest.raises(ValueError, match="requires_grad_"):
-        FrameDecoder(SmallVAE(dim=4).requires_grad_(True))
+        decode_with_losses(SmallVAE(dim=4).requires_grad_(True), latents(3), [window(0, 9)])

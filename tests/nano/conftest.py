@@ -4,6 +4,7 @@ import pytest
 import torch
 from stand_in import write_nano_like_family
 
+from diffsynth_omniavatar.generation import pixels
 from diffsynth_omniavatar.model.small_family import SmallVAE
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.stage import load_family
@@ -34,3 +35,4 @@ def quick_decoder(monkeypatch):
         return torch.nn.functional.interpolate(latents[:, :3], size).clamp(-1, 1).to(device)
 
     monkeypatch.setattr(SmallVAE, "single_decode", enlarge)
+    monkeypatch.setattr(pixels, "decode_video", lambda vae, latents: enlarge(vae, latents, latents.device))

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv3d_input
 
+from ..media.timeline import video_frames
+
 KEPT = 2
 """Frames of its input that a causal convolution of three frames keeps."""
 
@@ -210,7 +212,7 @@ class FrameDecoder:
     """The decoder of a Wan 2.1 VAE one latent frame at a time, with the values of the host's and an explicit state.
 
     Args:
-        vae: the host's WanVideoVAE, frozen.
+        vae: the host's WanVideoVAE.
 
     Attributes:
         dtype: of weights, frames and kept frames.
@@ -218,13 +220,11 @@ class FrameDecoder:
             end sees few of them, so that it can begin late without a change of the result.
 
     Raises:
-        ValueError: the VAE is of another kind, or some of its weights train.
+        ValueError: the VAE is of another kind.
     """
 
     def __init__(self, vae: Any) -> None:
         self.vae, self.decoder = vae, vae.model.decoder
-        if any(parameter.requires_grad for parameter in vae.parameters()):
-            raise ValueError("the VAE's weights train, but losses on frames need it frozen: vae.requires_grad_(False)")
         self.causal_convolutions = 0
         decoder = self.decoder
         self.layers: list[_Layer] = [
@@ -294,6 +294,27 @@ def _reach(layers: Sequence[_Layer]) -> list[int]:
         frames += KEPT * layer.causal
         reach.append(-(-frames // rate))
     return reach[::-1]
+
+
+@torch.no_grad()
+def decode_video(vae: Any, latents: Tensor) -> Tensor:
+    """The video of latents [B, 16, T, h, w], clamped: [B, 3, 4T-3, H, W] on their device, in the VAE's number format.
+
+    It is that of the host's `vae.single_decode`, which copies all frames before for each new latent frame; here each
+    goes to its place, so that beside the video only one latent frame's worth of memory is taken.
+
+    Raises:
+        ValueError: as `FrameDecoder`.
+    """
+    decoder = FrameDecoder(vae)
+    inputs, state, video = decoder.inputs(latents), decoder.start(), None
+    for latent in range(latents.shape[2]):
+        frames = decoder.step(inputs[:, :, latent : latent + 1], latent, state)
+        if video is None:
+            video = frames.new_empty(*frames.shape[:2], video_frames(latents.shape[2]), *frames.shape[3:])
+        torch.clamp(frames, -1, 1, out=video[:, :, frames_of(latent)])
+    assert video is not None
+    return video
 
 
 @torch.no_grad()
