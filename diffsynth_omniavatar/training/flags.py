@@ -31,8 +31,8 @@ TASKS = ("sft", "sft:data_process", "sft:train")
 UNUSED_HOST_FLAGS = {
     "lora_base_model": "the LoRA always goes on the denoiser",
     "lora_checkpoint": "use --omniavatar_checkpoint",
-    "preset_lora_path": "merge it into the base first",
-    "preset_lora_model": "merge it into the base first",
+    "preset_lora_path": "use --base_lora",
+    "preset_lora_model": "use --base_lora",
     "extra_inputs": "OmniAvatar's inputs follow from --omniavatar_mode",
     "resume_from_checkpoint": "use --resume",
     "template_model_id_or_path": "OmniAvatar has no template model",

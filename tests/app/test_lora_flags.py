@@ -39,6 +39,8 @@ def flags(folder, out, *more):
         "64",
         "--max_tokens",
         "36",
+        "--silence",
+        "0",
         "--overlap",
         "5",
         "--steps",
