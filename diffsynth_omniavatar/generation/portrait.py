@@ -119,8 +119,8 @@ def _turn(finder: FaceFinder, picture: Tensor) -> int:
         face = _largest(finder, turned)
         if face is not None:
             scores = finder.standing(turned, face)
-            best = max(range(4), key=lambda index: scores[index])
-            return (turn + best) % 4 if scores[best] >= max(SURE_SCORE, scores[0] + TURNED) else turn
+            best, unturned = max(range(4), key=lambda index: scores[index]), scores[-turn % 4]
+            return (turn + best) % 4 if scores[best] >= max(SURE_SCORE, unturned + TURNED) else 0
     return 0
 
 
