@@ -22,7 +22,7 @@ from ..media.voice import speech_spans
 from ..model.config import Conventions, has_masked_video, has_reference_sequence
 from ..system.messages import counted
 from .dub_faces import choose_tracks
-from .dub_plan import FacePlan, PlacedTrack, place_track, plan_face
+from .dub_plan import NO_SPEECH, FacePlan, PlacedTrack, place_track, plan_face
 from .dub_request import DubRequest
 from .footage import Footage, find_footage
 from .inputs import known_overlap
@@ -98,9 +98,10 @@ class DubInputs:
         """What was found, in a line."""
         height, width = self.footage.size
         rate = float(self.footage.times.frame_rate)
+        cut = "" if self.frame_size == self.footage.size else " (odd sides lose a pixel)"
         others = "".join(f", {count}: {reason}" for reason, count in self.untouched().items())
         return (
-            f"{self.footage.path}: {width}x{height}, {rate:.4g} frames/s, {self.footage.times.duration:.2f} s, "
+            f"{self.footage.path}: {width}x{height}{cut}, {rate:.4g} frames/s, {self.footage.times.duration:.2f} s, "
             f"{counted(len(self.footage.cuts) + 1, 'scene')}, {counted(len(self.footage.tracks), 'face')}: "
             f"{self.footage.faces()}. {self.dubbed} of {counted(len(self.playback.pictures), 'frame')} get a new "
             f"mouth{others}; {counted(self.chunks, 'chunk')}."
@@ -188,12 +189,11 @@ def _playback(request: DubRequest, footage: Footage, seconds: float) -> Playback
 
 
 def _nothing_to_dub(request: DubRequest, footage: Footage, face: str, plan: FacePlan) -> str:
+    if set(plan.reasons) == {NO_SPEECH}:
+        return f"@audio has no voice in it for @face {face}, so @keep_audio gaps would change nothing."
     counts = Counter(reason for reason in plan.reasons if reason is not None)
-    reasons = ", ".join(f"{reason} in {count}" for reason, count in counts.most_common())
-    return (
-        f"@face {face} cannot be dubbed in any of the {len(plan.reasons)} frames of {request.video} ({reasons}); the "
-        f"faces are {footage.faces()}."
-    )
+    reasons = ", ".join(f"{reason} in {counted(count, 'frame')}" for reason, count in counts.most_common())
+    return f"@face {face} cannot be dubbed in {request.video}: {reasons}. The faces are {footage.faces()}."
 
 
 def _sound(

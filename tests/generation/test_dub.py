@@ -256,13 +256,13 @@ def test_generate_dubs_what_is_not_aligned(tmp_path, written):
     assert (made.height, made.width) == (64, 64)
 
 
-def test_what_cannot_be_dubbed_is_named(tmp_path):
+def test_what_cannot_be_dubbed_is_named(tmp_path, monkeypatch):
     source = film(tmp_path / "film.mp4", 10)
     common = {"video": source, "audio": noise(0.4), "out": tmp_path / "out.mp4", **FAST}
     with pytest.raises(RequestError, match=r"animates a portrait \(33 channels\); video needs a V2V checkpoint"):
         dub(FakePipe(in_dim=33), **common)
     small = write_faces(tmp_path / "faces.jsonl", still(0, 10, *FACE, 24))
-    with pytest.raises(RequestError, match=r"face largest cannot be dubbed in any of the 10 .*\(too small in 10"):
+    with pytest.raises(RequestError, match=r"face largest cannot be dubbed in .*film.mp4: too small in 10 frames\."):
         dub(FakePipe(), detections=small, **common)
     nobody = write_faces(tmp_path / "nobody.jsonl")
     with pytest.raises(RequestError, match=r"^detections: .*nobody.jsonl: has no face in any frame$"):
@@ -275,4 +275,7 @@ def test_what_cannot_be_dubbed_is_named(tmp_path):
     found = write_faces(tmp_path / "found.jsonl", still(0, 10, *FACE))
     with pytest.raises(RequestError, match="too few for a reference sequence of 9 frames"):
         dub(FakePipe(in_dim=65), detections=found, **common)
+    monkeypatch.setitem(dub.__globals__["read_dub_inputs"].__globals__, "speech_spans", lambda _: [])
+    with pytest.raises(RequestError, match=r"^audio has no voice in it for face largest, so keep_audio gaps"):
+        dub(FakePipe(), detections=found, keep_audio="gaps", **common)
     assert not (tmp_path / "out.mp4").exists()
