@@ -17,6 +17,7 @@ from ..system.messages import counted
 from ..system.tensor_files import DamagedFileError, open_safetensors, read_pickle, read_safetensors
 from .checkpoint import LORA_KEY, CheckpointError, is_omniavatar, normalise_keys
 from .config import BaseLoRA
+from .lora_alpha import stated_alphas
 from .lora_changes import BIAS_PARTS, WEIGHT_PARTS, Change
 from .lora_keys import ONLY_I2V, OWN_PATCHES, ModuleNames
 
@@ -89,7 +90,7 @@ def _range(numbers: list[int] | list[float]) -> str:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pt file, on the CPU.
+    """The tensors of a .safetensors or .pt file, on the CPU; an alpha that stands beside them is among them.
 
     Raises:
         CheckpointError: it is damaged, no table of tensors, or has numbers that are not finite.
@@ -103,7 +104,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     ]
     if faults:
         raise CheckpointError(f"{path}: {faults[0]} has numbers that are not finite.")
-    return tensors
+    return tensors | stated_alphas(Path(path), tensors)
 
 
 def read_header(path: str | Path) -> dict[str, Tensor]:

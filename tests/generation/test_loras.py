@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from diffsynth_omniavatar import add_lora, host, remove_loras
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.model.blocks.quantized import quantize_weight
 from diffsynth_omniavatar.model.checkpoint import CheckpointError, load_checkpoint
 from diffsynth_omniavatar.model.files import SMALL_FAMILY, model_files
 from diffsynth_omniavatar.model.lora_files import base_lora
@@ -198,3 +199,17 @@ def test_a_checkpoint_asks_for_the_lora_that_it_was_trained_on(folder, tmp_path,
     caplog.clear()
     loading.load_pipeline(folder=tmp_path, device="cpu", loras=[(folder / "norm.pt", 0.5)])
     assert "was trained on" not in caplog.text
+
+
+def test_8_bits_and_streams_come_after_all_loras(folder):
+    plain, loras = folder / "plain.safetensors", [(folder / "plain.safetensors", 0.7)]
+    pipe = loading.load_pipeline(folder=folder, device="cpu", dtype="bfloat16", quantize="fp8_weights", loras=loras)
+    wanted_weight = quantize_weight(wanted(folder, 0.7)[f"{FFN}.weight"].bfloat16(), "fp8_weights")
+    x = torch.eye(wanted_weight.values.shape[1], dtype=torch.bfloat16)
+    found = pipe.dit.get_submodule(FFN)(x) - pipe.dit.get_submodule(FFN)(torch.zeros_like(x))
+    torch.testing.assert_close(found.T, wanted_weight.widened(torch.bfloat16), rtol=0, atol=0.05)
+    with pytest.raises(CheckpointError, match="quantised or streamed already: load it together with"):
+        add_lora(pipe, plain)
+    streamed = loading.load_pipeline(folder=folder, device="cpu", stream_weights=True, loras=loras)
+    with pytest.raises(CheckpointError, match="quantised or streamed already"):
+        add_lora(streamed, plain)

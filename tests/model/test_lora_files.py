@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -382,3 +383,33 @@ def test_base_loras_are_known_by_content_and_strength(tmp_path: Path) -> None:
         assert missing_base([recorded], given) == [f"a.pt:0.5 (SHA-256 {recorded.sha256[:12]}...)"]
     with pytest.raises(ValueError, match="strength is nan"):
         base_lora((tmp_path / "a.pt", float("nan")))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("place", ["beside", "inside"])
+def test_alpha_stands_beside_the_tensors_of_peft_and_diffusers(tmp_path: Path, place: str, rslora: bool) -> None:
+    config: dict[str, object] = {"r": 2, "lora_alpha": 3.0, "use_rslora": rslora, "alpha_pattern": {}}
+    path, metadata, prefix = tmp_path / "a.safetensors", None, "base_model.model."
+    if place == "inside":
+        prefix, named = "transformer.", {f"transformer.{key}": value for key, value in config.items()}
+        metadata = {"lora_adapter_metadata": json.dumps(named)}
+    else:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({prefix + key: tensor for key, tensor in low_rank().items()}, path, metadata)
+    model = small()
+    merge(model, [fitted(ReadLoRA.of(path), model)])
+    wanted = (3 / 2**0.5 if rslora else 3 / 2) * drawn(6, 2) @ drawn(2, 6)
+    torch.testing.assert_close(changed(model)[f"{Q}.weight"], wanted, rtol=0, atol=2e-6)
+
+
+def test_alphas_beside_files_of_others_are_not_theirs(tmp_path: Path) -> None:
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"lora_alpha": 3.0, "alpha_pattern": {Q: 1}}))
+    save_file(low_rank(f"diffusion_model.{Q}"), tmp_path / "other.safetensors")
+    assert set(read_tensors(tmp_path / "other.safetensors")) == set(low_rank(f"diffusion_model.{Q}"))
+    save_file(low_rank(f"base_model.model.{Q}"), tmp_path / "a.safetensors")
+    for text, said in [(config.read_text(), "alpha_pattern"), ('{"lora_alpha": "1"}', "'1', wanted a number"),
+                       ("[]", "wanted a JSON object"), ("{", "adapter_config.json is not valid")]:  # fmt: skip
+        config.write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            read_tensors(tmp_path / "a.safetensors")
