@@ -262,6 +262,8 @@ def test_no_person_trains_and_validates() -> None:
     assert 2 < len(folders) < 16 and folders <= {f"/data/{person}" for person in range(40)}
     assert validation_people(files[:1], 0.2) == validation_people(files, 0) == set()
     assert len(validation_people(files[:2], 1e-9)) == 1
+    for file in files:  # somebody is left to train with
+        assert len(validation_people([file, "b"], 0.999)) == 1 and validation_people([file], 0.999) == set()
 
 
 def test_files_that_show_the_same_face_are_on_one_side() -> None:

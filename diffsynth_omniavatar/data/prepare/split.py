@@ -60,20 +60,20 @@ def _people_by_face(sources: Sequence[str], clips: Sequence[ClipRecord]) -> dict
 
 
 def validation_people(people: Iterable[str], share: float) -> set[str]:
-    """Those whose clips validate: `share` of them by the hash of their name, at least one if there are two.
+    """Those whose clips validate: `share` of them by the hash of their name; at least one if there are two, never all.
 
     A person stays on the side where they are when others are added, but for the one that is chosen where the hash of
-    none is low enough.
+    none, or of all, is low enough.
 
     Args:
         people: names.
         share: part of the people, 0 to 1; 0 for none.
     """
-    people = set(people)
-    chosen = {name for name in people if _place(name) < share}
-    if not chosen and share > 0 and len(people) > 1:
-        chosen = {min(people, key=_place)}
-    return chosen
+    ordered = sorted(set(people), key=_place)
+    count = sum(_place(name) < share for name in ordered)
+    if share > 0:
+        count = max(1, count)
+    return set(ordered[: min(count, len(ordered) - 1)])
 
 
 def splits(people: Mapping[str, str], share: float) -> dict[str, str]:
