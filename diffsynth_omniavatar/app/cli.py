@@ -100,6 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
         choices=[33, 49, 65],
         help="add input channels, up to this number; the new ones start at zero (default: keep the checkpoint's)",
     )
+    convert.add_argument(
+        "--checkpoint_preset", help="how IN was trained, where no config.json says so: as for generate"
+    )
 
     doctor = _add_command(
         commands, _run_doctor, "doctor", "Check this machine and the model's files, and say how to fix what is wrong."
@@ -196,6 +199,7 @@ def _run_convert(args: argparse.Namespace) -> int:
 
     base = args.base[0] if args.base is not None and len(args.base) == 1 else args.base
     more = {"in_dim": args.in_dim, "lora_form": args.lora_form, "quantize": args.quantize, "keep_bf16": args.keep_bf16}
+    more["checkpoint_preset"] = args.checkpoint_preset
     print(f"Wrote {convert(args.source, args.out, args.to, base=base, **more)}.")
     return 0
 

@@ -71,6 +71,11 @@ MODEL_FLAGS: Flags = {
         "where to download from: modelscope or huggingface (default: huggingface for OmniAvatar and wav2vec2, "
         "DiffSynth's choice for Wan)",
     ),
+    "checkpoint_preset": (
+        str,
+        "how a checkpoint without config.json was trained: lipforcing_teacher for Lip Forcing's omniavatar_ls_14b.pt "
+        "under another name (default: told by the file's name)",
+    ),
     "leading_audio_rows": (int, "frames before the sound starts, 0 or 1 (default: the checkpoint's, else 1)"),
     "first_frame": (str, "V2V: is the first frame known or masked? (default: the checkpoint's, else known)"),
 }
@@ -247,9 +252,11 @@ def named_loras(args: argparse.Namespace) -> list[tuple[str, float]]:
 def facts(args: argparse.Namespace) -> CheckpointConfig:
     """What is known of the checkpoint before it is loaded; one that is yet to be downloaded is upstream's."""
     from ..model.checkpoint import needed_sources, read_facts
+    from ..model.checkpoint_presets import preset_conventions
     from ..model.config import CheckpointConfig
     from ..model.part_files import check_parts
 
+    preset = preset_conventions(args.checkpoint_preset) if hasattr(args, "checkpoint_preset") else None
     if args.models_folder is not None and not Path(args.models_folder).is_dir():
         raise FileNotFoundError(f"--models_folder: {args.models_folder} is no folder.")
     files = model_files(args.model, args.models_folder, {part: getattr(args, part, None) for part in SMALL_FAMILY})
@@ -261,7 +268,7 @@ def facts(args: argparse.Namespace) -> CheckpointConfig:
         check_loras(named_loras(args), sources, args.model, getattr(args, "download_source", None))
     config = read_facts(sources["omniavatar"]) or CheckpointConfig(in_dim=33)
     stated = {name: getattr(args, name) for name in ("leading_audio_rows", "first_frame") if hasattr(args, name)}
-    return replace(config, conventions=replace(config.conventions, **stated))
+    return replace(config, conventions=replace(preset or config.conventions, **stated))
 
 
 def load_model(args: argparse.Namespace) -> OmniAvatarPipeline:

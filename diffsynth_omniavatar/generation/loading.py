@@ -19,6 +19,7 @@ import torch
 from .. import host
 from ..model.blocks.quantized import Method
 from ..model.checkpoint import denoiser_shapes, needed_sources
+from ..model.checkpoint_presets import preset_conventions
 from ..model.config import PRESETS
 from ..model.dit import state_dict_shapes
 from ..model.files import HUB_FOLDER, HubFiles, ModelFiles, PathOrPaths, Source, hub_file, model_files
@@ -203,6 +204,7 @@ def load_pipeline(
     use_usp: bool = False,
     shard_weights: bool = False,
     download_source: str | None = None,
+    checkpoint_preset: str | None = None,
     leading_audio_rows: int | None = None,
     first_frame: Literal["known", "masked"] | None = None,
 ) -> OmniAvatarPipeline:
@@ -232,6 +234,8 @@ def load_pipeline(
             to the GPU just before use.
         use_usp: make a video by all processes that torchrun has started, each with a GPU and a part of the tokens.
         shard_weights: with `use_usp`, each GPU has a part of the denoiser's weights, too.
+        checkpoint_preset: one of `checkpoint_presets.CHECKPOINT_PRESETS`, for a checkpoint without a config.json whose
+            file has another name than the published one.
         leading_audio_rows, first_frame: `config.Conventions` with which the checkpoint was trained, where its
             config.json does not say so; None follows the checkpoint.
 
@@ -260,6 +264,7 @@ def load_pipeline(
         raise ValueError("--use_usp does not go with --quantize_attention and --stream_weights: leave it or them out.")
     if shard_weights and not use_usp:
         raise ValueError("--shard_weights spreads the weights over the GPUs of --use_usp: add it.")
+    preset = None if checkpoint_preset is None else preset_conventions(checkpoint_preset)
     device = choose_device(device)
     files = model_files(model, folder if folder is None else os.fspath(folder), parts)
     sources = needed_sources(files)
@@ -289,11 +294,12 @@ def load_pipeline(
             pipe = OmniAvatarPipeline.from_pretrained(**arguments)
         else:
             pipe = host.load_within(vram_limit, OmniAvatarPipeline.from_pretrained, arguments)
-    given = {"leading_audio_rows": leading_audio_rows, "first_frame": first_frame}
+    stated = {"leading_audio_rows": leading_audio_rows, "first_frame": first_frame}
     for part in ("text_encoder", "vae"):
         if getattr(pipe, part) is None:
             raise ValueError(f"{part}: {files.sources[part]} is none that DiffSynth knows.")
-    pipe.conventions = replace(pipe.conventions, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in stated.items() if value is not None}
+    pipe.conventions = replace(preset or pipe.conventions, **given)
     return pipe
 
 

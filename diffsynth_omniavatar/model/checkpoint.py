@@ -32,6 +32,7 @@ from ..system.tensor_files import (
     write_pickle,
     write_safetensors,
 )
+from .checkpoint_presets import preset_of_file
 from .config import CheckpointConfig, LoRAConfig
 from .files import HubFiles, ModelFiles, Source
 
@@ -88,8 +89,18 @@ def weight_files(path: str | Path | Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: nothing is there.
-        CheckpointError: the folder has several candidates, or the list no weights.
+        CheckpointError: the folder has several candidates, or the list no weights, or a file is known as one that
+            cannot be used.
     """
+    files = _named_files(path)
+    for file in files:
+        preset = preset_of_file(file)
+        if preset is not None and preset.conventions is None:
+            raise CheckpointError(f"{file}: {preset.reason}.")
+    return files
+
+
+def _named_files(path: str | Path | Iterable[str | Path]) -> list[Path]:
     if not isinstance(path, (str, Path)):
         files = [Path(entry) for entry in path]
         named = [file for file in files if file.name == "pytorch_model.pt"]
@@ -163,8 +174,8 @@ def read_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def read_config(files: list[Path]) -> CheckpointConfig:
-    """What a safetensors file's metadata or else the config.json beside the first file says; defaults if neither is
-    there.
+    """What a safetensors file's metadata or else the config.json beside the first file says; if neither is there, what
+    is known of a file of this name, or the defaults.
     """
     if files[0].suffix == ".safetensors":
         with _named_faults(), open_safetensors(files[0]) as content:
@@ -172,7 +183,12 @@ def read_config(files: list[Path]) -> CheckpointConfig:
         if SAFETENSORS_CONFIG in metadata:
             return CheckpointConfig.parse(metadata[SAFETENSORS_CONFIG], f"{files[0]}: {SAFETENSORS_CONFIG}")
     config_file = files[0].parent / "config.json"
-    return CheckpointConfig.load(config_file) if config_file.is_file() else CheckpointConfig()
+    if config_file.is_file():
+        return CheckpointConfig.load(config_file)
+    preset = preset_of_file(files[0])
+    if preset is None or preset.conventions is None:
+        return CheckpointConfig()
+    return CheckpointConfig(conventions=preset.conventions)
 
 
 def needed_sources(files: ModelFiles) -> dict[str, Source]:

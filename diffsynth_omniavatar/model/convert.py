@@ -26,6 +26,7 @@ from .checkpoint import (
     shapes_of,
     weight_files,
 )
+from .checkpoint_presets import preset_conventions
 from .config import OmniAvatarConfig
 from .dit import state_dict_shapes
 from .lora import lora_file_tensors, own_lora, split_lora
@@ -94,6 +95,7 @@ def convert(
     quantize: Method | None = None,
     keep_bf16: str | Iterable[str] = (),
     lora_form: str | None = None,
+    checkpoint_preset: str | None = None,
 ) -> Path:
     """Write a checkpoint in another form.
 
@@ -107,13 +109,16 @@ def convert(
         quantize: "merged": write the denoiser's layers in 8 bits, for generation.
         keep_bf16: layers that stay as they are; see `quantize.check_quantize`.
         lora_form: of "lora": one of `lora_keys.SPELLINGS`, by default "comfyui"; see `lora.lora_file_tensors`.
+        checkpoint_preset: how the checkpoint was trained, where no config.json says so; one of `CHECKPOINT_PRESETS`.
 
     Returns:
         The file written.
 
     Raises:
         CheckpointError: the conversion is not possible; the message says why.
+        ValueError: no such preset, or that of a checkpoint which cannot be used.
     """
+    conventions = None if checkpoint_preset is None else preset_conventions(checkpoint_preset)
     check_quantize(quantize, layer_names(keep_bf16), "cpu")
     if quantize is not None and to != "merged":
         raise CheckpointError(f"quantize {quantize} writes all weights in 8 bits: it goes with --to merged alone.")
@@ -122,6 +127,8 @@ def convert(
     if has_scales(read_shapes(weight_files(source))):
         raise CheckpointError(f"{source} is in 8 bits, which nothing is made of: convert what it was made of.")
     checkpoint = load_checkpoint(source)
+    if conventions is not None:
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, conventions=conventions))
     if in_dim is not None:
         checkpoint = _grown(checkpoint, in_dim)
     out = Path(out)

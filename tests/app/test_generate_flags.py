@@ -38,6 +38,7 @@ FLAGS = {
     "use_usp": True,
     "shard_weights": True,
     "download_source": "modelscope",
+    "checkpoint_preset": "lipforcing_teacher",
     "leading_audio_rows": 0,
     "first_frame": "masked",
     "prompt": "a dog",

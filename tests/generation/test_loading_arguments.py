@@ -79,6 +79,7 @@ ARRIVALS = {
     "use_usp": (True, given("use_usp"), True),
     "shard_weights": (True, given("omniavatar_shard_weights"), True),
     "download_source": ("modelscope", lambda seen: seen.sources, {"modelscope"}),
+    "checkpoint_preset": ("lipforcing_teacher", lambda seen: seen.pipe.conventions.first_frame, "masked"),
     "leading_audio_rows": (0, lambda seen: seen.pipe.conventions.leading_audio_rows, 0),
     "first_frame": ("masked", lambda seen: seen.pipe.conventions.first_frame, "masked"),
 }
