@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,7 +168,9 @@ class Fvd:
         """The distance of all clips; None of fewer than 2 pieces."""
         if self._evaluator.fake_stats.num_items < 2:
             return None
-        return float(self._evaluator.compute_fvd_from_stats())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few pieces the covariance is singular
+            return float(self._evaluator.compute_fvd_from_stats())
 
     def _forget(self) -> None:
         self._features: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])

@@ -4,12 +4,14 @@ import dataclasses
 import hashlib
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.writer import VideoWriter
@@ -98,6 +100,15 @@ def test_small_windows_change_nothing(folder: Path, found: Evaluation, monkeypat
     files = ClipFiles(generated=folder / "blurred.mp4", reference=folder / "real.mp4")
     again = evaluate([files], ["stability", "picture"]).clips[0].values
     assert again == pytest.approx({name: found.clips[1].values[name] for name in again}, rel=1e-5)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("real", "short"), ("short", "real")])
+def test_both_videos_are_cut_to_the_shorter(folder: Path, drawn: SpeakerClip, ours: str, theirs: str):
+    with VideoWriter(folder / "short.mp4", 128, 128) as writer:
+        writer.write(torch.from_numpy(drawn.frames[:7]))
+    clip = Clip(ClipFiles(generated=folder / f"{ours}.mp4", reference=folder / f"{theirs}.mp4"))
+    (window,) = clip.windows()
+    assert clip.frames == 7 and window.frames.shape == window.reference.shape == (7, 128, 128, 3)
 
 
 def test_what_cannot_be_opened_is_told_first_and_the_rest_is_measured(folder: Path):
@@ -272,6 +283,17 @@ def test_lpips_is_asked_of_the_whole_picture_and_the_face_in_plus_minus_one(fold
     found = group.result().values
     difference = (window.frames.float() - window.reference.float()).abs().mean() / 255
     assert found["lpips"] == pytest.approx(float(difference), rel=1e-4) and found["lpips_face"] > 0
+
+
+def test_the_portrait_is_of_the_largest_face(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.new("RGB", (16, 16), "teal").save(folder / "portrait.png")
+    faces = [SimpleNamespace(size=size) for size in (1, 3, 2)]
+    monkeypatch.setattr(clips, "FaceFinder", lambda: SimpleNamespace(faces=lambda picture: faces))
+    files = ClipFiles(generated=folder / "real.mp4", portrait=folder / "portrait.png")
+    assert Clip(files).portrait[1] is faces[1]
+    faces.clear()
+    with pytest.raises(ValueError, match=r"there is no face in .*portrait\.png"):
+        _ = Clip(files).portrait
 
 
 def test_a_portrait_that_is_no_picture_is_told_at_once(folder: Path):
