@@ -20,6 +20,7 @@ from diffsynth_omniavatar.metrics import evaluate as evaluation
 from diffsynth_omniavatar.metrics import groups, measure
 from diffsynth_omniavatar.metrics.clip import Clip, ClipFiles
 from diffsynth_omniavatar.metrics.evaluate import HIGHER_IS_BETTER, LOWER_IS_BETTER, Evaluation, evaluate
+from diffsynth_omniavatar.metrics.lips import LIPS, landmarks
 from diffsynth_omniavatar.metrics.meanings import MEANINGS
 from diffsynth_omniavatar.metrics.networks import PUBLISHED, Networks
 from diffsynth_omniavatar.nano.speaker.clips import SpeakerClip, draw_clip
@@ -270,6 +271,19 @@ def test_csim_is_the_cosine_to_the_first_frame_with_a_face(folder: Path):
     cosine = first @ last / np.linalg.norm(first) / np.linalg.norm(last)
     assert np.flatnonzero(np.isfinite(curve)).tolist() == [5, 10]
     assert curve[[5, 10]] == pytest.approx([1, cosine], abs=1e-3) and cosine < 0.95
+
+
+def test_what_changes_at_the_mouth_does_not_count_outside(folder: Path):
+    clip = Clip(ClipFiles(generated=folder / "real.mp4", reference=folder / "real.mp4"))
+    window = next(clip.windows())
+    mouth = groups._mouth(window, clip) > 0.999
+    x, y = landmarks(clip.faces[0])[list(LIPS)].mean(axis=0).round().astype(int)
+    assert mouth[0, y, x] and not mouth[0, 0, 0]
+    frames = torch.where(mouth[..., None], 255 - window.frames, window.frames)
+    group = groups.PictureGroup(clip, Networks())
+    group.watch(dataclasses.replace(window, frames=frames))
+    values = group.result().values
+    assert values["psnr_outside"] > 60 > 30 > values["psnr"] and values["ssim_outside"] > values["ssim"]
 
 
 def test_lpips_is_asked_of_the_whole_picture_and_the_face_in_plus_minus_one(folder: Path):
