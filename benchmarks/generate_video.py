@@ -1,14 +1,17 @@
 """Generate a video end to end with random weights: seconds of each part, and peak memory.
 
     python benchmarks/generate_video.py --steps 4 --cfg_scale 1 --compile --quantize fp8 --quantize_attention
+    python benchmarks/generate_video.py --sampler lightx2v4 --compile
     python benchmarks/generate_video.py --compile --stream_weights --limit 12
+    python benchmarks/generate_video.py --model tiny --height 64 --width 64 --sampler lightx2v4    # without a GPU
 
-The first video, which compiles, is not counted. The picture is noise; the work is that of the real model.
+A table has the parts, a line of JSON everything. The first video, which compiles, is not counted. The picture is noise; the work is that of the real model.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -24,6 +27,7 @@ from speed import clean, memory_limit
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.generate import generate
+from diffsynth_omniavatar.generation.loading import load_pipeline
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.placement import Placement, place
 from diffsynth_omniavatar.media.sound import Sound
@@ -34,12 +38,16 @@ from diffsynth_omniavatar.model.blocks.quantized import METHODS
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.config import PRESETS
 from diffsynth_omniavatar.model.quantize import layer_names
+from diffsynth_omniavatar.model.sampling import SAMPLERS, SOLVERS
+from diffsynth_omniavatar.nano.family import write_random_family
 
 GIB = 2**30
 
 
-def prepared_pipeline(args: argparse.Namespace) -> OmniAvatarPipeline:
-    """The pipeline with its weights where the flags want them."""
+def prepared_pipeline(args: argparse.Namespace, folder: str) -> OmniAvatarPipeline:
+    """The pipeline with its weights where the flags want them; `folder` is for those of the tiny model."""
+    if args.model == "tiny":
+        return load_pipeline(folder=write_random_family(folder), dtype="float32")
     pipe = random_pipeline(PRESETS[args.model])
     pipe.dit.runner = BlockRunner(compile=args.compile, attention_fp8=args.quantize_attention)
     if not (args.compile or args.quantize_attention or args.stream_weights):
@@ -53,15 +61,34 @@ def prepared_pipeline(args: argparse.Namespace) -> OmniAvatarPipeline:
     return pipe
 
 
+def wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def table(seconds: Counter[str], whole: float) -> str:
+    """Parts of a video, with how often they ran; what no part has is in the last line but one."""
+    lines = [("part", "calls", "s a call", "s", "%")]
+    parts = [part for part in seconds if not part.endswith(", calls")]
+    for part in parts:
+        calls, spent = seconds[f"{part}, calls"], seconds[part]
+        lines.append((part, f"{calls:.0f}", f"{spent / calls:.3f}", f"{spent:.2f}", f"{100 * spent / whole:.0f}"))
+    rest = whole - sum(seconds[part] for part in parts)
+    lines += [
+        (name, "", "", f"{spent:.2f}", f"{100 * spent / whole:.0f}") for name, spent in (("rest", rest), ("all", whole))
+    ]
+    return "\n".join(f"{name:<12}{calls:>7}{each:>10}{spent:>9}{share:>5}" for name, calls, each, spent, share in lines)
+
+
 def timed(seconds: Counter[str], owner: Any, method: str, part: str) -> None:
     """Add the seconds of each call of a method to those of a part."""
     original = getattr(owner, method)
 
     def call(*inputs: Any, **kwargs: Any) -> Any:
-        torch.cuda.synchronize()
+        wait_for_gpu()
         start = time.perf_counter()
         result = original(*inputs, **kwargs)
-        torch.cuda.synchronize()
+        wait_for_gpu()
         seconds[part] += time.perf_counter() - start
         seconds[f"{part}, calls"] += 1
         return result
@@ -79,7 +106,9 @@ def make(pipe: OmniAvatarPipeline, args: argparse.Namespace, folder: str) -> Any
         out=Path(folder) / "video.mp4",
         height=args.height,
         width=args.width,
+        sampler=args.sampler,
         steps=args.steps,
+        solver=args.solver,
         cfg_scale=args.cfg_scale,
         audio_cfg_scale=args.audio_cfg_scale,
         max_tokens=args.frames * args.height * args.width // PIXELS_PER_TOKEN,
@@ -89,13 +118,15 @@ def make(pipe: OmniAvatarPipeline, args: argparse.Namespace, folder: str) -> Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=list(PRESETS), default="14B")
+    parser.add_argument("--model", choices=[*PRESETS, "tiny"], default="14B")
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=2.9, help="of sound; 2.9 are 81 frames")
     parser.add_argument("--frames", type=int, default=81, help="of a chunk")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--cfg_scale", type=float, default=4.5, help="1 for one pass a step")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), help="preset of the four flags below")
+    parser.add_argument("--steps", type=int, help="default: 25")
+    parser.add_argument("--solver", choices=SOLVERS)
+    parser.add_argument("--cfg_scale", type=float, help="1 for one pass a step; default: 4.5")
     parser.add_argument("--audio_cfg_scale", type=float)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--quantize", choices=METHODS)
@@ -104,26 +135,36 @@ def main() -> None:
     parser.add_argument("--stream_weights", action="store_true")
     parser.add_argument("--limit", type=float, help="GiB of the GPU that the run may have")
     args = parser.parse_args()
+    if args.sampler is None and args.steps is None:
+        args.steps = 25
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, folder)
 
-    pipe = prepared_pipeline(args)
-    weights = torch.cuda.memory_allocated() / GIB
+
+def measure(args: argparse.Namespace, folder: str) -> None:
+    """Make a video twice, and print what the second took."""
+    on_gpu = torch.cuda.is_available()
+    pipe = prepared_pipeline(args, folder)
+    weights = torch.cuda.memory_allocated() / GIB if on_gpu else 0.0
     seconds: Counter[str] = Counter()
-    timed(seconds, pipe.dit, "forward", "denoiser")
-    timed(seconds, pipe.vae, "decode", "VAE decode")
-    timed(seconds, pipe.vae, "encode", "VAE encode")
     timed(seconds, pipe, "encode_prompt", "text")
     timed(seconds, pipe, "encode_speech", "speech")
+    timed(seconds, pipe.vae, "encode", "VAE encode")
+    timed(seconds, pipe.dit, "forward", "denoiser")
+    timed(seconds, pipe.vae, "decode", "VAE decode")
     timed(seconds, VideoWriter, "write", "writing")
-    with tempfile.TemporaryDirectory() as folder, memory_limit(args.limit):
+    with memory_limit(args.limit) if on_gpu else contextlib.nullcontext():
         start = time.perf_counter()
         make(pipe, args, folder)
         first = time.perf_counter() - start
         seconds.clear()
-        torch.cuda.reset_peak_memory_stats()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         result = make(pipe, args, folder)
         whole = time.perf_counter() - start
         info = probe_video(result.path)
+    print(table(seconds, whole))
     print(
         json.dumps(
             {
@@ -134,8 +175,8 @@ def main() -> None:
                 "first video": round(first, 1),
                 **{name: round(value, 2) for name, value in seconds.items()},
                 "weights_gib": round(weights, 1),
-                "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 1),
-                "gpu": torch.cuda.get_device_name(),
+                "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 1) if on_gpu else None,
+                "gpu": torch.cuda.get_device_name() if on_gpu else None,
                 "torch": torch.__version__,
                 "diffsynth": host.VERSION,
             }
