@@ -5,7 +5,8 @@
     python benchmarks/generate_video.py --compile --stream_weights --limit 12
     python benchmarks/generate_video.py --model tiny --height 64 --width 64 --sampler lightx2v4    # without a GPU
 
-A table has the parts, a line of JSON everything. The first video, which compiles, is not counted. The picture is noise; the work is that of the real model.
+A table has the parts, a line of JSON everything. The first video, which compiles, is not counted. The picture is noise;
+the work is that of the real model.
 """
 
 from __future__ import annotations
@@ -74,9 +75,8 @@ def table(seconds: Counter[str], whole: float) -> str:
         calls, spent = seconds[f"{part}, calls"], seconds[part]
         lines.append((part, f"{calls:.0f}", f"{spent / calls:.3f}", f"{spent:.2f}", f"{100 * spent / whole:.0f}"))
     rest = whole - sum(seconds[part] for part in parts)
-    lines += [
-        (name, "", "", f"{spent:.2f}", f"{100 * spent / whole:.0f}") for name, spent in (("rest", rest), ("all", whole))
-    ]
+    for name, spent in (("rest", rest), ("all", whole)):
+        lines.append((name, "", "", f"{spent:.2f}", f"{100 * spent / whole:.0f}"))
     return "\n".join(f"{name:<12}{calls:>7}{each:>10}{spent:>9}{share:>5}" for name, calls, each, spent, share in lines)
 
 
