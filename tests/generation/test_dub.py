@@ -141,10 +141,11 @@ def test_cuts_end_chunks_and_gaps_stay(tmp_path, written):
 
 def test_several_faces_are_those_of_single_runs(tmp_path, written):
     source = film(tmp_path / "film.mp4", 20)
-    faces = write_faces(tmp_path / "faces.jsonl", still(0, 20, 40, 48), still(0, 20, 120, 48))
+    faces = write_faces(tmp_path / "faces.jsonl", still(0, 20, 40, 48), still(0, 12, 120, 48))
     common = {"video": source, "detections": faces, **FAST}
     sounds = [noise(0.8), noise(0.4)]
-    dub(FakePipe(), audio=sounds, face=[1, 2], out=tmp_path / "both.mp4", **common)
+    both = dub(FakePipe(), audio=sounds, face=[1, 2], out=tmp_path / "both.mp4", **common)
+    assert both.dubbed == 20 and not both.untouched  # one of them is always there
     for face, sound in ((1, sounds[0]), (2, sounds[1])):
         dub(FakePipe(), audio=sound, face=face, out=tmp_path / f"{face}.mp4", **common)
     left, right = written("1.mp4"), written("2.mp4")
@@ -164,6 +165,15 @@ def test_a_short_video_is_extended(tmp_path, written, caplog, extend, frames):
     order = {"loop": [*range(12), *range(10, 2, -1)], "hold": [*range(12), *[11] * 8], "stop": list(range(12))}
     assert torch.equal(after[:, :16], before[order[extend], :16])
     assert "The speech lasts 0.80 s, the video 0.48 s" in caplog.text
+
+
+def test_silence_comes_before_the_speech(tmp_path):
+    source = film(tmp_path / "film.mp4", 10)
+    faces = write_faces(tmp_path / "faces.jsonl", still(0, 10, *FACE))
+    made = dub(FakePipe(), video=source, audio=noise(0.4), out=tmp_path / "out.mp4", detections=faces, silence=0.2,
+               **FAST)  # fmt: skip
+    heard = np.abs(load_sound(tmp_path / "out.mp4").samples[0])
+    assert made.frames == 15 and heard[:3000].max() < 0.01 < heard[3400:9000].mean()
 
 
 def test_gaps_keep_sound_and_pictures(tmp_path, written, monkeypatch):

@@ -54,6 +54,8 @@ def test_an_extended_video_goes_back_and_forth_or_stays_or_stops():
     for extend, seconds in (("stop", 9.0), ("loop", 0.1), ("hold", 0.2)):
         assert list(plan_playback(UNEVEN, seconds, extend).pictures) == [0, 1, 2, 3]
     assert list(plan_playback(times_of([0], 40), 0.1, "loop").pictures) == [0, 0, 0]
+    coarse = plan_playback(times_of(range(3), 3, Fraction(1, 30)), 1.1, "hold")
+    assert len(coarse.pictures) == 3 + 25 and coarse.stop == 33
 
 
 @pytest.mark.parametrize("rate", [Fraction(25), Fraction(30), Fraction(30000, 1001), Fraction(60), Fraction(12)])
@@ -159,6 +161,8 @@ def test_the_speaker_moves_the_lips_while_there_is_a_voice(monkeypatch):
     speaker = with_faces(still(0, 100, 60, 80), {place: moving[place] for place in range(25, 50)})
     both = footage_of(with_faces(still(0, 100, 160, 80, 60), chewing), speaker)
     assert choose_tracks(both, ["speaking"]) == [[speaker]]
+    always = with_faces(both.tracks[0], {place: {"openness": 0.12 * (place % 2)} for place in range(100)})
+    assert choose_tracks(footage_of(always, speaker), ["speaking"]) == [[speaker]]
     monkeypatch.setitem(module, "speech_spans", lambda _: [])
     with pytest.raises(RequestError, match="face speaking: nobody speaks in the sound of film"):
         choose_tracks(both, ["speaking"])
