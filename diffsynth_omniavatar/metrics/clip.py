@@ -46,7 +46,7 @@ OTHER_SHAPE = 0.1
 """A reference whose width by height differs by more than this share shows something else."""
 
 SHORTER = 0.5
-"""Seconds by which speech may end before the picture without a word."""
+"""Seconds by which speech or reference may end before the video without a word."""
 
 logger = logging.getLogger(__name__)
 
@@ -200,12 +200,18 @@ def open_all(files: ClipFiles) -> None:
         ValueError: a file cannot be read, or is not what it should be.
     """
     clip = Clip(files)
+    whole, measured = clip.info.frames / FRAME_RATE, clip.frames / FRAME_RATE
+    if measured < whole - SHORTER:
+        logger.warning(
+            "%s has %.1f s, and %s %.1f s: the first part alone is measured",
+            *(files.reference, measured, files.generated, whole),
+        )
     if files.audio is not None and clip.waveform is not None:
-        seconds, wanted = len(clip.waveform) / SAMPLE_RATE, clip.frames / FRAME_RATE
-        if seconds < wanted - SHORTER:
+        seconds = len(clip.waveform) / SAMPLE_RATE
+        if seconds < measured - SHORTER:
             logger.warning(
                 "%s has %.1f s, and %s %.1f s: figures of sound are of the first part alone",
-                *(files.audio, seconds, files.generated, wanted),
+                *(files.audio, seconds, files.generated, whole),
             )
 
 

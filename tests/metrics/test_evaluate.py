@@ -104,12 +104,23 @@ def test_small_windows_change_nothing(folder: Path, found: Evaluation, monkeypat
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("real", "short"), ("short", "real")])
-def test_both_videos_are_cut_to_the_shorter(folder: Path, drawn: SpeakerClip, ours: str, theirs: str):
+def test_both_videos_are_cut_to_the_shorter(
+    folder: Path,
+    drawn: SpeakerClip,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ours: str,
+    theirs: str,
+):
     with VideoWriter(folder / "short.mp4", 128, 128) as writer:
         writer.write(torch.from_numpy(drawn.frames[:7]))
-    clip = Clip(ClipFiles(generated=folder / f"{ours}.mp4", reference=folder / f"{theirs}.mp4"))
+    files = ClipFiles(generated=folder / f"{ours}.mp4", reference=folder / f"{theirs}.mp4")
+    clip = Clip(files)
     (window,) = clip.windows()
     assert clip.frames == 7 and window.frames.shape == window.reference.shape == (7, 128, 128, 3)
+    monkeypatch.setattr(clips, "SHORTER", 0.1)
+    clips.open_all(files)
+    assert ("short.mp4 has 0.3 s, and" in caplog.text) == (ours == "real")
 
 
 def test_what_cannot_be_opened_is_told_first_and_the_rest_is_measured(folder: Path):

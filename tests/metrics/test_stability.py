@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from diffsynth_omniavatar.metrics import stability
+from diffsynth_omniavatar.metrics.clip import Window
+from diffsynth_omniavatar.metrics.groups import StabilityGroup
+from diffsynth_omniavatar.metrics.networks import Networks
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
@@ -57,3 +60,15 @@ def test_only_the_upper_corners_count_as_background():
     frames[:, :, 8:-8] = 0
     corners = torch.cat([frames[:, :8, :8], frames[:, :8, -8:]], dim=2).float().mean(dim=(1, 2))
     torch.testing.assert_close(stability.border_colours(frames), corners)
+
+
+def test_colours_drift_from_the_first_second_to_the_last():
+    """Frame t has the grey level t, so the last second's mean is 50 above the first's."""
+    frames = torch.arange(75, dtype=torch.uint8)[:, None, None, None].expand(-1, 12, 12, 3)
+    group = StabilityGroup(None, Networks())
+    for start in range(0, 75, 20):
+        group.watch(Window(start=start, frames=frames[start : start + 20], reference=None))
+    found = group.result()
+    assert found.values["colour_drift"] == pytest.approx(50) and found.values["frozen_share"] == 0
+    assert found.values["flicker"] == found.values["sharpness_late"] == 0
+    assert found.curves["colour_drift"][12] == 0 and len(found.curves["change"]) == 75
