@@ -213,3 +213,12 @@ def test_8_bits_and_streams_come_after_all_loras(folder):
     streamed = loading.load_pipeline(folder=folder, device="cpu", stream_weights=True, loras=loras)
     with pytest.raises(CheckpointError, match="quantised or streamed already"):
         add_lora(streamed, plain)
+
+
+def test_dora_acts_on_what_comes_before_it_or_is_refused(folder):
+    loras = [folder / "dora.safetensors"]
+    fused = loading.load_pipeline(folder=folder, device="cpu", loras=loras)
+    rows = fused.dit.get_parameter(f"{Q}.weight").norm(dim=1)
+    assert torch.allclose(rows, torch.ones(()), atol=1e-5)  # so OmniAvatar's LoRA is in the weight that it turns
+    with pytest.raises(CheckpointError, match=r"dora.safetensors is a DoRA.*kept apart"):
+        loading.load_pipeline(folder=folder, device="cpu", lora="adapters", loras=loras)
