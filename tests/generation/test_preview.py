@@ -54,8 +54,8 @@ def test_previews_of_the_small_model_look_like_the_person():
 
 
 @pytest.mark.parametrize("solver", ["euler", "renoise"])
-def test_each_step_tells_the_clean_latents_with_those_that_are_known(solver):
-    clean, noise = torch.randn(2, 1, 4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+def test_each_step_tells_the_clean_latents_of_the_first_clip_with_those_that_are_known(solver):
+    clean, noise = torch.randn(2, 2, 4, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     told = []
     host_scheduler = SimpleNamespace(
         sigmas=torch.tensor([1.0, 0.5]),
@@ -63,9 +63,9 @@ def test_each_step_tells_the_clean_latents_with_those_that_are_known(solver):
         step=lambda flow, timestep, sample: sample - 0.5 * flow,
     )
     scheduler = StepScheduler(
-        host_scheduler, Sampling(steps=2, solver=solver), FreshNoise([3]), lambda *step: told.append(step)
+        host_scheduler, Sampling(steps=2, solver=solver), FreshNoise([3, 4]), lambda *step: told.append(step)
     )
-    scheduler.known = torch.full((1, 4, 1, 2, 2), 9.0)
+    scheduler.known = torch.full((2, 4, 1, 2, 2), 9.0)
     latents = noise
     for timestep, sigma in ((1000.0, 1.0), (500.0, 0.5)):
         latents = scheduler.step((latents - clean) / sigma, torch.tensor(timestep), latents)
