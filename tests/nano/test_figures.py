@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from diffsynth_omniavatar.app import cli
 from diffsynth_omniavatar.metrics.picture import psnr
 from diffsynth_omniavatar.metrics.sync import best_lag, correlation
-from diffsynth_omniavatar.nano import figures, stage
+from diffsynth_omniavatar.nano import evaluate, figures, stage
 from diffsynth_omniavatar.nano.batch import Sampling, encode_videos, pixels
 from diffsynth_omniavatar.nano.measure import measure_mouth
 from diffsynth_omniavatar.nano.regions import MOUTH_SIDE, background, mouth_region, static_region
@@ -116,3 +117,14 @@ def test_real_frames_in_place_of_generated_ones_reach_the_goals(folder, tmp_path
 def test_what_cannot_be_measured_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"1 clips and figures \['lips'\]; wanted at least 2, and some of sync"):
         figures.evaluate_nano(tmp_path, clips=1, groups=["lips"])
+
+
+def test_the_flags_of_sampling_arrive(tmp_path, monkeypatch):
+    """Those of a preset, those given beside it, and else the shipped weights' own."""
+    taken = []
+    monkeypatch.setattr(evaluate, "evaluate_nano", lambda *_, sampling, **__: taken.append(sampling) or [])
+    for flags in ([], ["--sampler", "fastwan", "--cfg_scale", "2"], ["--steps", "4", "--solver", "renoise"]):
+        assert cli.main(["evaluate", "--nano", "--out", str(tmp_path), "--seed", "5", *flags]) == 0
+    settings = [(sampling.steps, sampling.solver, sampling.cfg_scale, sampling.seed) for sampling in taken]
+    assert settings == [(10, "euler", 1.0, 5), (3, "renoise", 2.0, 5), (4, "renoise", 1.0, 5)]
+    assert [sampling.match_colours for sampling in taken] == [True] * 3
