@@ -1,7 +1,9 @@
 """`prepare` writes clips that training reads; what is finished is not done again; bad files have their reason."""
 
 import csv
+import errno
 import io
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -185,7 +187,8 @@ def test_shards_share_the_sources_and_a_last_run_writes_the_tables(raw: Path, lo
 
 
 def test_a_copy_is_rejected(raw: Path, looked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, one = 40, track(range(40), 16, 14, 10, SPOKEN)
+    frames, spoken = 40, [range(40)]
+    one = track(range(40), 16, 14, 10, spoken)
     swelling = torch.rand(frames, generator=torch.Generator().manual_seed(1)) * 1e-3
     thumbnails = torch.randint(0, 255, (2, 8, 9), dtype=torch.uint8)
 
@@ -195,7 +198,7 @@ def test_a_copy_is_rejected(raw: Path, looked: list[str], monkeypatch: pytest.Mo
             changes |= {"power": 0.25 * swelling, "thumbnails": thumbnails.flip(2)}  # quieter, and mirrored
         if path.stem.endswith("2"):
             changes |= {"power": swelling.flip(0)}
-        return look(frames, [one], SPOKEN, **changes)
+        return look(frames, [one], spoken, **changes)
 
     (raw / "empty.mp4").unlink()
     monkeypatch.setattr(process, "look_at", looks)
@@ -225,6 +228,47 @@ def test_captions_come_from_the_first_that_has_one(raw: Path, looked: list[str],
     for wrong, text in (("no-such-program {clip}", "no program"), (f"{sys.executable} -V", "wanted {clip}")):
         with pytest.raises(ValueError, match=text):
             Captions(command=wrong)
+
+
+def test_a_file_that_changes_while_it_is_read_is_made_again(
+    raw: Path, looked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw / "good 0.mp4").unlink()
+    looks = process.look_at
+
+    def change(path: Path, tell: Callable[[float], None]) -> Look:
+        found = looks(path, tell)
+        if path.stem == "good 1":
+            os.utime(path, ns=(1, 1))
+        if path.stem == "good 2":
+            path.rename(path.with_suffix(".away"))
+        return found
+
+    monkeypatch.setattr(process, "look_at", change)
+    report = made(raw)
+    reasons = ["".join(source.reasons.values()) for source in report.sources]
+    assert report.kept == 0 and "good 1.mp4: it changed while it was read" in reasons[1] and reasons[2]
+    assert not list((raw.parent / "out" / "clips").rglob("*.mp4"))
+    monkeypatch.setattr(process, "look_at", looks)
+    assert made(raw).kept == 1
+
+
+def test_a_folder_that_cannot_be_searched_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (tmp_path / "a.mp4").touch()
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if os.fspath(path) == os.fspath(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    video, folder = find_sources([tmp_path], tmp_path / "out")
+    assert video.path.name == "a.mp4"
+    work = process.SourceWork(out=tmp_path / "out", settings=settings())
+    assert work(folder).reasons == {"unreadable": f"{closed}: Permission denied"}
 
 
 def test_sources_come_from_folders_globs_and_lists(raw: Path, tmp_path: Path) -> None:

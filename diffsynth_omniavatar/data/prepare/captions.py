@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,8 +19,6 @@ from ..prepared import PreparedClip
 from ..tables import read_clips
 from .records import ClipRecord
 from .source_state import STATE
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "A realistic video of a person speaking to the camera."
 
@@ -35,6 +33,9 @@ BATCH = 256
 
 LONGEST_COMMAND = 3600
 """Seconds after which a command is given up."""
+
+LONGEST_CAPTION = 10_000
+"""Characters; what is longer is no caption, and readers of CSV files may refuse it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Captions:
                 continue
             try:
                 text = self._given(Path(clip.source))
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 failed[clip.name] = str(error)
                 continue
             if text:
@@ -106,13 +107,15 @@ class Captions:
         if asked:
             memory = _Memory(out / STATE / "captions.json", self.command or "")
             new = [clip for clip in asked if clip.name not in memory.texts]
-            for count, (name, text, fault) in enumerate(self._ask(new, out), start=1):
-                if fault is None:
-                    memory.add(name, text)
-                else:
-                    failed[name] = fault
-                tell(count / len(new))
-            memory.write()
+            try:
+                for count, (name, text, fault) in enumerate(self._ask(new, out), start=1):
+                    if fault is None:
+                        memory.add(name, text)
+                    else:
+                        failed[name] = fault
+                    tell(count / len(new))
+            finally:  # an interrupt loses no answer
+                memory.write()
             texts |= {clip.name: memory.texts[clip.name] for clip in asked if clip.name in memory.texts}
         return [
             replace(clip, reasons={"caption": failed[clip.name]})
@@ -127,14 +130,14 @@ class Captions:
             return _one_line(text)
         for path in (source.with_suffix(".txt"), source.with_name(f"{source.name}.txt")):
             if path.is_file() and path != source:
-                return _one_line(read_text(path))
+                return _checked(read_text(path), path)
         path = source.with_suffix(".json")
         if path.is_file():
             content = parse_json(read_text(path), str(path))
             found = [content[key] for key in SIDECAR_KEYS if isinstance(content, dict) and key in content]
             if found and not isinstance(found[0], str):
                 raise ValueError(f"{path}: the caption is a {type(found[0]).__name__}, wanted a text")
-            return _one_line(found[0]) if found else None
+            return _checked(found[0], path) if found else None
         return None
 
     def _from_template(self, source: Path) -> str:
@@ -149,7 +152,7 @@ class Captions:
         for clip in clips:
             path = _video(clip, out)
             try:
-                text = _one_line(_run([word.replace(CLIP, str(path)) for word in words]))
+                text = _checked(_run([word.replace(CLIP, str(path)) for word in words]), "the caption command")
                 fault = None if text else f"the caption command printed nothing for {path}"
             except ValueError as error:
                 text, fault = "", str(error)
@@ -164,13 +167,19 @@ class Captions:
                 names.write_text("".join(f"{_video(clip, out)}\n" for clip in batch), encoding="utf-8")
                 try:
                     printed = _run([word.replace(CLIPS, str(names)) for word in self._words()])
-                    lines = [_one_line(line) for line in printed.splitlines() if line.strip()]
+                    lines = [line for line in printed.split("\n") if line.strip()]
                     if len(lines) != len(batch):
                         fault = f"the caption command printed {len(lines)} lines for {len(batch)} clips"
                 except ValueError as error:
                     fault = str(error)
             for index, clip in enumerate(batch):
-                yield clip.name, "" if fault else lines[index], fault
+                if fault is not None:
+                    yield clip.name, "", fault
+                    continue
+                try:
+                    yield clip.name, _checked(lines[index], "the caption command"), None
+                except ValueError as error:
+                    yield clip.name, "", str(error)
 
 
 class _Memory:
@@ -206,7 +215,14 @@ def _run(words: Sequence[str]) -> str:
     """What a program prints; ValueError if it fails."""
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, errors="replace", timeout=LONGEST_COMMAND, check=True
+            words,
+            stdin=subprocess.DEVNULL,  # one that asks something must not wait for an answer
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=LONGEST_COMMAND,
+            check=True,
         )
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout or "").strip().splitlines()
@@ -216,6 +232,16 @@ def _run(words: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"the caption command failed: {error}") from error
     return done.stdout
+
+
+def _checked(text: str, origin: object) -> str:
+    """The text in one line; ValueError for what is no caption."""
+    text = _one_line(text)
+    if len(text) > LONGEST_CAPTION:
+        raise ValueError(f"{origin}: a caption of {len(text)} characters, wanted {LONGEST_CAPTION} at most")
+    if control := next((letter for letter in text if unicodedata.category(letter) == "Cc"), None):
+        raise ValueError(f"{origin}: a caption with the control character {control!r}: {text[:40]!r}")
+    return text
 
 
 def _one_line(text: str) -> str:

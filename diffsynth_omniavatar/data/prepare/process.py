@@ -56,6 +56,8 @@ class SourceWork:
         state = SourceState(source=source, out=self.out)
         try:
             file = file_facts(source.path)
+            if source.path.is_dir():
+                os.scandir(source.path).close()  # one that cannot be searched says why
             os.fspath(source.path).encode()
         except OSError as error:
             return _unusable(source, str(error.strerror))
@@ -75,6 +77,10 @@ class SourceWork:
         except Exception as error:  # libraries break anywhere on damaged files; the next run tries again
             remove_strays(self.out, source.key, [])
             return _unusable(source, reason_of(error))
+        if not _is_unchanged(source.path, file):
+            remove_strays(self.out, source.key, [])
+            state.forget_record()
+            return _unusable(source, "it changed while it was read; run again when it is complete")
         remove_strays(self.out, source.key, [path for clip in record.clips for path in clip_files(clip, self.settings)])
         state.write_record(record, made_with)
         return record
@@ -193,6 +199,13 @@ class SourceWork:
         figures = {**cutting.record.figures, "sync_confidence": confidence, "sync_offset": float(offset)}
         record = replace(cutting.record, figures=figures, reasons=faults(figures, self.settings.rules))
         return replace(cutting, record=record, sound_offset=offset)
+
+
+def _is_unchanged(path: Path, file: FileFacts) -> bool:
+    try:
+        return file_facts(path) == file
+    except OSError:
+        return False
 
 
 def _called(record: SourceRecord, path: str) -> SourceRecord:

@@ -86,12 +86,16 @@ def _is_binary(path: Path) -> bool:
 
 
 def _videos_in(folder: Path) -> Iterator[Path]:
-    """Files with the ending of a video, also in the folders within; hidden ones are left out."""
-    for parent, folders, names in os.walk(folder):
+    """Files with the ending of a video, also in the folders within, and at last folders that cannot be searched: no
+    clip is made of them, but they are told. Hidden ones are left out.
+    """
+    closed: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
         # A folder that is called like a video is told to be none.
         videos = [name for name in (*folders, *names) if Path(name).suffix.lower() in SUFFIXES]
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in videos)
         yield from (Path(parent) / name for name in sorted(videos) if not name.startswith("."))
+    yield from (Path(error.filename) for error in closed)
 
 
 @dataclass(frozen=True)

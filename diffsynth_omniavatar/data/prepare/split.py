@@ -17,7 +17,7 @@ PERSONS: tuple[Person, ...] = get_args(Person)
 
 SAME_FACE = 0.93
 """Cosine of a clip's face with the mean of a person's from which on it is theirs. Faces of one recording have 0.95 and
-more with each other, of different people up to 0.90."""
+more with each other, of different people up to 0.91."""
 
 
 def people_of(clips: Sequence[ClipRecord], person: Person) -> dict[str, str]:
