@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffsynth_omniavatar.media.faces.face import Face, Track
 from diffsynth_omniavatar.media.faces.find import FaceFinder
+from diffsynth_omniavatar.media.faces.scene_tracks import SceneTracker
 from diffsynth_omniavatar.media.faces.tracks import LONGEST_GAP, Tracker, find_tracks
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
@@ -185,3 +186,16 @@ def test_a_face_without_points_is_of_numbers_alone():
     assert kept.pop("points") is None
     numbers = [*kept.pop("box"), *(number for anchor in kept.pop("anchors") for number in anchor), *kept.values()]
     assert len(numbers) == 18 and {type(number) for number in numbers} <= {int, float}
+
+
+def test_a_cut_that_is_found_ends_a_track() -> None:
+    """Also where somebody looks the same in both scenes."""
+    still = [face_at(200)]
+    first = picture_of(still, [GREY])
+    second = torch.where(first == 30, 160, first)
+    tracker = SceneTracker(finder=Scripted([still] * 24))  # type: ignore[arg-type]
+    for picture in [first] * 12 + [second] * 12:
+        tracker.add(picture)
+    tracker.finish()
+    assert tracker.cuts == [12]
+    assert [track.frames for track in tracker.tracks()] == [range(12), range(12, 24)]
