@@ -12,7 +12,8 @@ pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("made/a.mp4", "made/b.MOV", "made/notes.txt", "real/b.mp4", "real/a.webm", "speech/a.wav", "c.mp4"):
+    names = ["made/a.mp4", "made/b.MOV", "made/notes.txt", "real/b.mp4", "real/a.webm", "real/a2.mp4", "speech/a.wav"]
+    for name in [*names, "c.mp4"]:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
