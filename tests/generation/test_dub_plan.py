@@ -216,6 +216,13 @@ def test_frames_of_a_span_show_no_picture_from_before_it():
     assert {span.picture(frame, playback) for frame in span.frames} <= set(range(41, 120))
 
 
+def test_frames_of_a_chunk_show_no_picture_from_behind_its_span():
+    playback, found = plan(footage_of(still(0, 42, 120, 70), cuts=(42,)))
+    (span,) = found.spans
+    frames = [frame for chunk in span.chunks for frame in chunk.frames]
+    assert max(frames) > 41 and {span.picture(frame, playback) for frame in frames} == set(range(42))
+
+
 def test_five_frames_are_enough():
     (span,) = plan(footage_of(still(0, 5, 120, 70)))[1].spans
     assert span.places == range(5)
