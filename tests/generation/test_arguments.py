@@ -187,7 +187,7 @@ ARRIVALS = [
     Arrival(
         "crop_portrait",
         True,
-        of_all_chunks("input_image", lambda image: image.width < 256 and np.asarray(image)[0, 0].tolist() == FRAME),
+        of_all_chunks("input_image", lambda image: image.width < 256),
         True,
         always={"image": SMALL_FACE},
     ),
