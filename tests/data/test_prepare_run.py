@@ -18,7 +18,7 @@ from prepare_looks import look, track
 from synthetic_clips import noise, shown, write_levels
 
 from diffsynth_omniavatar.data.clips import ClipSettings
-from diffsynth_omniavatar.data.prepare import process
+from diffsynth_omniavatar.data.prepare import cut, process
 from diffsynth_omniavatar.data.prepare.captions import Captions
 from diffsynth_omniavatar.data.prepare.look import Look, look_at
 from diffsynth_omniavatar.data.prepare.records import ClipRecord
@@ -151,6 +151,31 @@ def test_what_is_finished_is_kept_and_what_changed_is_made_again(raw: Path, look
     assert len(looked) == 4 and not list((out / "clips").rglob("*.mp4")) and not (out / "metadata.csv").exists()
     made(raw, settings=settings(sizes=((48, 32),)))
     assert len(looked) == 4 and len(list((out / "clips").rglob("*.mp4"))) == 3
+
+
+def test_other_bounds_and_faces_complete_what_is_there(
+    raw: Path, looked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OneFace:
+        def __init__(self, track: Any) -> None:
+            pass
+
+        def add(self, picture: torch.Tensor, index: int) -> None:
+            pass
+
+        def fingerprint(self) -> dict[str, list[float]]:
+            return {"face": np.eye(128)[0].tolist()}
+
+    for name in ("good 1.mp4", "empty.mp4"):
+        (raw / name).unlink()
+    monkeypatch.setattr(cut, "ClipIdentity", OneFace)
+    out = raw.parent / "out"
+    made(raw, settings=settings(bounds={"min_face_size": 20}))
+    clips = [source.clips[0] for source in made(raw).sources]
+    assert all((out / (clip.video or "nothing")).is_file() for clip in clips)
+    assert {clip.split for clip in clips} == {"train", "validation"}
+    assert {source.clips[0].split for source in made(raw, person="face").sources} == {"train"}
+    assert len(looked) == 2
 
 
 def test_an_interrupted_run_goes_on(raw: Path, looked: list[str]) -> None:
@@ -311,15 +336,16 @@ def test_no_person_trains_and_validates() -> None:
 
 
 def test_files_that_show_the_same_face_are_on_one_side() -> None:
-    """Also those that share a face with a third file; faces nearly at right angles are of different people."""
-    faces = np.random.default_rng(0).normal(size=(3, 128))
+    """Also those that share a face with a third file; faces with a cosine of 0.9 are of different people."""
+    faces = np.sqrt(0.1) * np.eye(3, 128)
+    faces[:, 3] = np.sqrt(0.9)
     seen = {"a": [0], "b": [1], "c": [0], "d": [2], "e": [1, 2], "f": [None], "g": [None]}
     clips = []
     for source, numbers in seen.items():
         for face in numbers:
             print_ = {}
             if face is not None:
-                noisy = faces[face] + 0.1 * np.random.default_rng(len(clips)).normal(size=128)
+                noisy = faces[face] + 0.01 * np.random.default_rng(len(clips)).normal(size=128)
                 print_ = {"face": (noisy / np.linalg.norm(noisy)).tolist()}
             clips.append(ClipRecord(name=str(len(clips)), source=source, start=0, frames=50, fingerprint=print_))
     people = people_of(clips, "face")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from prepare_looks import face, look, track
 
+from diffsynth_omniavatar.data.face_rules import face_figures
 from diffsynth_omniavatar.data.figure_rules import faults
 from diffsynth_omniavatar.data.prepare.clip_figures import clip_figures
 from diffsynth_omniavatar.data.prepare.clip_rules import clip_rules
@@ -48,6 +49,18 @@ def test_long_speech_is_cut_at_pauses_and_else_where_it_is_quiet() -> None:
     assert all(stop - start <= LONGEST for start, stop in [first, second, *rest])
 
 
+def test_the_rest_of_long_speech_is_not_too_short() -> None:
+    seen = look(LONGEST + 10, [track(range(LONGEST + 10))], [range(LONGEST + 10)])
+    seen.power[LONGEST - 10 :] = 1e-5  # quietest where the rest would be 20 frames
+    assert min(stop - start for start, stop in ranges(plan_spans(seen, SHORTEST, LONGEST))) >= SHORTEST
+
+
+def test_a_clip_does_not_begin_in_the_speech_of_another() -> None:
+    turns = [range(10, 100), range(102, 200)]
+    people = [track(range(300), 30, spoken=turns[:1]), track(range(300), 70, spoken=turns[1:])]
+    assert ranges(plan_spans(look(300, people, turns), SHORTEST, LONGEST)) == [(5, 102), (100, 205)]
+
+
 def test_the_speaker_is_whose_lips_move() -> None:
     turns = [range(10, 100), range(130, 250)]
     people = [track(range(300), 30, spoken=turns[:1]), track(range(300), 70, spoken=turns[1:])]
@@ -80,6 +93,7 @@ def test_a_head_crop_has_a_trained_shape_and_the_head_inside(
     left, top, right, bottom = crop.bounds[0].tolist()
     assert crop.size in settings.sizes and 0 <= left < right <= width and 0 <= top < bottom <= height
     assert (right - left) / (bottom - top) == pytest.approx(crop.size[1] / crop.size[0], rel=0.01)
+    assert crop.enlargement == pytest.approx(crop.size[1] / (right - left))
     head = head_box(face(x * width, y * height, size * small))
     seen = (max(head[0], 0), max(head[1], 0), min(head[2], width), min(head[3], height))
     assert left <= seen[0] + 1 and top <= seen[1] + 1 and right >= seen[2] - 1 and bottom >= seen[3] - 1
@@ -101,6 +115,13 @@ def broken_by(seen: Look, mode: str = "v2v", **bounds: float) -> set[str]:
     (span,) = plan_spans(seen, SHORTEST, LONGEST)
     crop = crop_of(seen, seen.tracks[0], span.frames, settings)
     return set(faults(clip_figures(seen, span, crop), settings.rules))
+
+
+def test_frames_that_repeat_are_those_of_the_clip() -> None:
+    seen = look(60, [track(range(60))], [range(60)], duplicates=frozenset([5, 10, 11, 20, 41, 50]))
+    for start, stop, count in ((10, 41, 2), (9, 42, 4)):  # the first frame repeats none of the clip's
+        figures = clip_figures(seen, Span(start=start, stop=stop, track=0), None)
+        assert figures["frozen_share"] == pytest.approx(count / (stop - start - 1))
 
 
 def test_each_fault_breaks_its_rule() -> None:
@@ -131,6 +152,17 @@ def test_each_fault_breaks_its_rule() -> None:
     beside = dataclasses.replace(good, tracks=(*good.tracks, track(all_of_it, 210, 290, 100)))
     assert "other_face_share" in broken_by(beside)
     assert broken_by(good, min_seconds=5, max_frozen_share=0) == {"seconds"}
+
+
+def test_a_face_is_judged_by_its_worst_frames_and_by_others_of_its_size() -> None:
+    faces = tuple(face(50, 50, 40, nose_offset=0.6 if frame < 5 else 0.0) for frame in range(50))
+    person, whole = Track(start=0, faces=faces), torch.tensor([0.0, 0, 200, 200]).expand(50, 4)
+    inside = torch.ones(50)
+    inside[40:45] = 0.5
+    figures = face_figures(person, range(50), [track(range(50), 150, 150, 10)], whole, inside)
+    assert figures["nose_offset"] == pytest.approx(0.6) and figures["inside_share"] == 0.5
+    assert figures["other_face_share"] == 0.0  # somebody far behind
+    assert face_figures(person, range(50), [track(range(25), 150, 150, 40)], whole, inside)["other_face_share"] == 0.5
 
 
 def test_a_look_is_read_as_it_was_written(tmp_path) -> None:
