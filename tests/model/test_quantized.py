@@ -26,7 +26,7 @@ from diffsynth_omniavatar.model.checkpoint import CheckpointError, read_shapes, 
 from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
 from diffsynth_omniavatar.model.convert import convert
 from diffsynth_omniavatar.model.host_entries import add_full_entry
-from diffsynth_omniavatar.model.quantize import LAYERS, check_quantize, layer_names, quantize_blocks
+from diffsynth_omniavatar.model.quantize import LAYERS, check_quantize, chosen_layers, layer_names, quantize_blocks
 from diffsynth_omniavatar.model.quantized_files import load_quantized
 from diffsynth_omniavatar.training.module import add_lora, select_trainable
 
@@ -165,6 +165,13 @@ def test_of_the_kept_layers_no_bit_changes(golden):
     assert all(kind == {name: name != "ffn.2" for name in LAYERS} for kind in kinds[1:])
 
 
+def test_first_and_last_are_blocks():
+    names = chosen_layers(4, ("first", "last", "cross_attn", "ffn.0"))
+    assert {name.split(".")[1] for name in names} == {"1", "2"} and len(names) == 10
+    assert not any("cross" in name or name.endswith("ffn.0") for name in names)
+    assert len(chosen_layers(4, ())) == 4 * len(LAYERS)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_adapters_train_on_layers_in_8_bits(golden, method):
     """Gradients are those of plain layers with the same numbers; where products are in 8 bits, too, nearly."""
@@ -191,6 +198,10 @@ def test_layers_in_8_bits_that_wait_in_main_memory_change_no_bit(golden, method)
     assert all(layer.values.numel() == 0 for layer in dit.blocks.modules() if isinstance(layer, QuantizedLinear))
     for _ in range(3):
         assert torch.equal(predict(golden, dit), wanted)
+    streamed = dit.runner.streamed
+    for index in (0, 1, len(dit.blocks) - 1, 0):  # the next one is on its way, behind the last the first
+        streamed.fetch(index)
+        assert set(streamed._there) == {index, (index + 1) % len(dit.blocks)}
 
 
 @pytest.fixture(scope="module")
