@@ -190,7 +190,7 @@ def test_a_full_checkpoint_of_more_channels_takes_no_smaller_lora(shipped):
     weight = torch.zeros(192, 33, 1, 2, 2)
     loaded = replace(i2v_lora, tensors={"patch_embedding.weight": weight})
     with pytest.raises(ValueError, match="49 input channels"):
-        pipeline._apply_lora_checkpoint(v2v, loaded, "fused", None)
+        pipeline._apply_lora_checkpoint(v2v, loaded, "fused", None, [], "cpu")
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("i2v", 33), ("v2v", 49)])
