@@ -228,11 +228,12 @@ def test_interrupt_leaves_a_playable_video(tmp_path, inputs, capsys, monkeypatch
         return make(pipe, *args, **kwargs)
 
     monkeypatch.setattr(OmniAvatarPipeline, "__call__", make_two)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # of a shell's background job it is ignored
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, handler)  # a shell's background job, or nohup, ignores some
     try:
         code = run("generate", *generate_flags(inputs, out), "--audio", sound, "--silence", "0")
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     said = capsys.readouterr().err
     assert code == 128 + number and len(chunks) == 3
     assert f"{out} has the part that was done and can be played" in said and "Traceback" not in said
