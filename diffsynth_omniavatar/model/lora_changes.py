@@ -47,7 +47,11 @@ class Change:
     @property
     def rank(self) -> int | None:
         """Of the low-rank part; None if there is none."""
-        return None if _form(self.parts) is None else _dense(self.parts)[1]
+        return None if _form(self.parts) is None else _dense(self.of_shapes().parts)[1]
+
+    def of_shapes(self) -> Change:
+        """The same on the device "meta", where nothing is computed."""
+        return Change({part: tensor.to("meta") for part, tensor in self.parts.items()}, self.of_bias)
 
     def applied(self, total: Tensor, strength: float) -> Tensor:
         """The parameter with the change; `total`, float32, may be written to.

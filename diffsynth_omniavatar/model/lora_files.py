@@ -265,8 +265,7 @@ def _changes(
 
 def _check(change: Change, name: str, shape: list[int], source: str) -> None:
     """Raise CheckpointError if a change does not fit its parameter; nothing is computed."""
-    on_meta = Change({part: tensor.to("meta") for part, tensor in change.parts.items()}, change.of_bias)
     try:
-        on_meta.applied(torch.empty(shape, device="meta"), 1.0)
+        change.of_shapes().applied(torch.empty(shape, device="meta"), 1.0)
     except ValueError as error:
         raise CheckpointError(f"{source}: {name} {error}.") from error
