@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..media.timeline import latent_frames
 from ..model.config import LATENT_CHANNELS
+from ..system.digests import file_sha256
 from ..system.tensor_files import DamagedFileError, open_safetensors
 from .cache_index import StaleCacheError, read_index, text_key
 from .clips import REFERENCE_SEQUENCE, ClipFacts, ClipSettings, ClipSource, Faults, Footage
@@ -21,15 +21,6 @@ from .prepared import load_pt
 from .recipe import Recipe
 
 SILENCE_FILE = "silence.safetensors"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as content:
-        while block := content.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def mask_key(mask: Path | None) -> str:

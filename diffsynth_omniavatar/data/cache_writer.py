@@ -23,9 +23,10 @@ from ..generation.pipeline import OmniAvatarPipeline
 from ..media.faces.template import Template
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..system.atomic import clear_leftovers, write_text_atomically
+from ..system.digests import file_sha256
 from ..system.output_folder import reserved
 from ..system.tensor_files import DamagedFileError, open_safetensors, write_safetensors
-from .cache import SILENCE_FILE, file_sha256, mask_key
+from .cache import SILENCE_FILE, mask_key
 from .cache_index import CACHE_FORMAT, CACHE_INDEX, StaleCacheError, read_index, text_key
 from .clips import ClipFacts, ClipSettings, reason_of
 from .encode import CacheOptions, RawClip, encode_clip, network_key, read_raw_clip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cache import file_sha256
+from ..system.digests import file_sha256
 from .clips import ClipSource, Footage
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from ..losses.lpips import load_lpips
 from ..losses.syncnet import SOURCE as STABLE_SOURCE
 from ..losses.syncnet import StableSyncNet, load_syncnet
 from ..losses.trepa import SOURCE as VIDEOMAE_SOURCE
+from ..system.digests import file_sha256
 from .distribution import I3D_URL, INCEPTION_URL, load_fvd, load_inception
 from .identity import INSTALL, FaceEmbedder
 from .syncnet import SOURCE, SyncNet
@@ -86,7 +86,7 @@ class Networks:
 
     def digests(self, groups: Sequence[str]) -> dict[str, str]:
         """SHA-256 of the files of weights that groups of figures need."""
-        return {name: _sha256(path) for name in groups if (path := self.file(name))}
+        return {name: file_sha256(path) for name in groups if (path := self.file(name))}
 
     def doubts(self, digests: Mapping[str, str]) -> list[str]:
         """A sentence for each file of weights that is not the published one, by `digests`."""
@@ -165,11 +165,3 @@ def missing_for(group: str, networks: Networks, flags: Mapping[str, str] | None 
     }
     flag = (flags or {}).get(_FILES[group], f"--{_FILES[group]}")
     return f"needs {flag}: {sources[group]}"
-
-
-def _sha256(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

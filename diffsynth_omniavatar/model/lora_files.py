@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..system.digests import file_sha256
 from ..system.messages import counted
 from ..system.tensor_files import DamagedFileError, open_safetensors, read_pickle, read_safetensors
 from .checkpoint import LORA_KEY, CheckpointError, is_omniavatar, normalise_keys
@@ -169,7 +169,7 @@ def with_strength(given: LoRASource) -> tuple[Path, float]:
 def base_lora(given: LoRASource) -> BaseLoRA:
     """What a checkpoint records of a LoRA in the weights that it was trained on."""
     path, strength = with_strength(given)
-    return BaseLoRA(file=path.name, sha256=_digest(path), strength=strength)
+    return BaseLoRA(file=path.name, sha256=file_sha256(path), strength=strength)
 
 
 def missing_base(recorded: Iterable[BaseLoRA], given: Iterable[LoRASource]) -> list[str]:
@@ -179,15 +179,6 @@ def missing_base(recorded: Iterable[BaseLoRA], given: Iterable[LoRASource]) -> l
     wanted = list(recorded)
     there = {(one.sha256, one.strength) for one in map(base_lora, given)} if wanted else set()
     return [str(one) for one in wanted if (one.sha256, one.strength) not in there]
-
-
-def _digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            found.update(block)
-    return found.hexdigest()
 
 
 def lora_of(
