@@ -35,14 +35,13 @@ from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.timeline import PIXELS_PER_TOKEN
 from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.media.writer import VideoWriter
+from diffsynth_omniavatar.model.blocks.memory_plan import GIB
 from diffsynth_omniavatar.model.blocks.quantized import METHODS
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.config import PRESETS
 from diffsynth_omniavatar.model.quantize import layer_names
 from diffsynth_omniavatar.model.sampling import SAMPLERS, SOLVERS
 from diffsynth_omniavatar.nano.family import write_random_family
-
-GIB = 2**30
 
 
 def prepared_pipeline(args: argparse.Namespace, folder: str) -> OmniAvatarPipeline:

@@ -369,10 +369,11 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             raise ValueError("There is no OmniAvatar checkpoint among model_configs for omniavatar_loras to go with.")
         return pipe
     parallel = SequenceParallel.start(device) if bound.arguments["use_usp"] else None
+    runner = BlockRunner(compile=compile_blocks, parallel=parallel, attention_fp8=attention_fp8)
     bound.arguments.update(model_configs=own.host_configs, use_usp=False)
     pipe = original(*bound.args, **bound.kwargs)
     if own.quantized is not None:
-        home = "cpu" if placement.stream or placement.shard else device
+        home = placement.home(device)
         pipe.dit = load_quantized(own.quantized, quantize=placement.quantize, dtype=pipe.torch_dtype, device=home)
     if own.lora_checkpoint is not None:
         _apply_lora_checkpoint(pipe, own.lora_checkpoint, lora, channels, loras, device)
@@ -390,7 +391,6 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     encoder = None
     if own.wav2vec2 is not None:
         encoder = AudioEncoder.from_pretrained(own.wav2vec2).to(device)
-    runner = BlockRunner(compile=compile_blocks, parallel=parallel, attention_fp8=attention_fp8)
     _choose_blocks(pipe, runner, placement, device)
     return OmniAvatarPipeline.adopt(pipe, own.conventions or conventions_among(own.host_configs), encoder)
 

@@ -14,7 +14,6 @@ import torch
 from ..model.blocks.gpu_memory import free_memory
 from ..model.blocks.memory_plan import GIB
 from ..model.blocks.quantized import Method
-from ..model.blocks.runner import BlockRunner
 from ..model.blocks.streaming import stream_modules
 from ..model.quantize import check_quantize, quantize_blocks
 
@@ -46,6 +45,10 @@ class Placement:
         """Raises ValueError: the device cannot do it, or an argument is none."""
         check_quantize(self.quantize, self.keep_bf16, device)
 
+    def home(self, device: torch.device | str) -> torch.device | str:
+        """Where the denoiser's layers are until they are streamed or shared out."""
+        return "cpu" if self.stream or self.shard else device
+
     @property
     def starts_on_cpu(self) -> bool:
         """Whether the models are to be loaded to CPU memory."""
@@ -59,12 +62,11 @@ def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
         device = torch.device("cuda", torch.cuda.current_device())
     dit = pipe.dit
     if placement.quantize is not None and not placement.is_quantized:
-        home = "cpu" if placement.stream or placement.shard else device
+        home = placement.home(device)
         count = quantize_blocks(dit, placement.quantize, placement.keep_bf16, worker=device, home=home)
         logger.info("%d of the denoiser's layers are in 8 bits (%s)", count, placement.quantize)
     if placement.stream:
-        runner: BlockRunner = dit.runner
-        runner.stream_weights(dit.blocks, device, cyclic=True)
+        dit.runner.stream_weights(dit.blocks, device, cyclic=True)
     if placement.shard:
         dit.runner.shard_weights(dit.blocks, device)
     dit.to(device)

@@ -138,19 +138,21 @@ def convert(
     if out.suffix != ".safetensors":
         raise CheckpointError(f"{out} must end in .safetensors for --to {to}.")
 
-    def in_8_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return tensors if quantize is None else quantized_tensors(tensors, quantize, layer_names(keep_bf16))
+    def in_8_bits(tensors: dict[str, Tensor], model: OmniAvatarConfig) -> dict[str, Tensor]:
+        if quantize is None:
+            return tensors
+        return quantized_tensors(tensors, model.num_layers, quantize, layer_names(keep_bf16))
 
     if to == "lora":
         tensors, lora = lora_file_tensors(checkpoint, lora_form or "comfyui")
         save_safetensors(out, tensors, replace(checkpoint.config, lora=lora))
     elif checkpoint.form == "full":
         model = full_config(shapes_of(checkpoint.tensors), checkpoint.config, checkpoint.source)
-        tensors = in_8_bits(checkpoint.tensors)
+        tensors = in_8_bits(checkpoint.tensors, model)
         save_safetensors(out, tensors, replace(checkpoint.config, model=model))
     elif base is None:
         raise CheckpointError(f"{source} is a LoRA checkpoint: name the Wan transformer to merge it into with --base.")
     else:
         tensors, merged = merged_tensors(checkpoint, base)
-        save_safetensors(out, in_8_bits(tensors), replace(checkpoint.config, lora=None, model=merged))
+        save_safetensors(out, in_8_bits(tensors, merged), replace(checkpoint.config, lora=None, model=merged))
     return out

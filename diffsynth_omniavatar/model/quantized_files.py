@@ -17,10 +17,11 @@ from .dit import OmniAvatarDiT, state_dict_shapes
 from .quantize import chosen_layers
 
 
-def quantized_tensors(tensors: Mapping[str, Tensor], method: Method, keep: Iterable[str]) -> dict[str, Tensor]:
-    """All weights of a denoiser, with those of its layers in 8 bits; see `quantize.quantize_blocks`."""
+def quantized_tensors(
+    tensors: Mapping[str, Tensor], blocks: int, method: Method, keep: Iterable[str]
+) -> dict[str, Tensor]:
+    """All weights of a denoiser of so many blocks, with its layers in 8 bits; see `quantize.quantize_blocks`."""
     found = dict(tensors)
-    blocks = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
     for layer in chosen_layers(blocks, keep):
         weight = quantize_weight(found[f"{layer}.weight"], method)
         found[f"{layer}.weight"], found[layer + SCALE] = weight.values, weight.scale

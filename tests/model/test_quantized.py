@@ -22,6 +22,7 @@ from diffsynth_omniavatar.model.blocks.quantized import (
     quantize_weight,
 )
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
+from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.checkpoint import CheckpointError, read_shapes, save_safetensors
 from diffsynth_omniavatar.model.config import CheckpointConfig, LoRAConfig
 from diffsynth_omniavatar.model.convert import convert
@@ -295,6 +296,7 @@ def test_a_denoiser_with_attention_in_float8_is_near_the_exact_one(golden):
     [
         (lambda: check_quantize("int4", (), "cpu"), "'int4': wanted one of fp8, int8, fp8_weights"),
         (lambda: check_quantize("fp8", ("head",), "cpu"), "keep_bf16 'head': wanted first, last"),
+        (lambda: BlockRunner(attention_fp8=True, parallel=SequenceParallel(0, 2)), "does not go with --use_usp"),
         (lambda: check_attention_fp8("cpu", 24), "24 wide; wanted a multiple of 16"),
         (lambda: check_attention_fp8("cpu", 256), "256 wide"),
     ],

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +93,9 @@ class _Kernel:
     """
 
     def __init__(self, shape: torch.Size, heads: int, device: torch.device) -> None:
-        self._cudnn, self._device, self._shape = _cudnn(), device, shape
+        import cudnn  # of an optional package
+
+        self._cudnn, self._device, self._shape = cudnn, device, shape
         with torch.cuda.device(device):
             self._handle = self._cudnn.create_handle()
         fp8, single = self._cudnn.data_type.FP8_E4M3, self._cudnn.data_type.FLOAT
@@ -135,9 +137,3 @@ class _Kernel:
 @functools.lru_cache(maxsize=16)
 def _kernel(shape: torch.Size, heads: int, device: torch.device) -> _Kernel:
     return _Kernel(shape, heads, device)
-
-
-def _cudnn() -> Any:
-    import cudnn
-
-    return cudnn

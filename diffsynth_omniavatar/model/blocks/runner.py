@@ -60,6 +60,9 @@ class BlockRunner:
             `stream_weights` and `shard_weights`.
         parallel: the processes that make a video together; None for this one alone.
         attention_fp8: the self-attention of passes without gradients in float8; not with `parallel`.
+
+    Raises:
+        ValueError: both `attention_fp8` and `parallel`.
     """
 
     compile: bool = False
@@ -73,6 +76,10 @@ class BlockRunner:
     """Where the blocks' inputs wait, once a pass has asked for it."""
     rotaries: dict[Any, Rotary] = field(default_factory=dict, repr=False)
     plans: dict[BlockShape, tuple[Kept, ...]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.attention_fp8 and self.parallel is not None:
+            raise ValueError("--quantize_attention does not go with --use_usp: leave one out.")
 
     def stream_weights(self, blocks: Sequence[Any], device: torch.device, cyclic: bool = False) -> None:
         """Offload the blocks' frozen weights to CPU memory; the parameters become empty.
