@@ -127,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Measure videos: lip sync, identity, picture quality, motion; compare two runs.",
     )
     _add_command(commands, ".plan", "plan", "Show which flags train fastest on a GPU, with memory and time per step.")
+    _add_command(commands, ".page.command", "page", "Open a page in the browser: talk, dub, train, compare, models.")
     commands.add_parser("train", help="Train a model. The same as `python -m diffsynth_omniavatar.train`.")
 
     _add_command(

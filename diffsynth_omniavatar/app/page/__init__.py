@@ -1,0 +1,1 @@
+"""`omniavatar page`: the commands in a browser."""

@@ -1,0 +1,56 @@
+"""`omniavatar page`: its flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ...system.output_folder import check_output_folder
+from ..model_flags import add_model_flags
+from .state import PageApp
+
+PIP = "pip install 'diffsynth-omniavatar[ui]'"
+FOLDER = "outputs/page"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `omniavatar page`."""
+    parser.add_argument("--port", type=int, default=7860, help="port of the page (default: 7860)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all (default: 127.0.0.1, this machine)"
+    )
+    parser.add_argument(
+        "--share", action="store_true", help="also open a public address through gradio's servers (default: no)"
+    )
+    parser.add_argument(
+        "--auth", type=user_and_password, metavar="USER:PASSWORD", help="ask for this name and password (default: no)"
+    )
+    parser.add_argument(
+        "--output_path", default=FOLDER, help=f"folder for uploads, videos and training runs (default: {FOLDER})"
+    )
+    add_model_flags(parser)
+
+
+def user_and_password(text: str) -> tuple[str, str]:
+    """USER:PASSWORD in two; the password may have colons."""
+    user, colon, password = text.partition(":")
+    if not (user and colon and password):
+        raise argparse.ArgumentTypeError("wanted USER:PASSWORD")
+    return user, password
+
+
+def run(args: argparse.Namespace) -> int:
+    """`omniavatar page`."""
+    check_output_folder(args.output_path)
+    folder = Path(args.output_path).resolve()
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    try:
+        from .page import serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError(f"The page needs gradio: {PIP}") from error
+    serve(PageApp(args, folder))
+    return 0

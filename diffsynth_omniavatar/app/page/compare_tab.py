@@ -1,0 +1,12 @@
+"""The tab Compare."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from .state import PageApp
+
+
+def compare_tab(app: PageApp) -> None:
+    """Lay out the tab, inside `gr.Tab`."""
+    gr.Markdown("To come.")
