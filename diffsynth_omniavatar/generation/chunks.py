@@ -12,7 +12,7 @@ from torch import Tensor
 from ..media.images import Size
 from ..model.sampling import SAMPLERS, TRAIN_TIMESTEPS, Sampling
 from . import colours
-from .pipeline import OmniAvatarPipeline
+from .pipeline import OmniAvatarPipeline, OnFrames
 from .preview import LatentColours, OnPreview, Preview, write_sheet
 from .request import Settings
 
@@ -61,6 +61,7 @@ class ChunkMaker:
         reference_sequence: Tensor | None,
         carried: Tensor | None,
         progress_bar_cmd: Any,
+        on_frames: OnFrames | None = None,
     ) -> Tensor:
         """A chunk, [3, L, H, W] in [-1, 1].
 
@@ -73,6 +74,7 @@ class ChunkMaker:
             reference_sequence: 65 channels: the second clip.
             carried: [3, P, H, W], frames with which it must begin.
             progress_bar_cmd: as the host takes it.
+            on_frames: as the pipeline takes it; where colours are matched, which takes all frames, it gets all at once.
         """
         pipe, sampling, request = self.pipe, self.sampling, self.request
         frames = pipe(
@@ -101,11 +103,16 @@ class ChunkMaker:
             tea_cache_model_id=request.tea_cache_model_id,
             output_type="floatpoint",
             on_step=functools.partial(self._show, index + 1) if self._colours and pipe.is_first_process else None,
+            on_frames=None if sampling.match_colours else on_frames,
             progress_bar_cmd=progress_bar_cmd,
             prompt_embeds=self._prompt,
             negative_prompt_embeds=self._negative_prompt,
         ).float()
-        return colours.match_colours(frames, original) if sampling.match_colours else frames
+        if sampling.match_colours:
+            frames = colours.match_colours(frames, original)
+            if on_frames is not None:
+                on_frames(frames)
+        return frames
 
     def _show(self, chunk: int, step: int, latents: Tensor) -> None:
         """Show the clean latents [16, T, h, w] that a step predicts."""

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..media.timeline import FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
 from ..system.messages import counted
+from .chunk_writer import ChunkWriter
 from .chunks import ChunkMaker
 from .dub import dub
 from .dub_request import DubRequest
 from .inputs import read_inputs
-from .masks import paste_outside_mouth
 from .pipeline import OmniAvatarPipeline
 from .preview import OnPreview
 from .progress import progress
@@ -87,6 +87,7 @@ def generate(
         for chunk in plan.chunks:
             pictures = inputs.pictures(chunk.frames)
             original = inputs.original(pictures)
+            written = None if writer is None else ChunkWriter(writer, chunk.kept, inputs.pasted, original)
             frames = maker.make(
                 chunk.index,
                 chunk_features(features, chunk),
@@ -96,12 +97,11 @@ def generate(
                 reference_sequence=inputs.reference_sequence,
                 carried=carried,
                 progress_bar_cmd=shown.chunk(),
+                on_frames=written,
             )
             carried = maker.carry(frames, plan.overlap)
-            if writer is not None:
-                if inputs.pasted is not None:
-                    frames = paste_outside_mouth(frames, original, inputs.pasted)
-                writer.write(frames[:, chunk.kept.start : chunk.kept.stop].permute(1, 2, 3, 0))
+            if written is not None:
+                written.finish()
                 shown.wrote(len(chunk.kept))
     seconds = time.monotonic() - started
     return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)

@@ -46,6 +46,8 @@ from .units import CallInputsUnit, PrefixPostUnit, PromptUnit, units
 
 logger = logging.getLogger(__name__)
 
+OnFrames = Callable[[Tensor], None]
+
 UNTILED_PIXELS = 512 * 512
 """Up to this picture size the VAE runs without tiles, which shift the colours."""
 
@@ -68,6 +70,8 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
     """The weights, on the CPU, as they were before."""
     _call_inputs: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     _returns_floats: bool
+    _on_frames: OnFrames | None
+    _frames_shown: int
 
     @staticmethod
     def from_pretrained(*args: Any, **kwargs: Any) -> Any:
@@ -104,7 +108,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         pipe.speech_encoder = speech_encoder
         pipe.loras, pipe.kept_weights = [], {}
         pipe._call_inputs = ({}, {}, {})
-        pipe._returns_floats = False
+        pipe._returns_floats, pipe._on_frames = False, None
         host_units = [PromptUnit() if isinstance(unit, host.PromptEmbedder) else unit for unit in pipe.units]
         pipe.units = [CallInputsUnit(), *host_units, *units()]
         pipe.post_units = [*pipe.post_units, PrefixPostUnit()]
@@ -157,6 +161,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         tea_cache_model_id: str | None = None,
         output_type: Literal["quantized", "floatpoint"] = "quantized",
         on_step: Callable[[int, Tensor], None] | None = None,
+        on_frames: OnFrames | None = None,
         **host_arguments: Any,
     ) -> Any:
         """Generate one clip. `generate` makes videos of any length out of such clips.
@@ -187,6 +192,8 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             output_type: "quantized" for PIL images, "floatpoint" for a tensor [3, F, H, W] in [-1, 1].
             on_step: called after each step with its number, from 1, and the clean latents [16, T, h, w] it predicts;
                 `preview.LatentColours` makes pictures of them.
+            on_frames: gets the frames of the clip in order, [3, n, H, W] in [-1, 1], while the VAE decodes: those of
+                each latent frame by themselves, with tiles all together. On a GPU they are still being computed then.
             host_arguments: what else the host's `__call__` takes: seed, rand_device, ...
 
         None for negative_prompt and the arguments of sampling takes what `sampler` says, or the checkpoint's
@@ -234,11 +241,11 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             "omni_sampling": sampling,
         }
         self._call_inputs = (shared, {"context": prompt_embeds}, {"context": negative_prompt_embeds})
-        self._returns_floats = output_type == "floatpoint"
+        self._returns_floats, self._on_frames, self._frames_shown = output_type == "floatpoint", on_frames, 0
         noise = FreshNoise([host_arguments.get("seed")], host_arguments.get("rand_device", "cpu"))
         hosts_scheduler, self.scheduler = self.scheduler, StepScheduler(self.scheduler, sampling, noise, on_step)
         try:
-            with decoding_in_place(self.vae):
+            with decoding_in_place(self.vae, None if on_frames is None else self._decoded):
                 return super().__call__(
                     prompt=prompt,
                     negative_prompt=sampling.negative_prompt,
@@ -259,7 +266,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         finally:
             self.scheduler = hosts_scheduler
             self._call_inputs = ({}, {}, {})
-            self._returns_floats = False
+            self._returns_floats, self._on_frames = False, None
 
     def take_call_inputs(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The arguments of the running call for the shared, positive and negative inputs; nothing outside a call."""
@@ -267,7 +274,15 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
 
     def vae_output_to_video(self, vae_output: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The host's last step: PIL images, or the tensor [3, F, H, W] itself where the call wants floats."""
+        if self._on_frames is not None and not self._frames_shown:
+            self._on_frames(vae_output[0])
         return vae_output[0] if self._returns_floats else super().vae_output_to_video(vae_output, *args, **kwargs)
+
+    def _decoded(self, frames: Tensor) -> None:
+        """Pass frames [1, 3, n, H, W] on."""
+        assert self._on_frames is not None
+        self._on_frames(frames[0])
+        self._frames_shown += frames.shape[2]
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:

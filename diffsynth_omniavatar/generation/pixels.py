@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,15 +62,18 @@ def encode_video(pipe: host.WanVideoPipeline, video: Tensor, tiled: bool, **tile
 
 
 @contextmanager
-def decoding_in_place(vae: Any) -> Iterator[None]:
+def decoding_in_place(vae: Any, on_frames: Callable[[Tensor], None] | None = None) -> Iterator[None]:
     """Inside the block the host's VAE decodes without tiles as `decode_video` does: the same bits in less memory.
 
     Weights that the host keeps in CPU memory are wrapped, and decoded by the host.
+
+    Args:
+        on_frames: as `decode_video` takes it.
     """
     if getattr(vae, "vram_management_enabled", False):
         yield
         return
-    vae.single_decode = lambda latents, device: decode_video(vae, latents.to(device))
+    vae.single_decode = lambda latents, device: decode_video(vae, latents.to(device), on_frames)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ holds one tensor for each convolution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -297,11 +297,15 @@ def _reach(layers: Sequence[_Layer]) -> list[int]:
 
 
 @torch.no_grad()
-def decode_video(vae: Any, latents: Tensor) -> Tensor:
+def decode_video(vae: Any, latents: Tensor, on_frames: Callable[[Tensor], None] | None = None) -> Tensor:
     """The video of latents [B, 16, T, h, w], clamped: [B, 3, 4T-3, H, W] on their device, in the VAE's number format.
 
     It is that of the host's `vae.single_decode`, which copies all frames before for each new latent frame; here each
     goes to its place, so that beside the video only one latent frame's worth of memory is taken.
+
+    Args:
+        on_frames: called with the frames [B, 3, 1 or 4, H, W] of each latent frame, in order. On a GPU they are still
+            being computed then.
 
     Raises:
         ValueError: as `FrameDecoder`.
@@ -312,7 +316,10 @@ def decode_video(vae: Any, latents: Tensor) -> Tensor:
         frames = decoder.step(inputs[:, :, latent : latent + 1], latent, state)
         if video is None:
             video = frames.new_empty(*frames.shape[:2], video_frames(latents.shape[2]), *frames.shape[3:])
-        torch.clamp(frames, -1, 1, out=video[:, :, frames_of(latent)])
+        part = video[:, :, frames_of(latent)]
+        torch.clamp(frames, -1, 1, out=part)
+        if on_frames is not None:
+            on_frames(part)
     assert video is not None
     return video
 

@@ -70,7 +70,10 @@ class SpyPipe:
     def __call__(self, **inputs):
         self.calls.append(inputs)
         list(inputs["progress_bar_cmd"](range(inputs["num_inference_steps"])))
-        return torch.full((3, inputs["num_frames"], inputs["height"], inputs["width"]), MADE)
+        frames = torch.full((3, inputs["num_frames"], inputs["height"], inputs["width"]), MADE)
+        if inputs["on_frames"] is not None:
+            inputs["on_frames"](frames)
+        return frames
 
 
 class SpyWriter:
@@ -321,6 +324,7 @@ class SpyHost:
         def call(pipe, **arguments):
             self.host, (self.shared, self.positive, self.negative) = arguments, pipe.take_call_inputs()
             self.floats, self.on_step = pipe._returns_floats, pipe.scheduler._on_step
+            self.on_frames = pipe._on_frames
 
         monkeypatch.setattr(host.WanVideoPipeline, "__call__", call)
 
@@ -399,6 +403,7 @@ CALL_ARRIVALS = [
     in_host("tea_cache_model_id", "Wan2.1-T2V-14B"),
     ("output_type", "floatpoint", lambda spy: spy.floats, True, {}),
     ("on_step", print, lambda spy: spy.on_step, print, {}),
+    ("on_frames", print, lambda spy: spy.on_frames, print, {}),
     *(
         ("host_arguments", value, lambda spy, name=name: spy.host.get(name), value, {"under": name})
         for name, value in {"seed": 3, "tile_size": (8, 8)}.items()

@@ -13,12 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.generation.chunk_writer import ChunkWriter
 from diffsynth_omniavatar.generation.colours import match_colours
 from diffsynth_omniavatar.generation.dub import dub
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.inputs import SourceVideo
 from diffsynth_omniavatar.generation.loading import nano_pipeline
-from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask
+from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask, paste_outside_mouth
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.pixels import image_tensor
 from diffsynth_omniavatar.media.sound import Sound
@@ -55,7 +56,10 @@ class FakePipe:
         for _ in inputs["progress_bar_cmd"](range(inputs["num_inference_steps"])):
             pass
         level = torch.linspace(-1, 1, inputs["num_frames"]) * 0.5 + 0.01 * len(self.calls)
-        return level.view(1, -1, 1, 1).expand(3, -1, height, width)
+        frames = level.view(1, -1, 1, 1).expand(3, -1, height, width)
+        if inputs["on_frames"] is not None:
+            inputs["on_frames"](frames)
+        return frames
 
 
 def noise(samples):
@@ -91,6 +95,23 @@ def test_chunks_go_through_the_pipeline_as_upstream_plans(goldens, tmp_path, mon
                 level = torch.linspace(-1, 1, case["L"]) * 0.5 + 0.01 * index
                 assert torch.allclose(call["prefix_video"][0, :, 0, 0], level[start : end + 1])
                 assert latent_frames(call["prefix_video"].shape[1]) == plan["prefix_lat_frame"]
+
+
+@pytest.mark.parametrize("masks", [0, 1, 13])
+def test_frames_are_written_as_they_come_as_they_would_be_together(masks):
+    generator = torch.Generator().manual_seed(0)
+    frames, source = (torch.rand(3, 13, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
+    pasted = (torch.rand(masks, 16, 16, generator=generator) > 0.5).float() if masks else None
+    written = []
+    writer = ChunkWriter(SimpleNamespace(write=written.append), range(3, 12), pasted, source)
+    for part, done in zip(frames.split([1, 4, 4, 4], dim=1), [0, 0, 2, 6], strict=True):
+        writer(part.to(torch.bfloat16))
+        assert sum(map(len, written)) == done  # a part waits for the next call
+    writer.finish()
+    together = frames.to(torch.bfloat16).float()
+    if pasted is not None:
+        together = paste_outside_mouth(together, source, pasted)
+    assert torch.equal(torch.cat(written), together[:, 3:12].permute(1, 2, 3, 0))
 
 
 class Recorder:

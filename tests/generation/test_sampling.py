@@ -253,8 +253,12 @@ def test_the_pipeline_decodes_as_the_host_does(pipe, monkeypatch, tiled):
     monkeypatch.setattr(pipe.vae, "decode", lambda x, **options: latents.append(x) or decode(x, **options))
     monkeypatch.setattr(pixels, "decode_video", lambda *inputs: counted.append(1) or decode_video(*inputs))
     image, rows = Image.new("RGB", (32, 48), "teal"), torch.ones(5, pipe.dit.config.audio_dim)
+    parts = []
     decoded = pipe("a", input_image=image, audio_features=rows, height=48, width=32, num_frames=5, seed=1, tiled=tiled,
-                   cfg_scale=1.0, num_inference_steps=1, output_type="floatpoint", progress_bar_cmd=iter)  # fmt: skip
+                   cfg_scale=1.0, num_inference_steps=1, output_type="floatpoint", on_frames=parts.append,
+                   progress_bar_cmd=iter)  # fmt: skip
     wanted = decode(latents[0], device="cpu", tiled=tiled, tile_size=(30, 52), tile_stride=(15, 26))[0]
     assert torch.equal(decoded, wanted) and len(counted) == (not tiled)
+    assert [part.shape[1] for part in parts] == ([5] if tiled else [1, 4])
+    assert torch.equal(torch.cat(parts, dim=1), decoded)
     assert "single_decode" not in vars(pipe.vae)

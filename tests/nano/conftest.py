@@ -35,4 +35,11 @@ def quick_decoder(monkeypatch):
         return torch.nn.functional.interpolate(latents[:, :3], size).clamp(-1, 1).to(device)
 
     monkeypatch.setattr(SmallVAE, "single_decode", enlarge)
-    monkeypatch.setattr(pixels, "decode_video", lambda vae, latents: enlarge(vae, latents, latents.device))
+
+    def decode(vae, latents, on_frames=None):
+        frames = enlarge(vae, latents, latents.device)
+        if on_frames is not None:
+            on_frames(frames)
+        return frames
+
+    monkeypatch.setattr(pixels, "decode_video", decode)
