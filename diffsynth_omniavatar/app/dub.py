@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from .jobs import dub_job, make_video
+from .jobs import checked_job, dub_job, make_video
 from .model_flags import SHARED_FLAGS, Flags, add_flags, add_model_flags, facts, flags_of_file, given, load_model
 
 DUB_FLAGS: Flags = {
@@ -56,7 +56,6 @@ def config_flags(args: argparse.Namespace) -> Iterator[str]:
 def run(args: argparse.Namespace) -> int:
     """`omniavatar dub`."""
     from ..generation.dub_request import DubRequest
-    from ..generation.request import RequestError
 
     asked = given(args, {**LIST_FLAGS, **DUB_FLAGS, **SHARED_FLAGS})
     show_progress = asked.pop("show_progress", True)
@@ -65,9 +64,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(missing)} missing.")
     if not Path(args.video).is_file():
         raise FileNotFoundError(f"{args.video} is not there.")
-    try:
-        job = dub_job(DubRequest(video=args.video, **asked), facts(args), show_progress)
-    except RequestError as error:
-        raise ValueError(error.flags()) from error
+    job = checked_job(lambda: dub_job(DubRequest(video=args.video, **asked), facts(args), show_progress))
     make_video(load_model(args), job, args)
     return 0

@@ -11,7 +11,7 @@ from ..generation.samples import read_samples
 from ..model.config import has_masked_video
 from ..system.messages import counted
 from .console import FAILED, say
-from .jobs import Job, make_video, talk_job
+from .jobs import Job, checked_job, make_video, talk_job
 from .model_flags import SHARED_FLAGS, Flags, add_flags, add_model_flags, facts, flags_of_file, given, load_model
 
 if TYPE_CHECKING:
@@ -81,14 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _checked(args: argparse.Namespace, inputs: Mapping[str, Any], known: CheckpointConfig) -> Job:
     """What these inputs and the settings ask for."""
-    from ..generation.request import RequestError, TalkRequest
+    from ..generation.request import TalkRequest
 
     settings = given(args, SETTING_FLAGS)
     show_progress = settings.pop("show_progress", True)
-    try:
-        return talk_job(TalkRequest(**inputs, **settings), known, show_progress)
-    except RequestError as error:
-        raise ValueError(error.flags()) from error
+    return checked_job(lambda: talk_job(TalkRequest(**inputs, **settings), known, show_progress))
 
 
 def _generate_many(args: argparse.Namespace, known: CheckpointConfig) -> int:

@@ -109,7 +109,12 @@ class DubInputs:
 
 
 def read_dub_inputs(
-    request: DubRequest, in_dim: int, conventions: Conventions, *, show_progress: bool = False
+    request: DubRequest,
+    in_dim: int,
+    conventions: Conventions,
+    *,
+    footage: Footage | None = None,
+    show_progress: bool = False,
 ) -> DubInputs:
     """Read and check what a request names; look for the faces of the video.
 
@@ -117,6 +122,7 @@ def read_dub_inputs(
         request: what is wanted.
         in_dim: input channels of the checkpoint, 33, 49 or 65.
         conventions: of the checkpoint.
+        footage: of the request's video, where it was looked at before.
         show_progress: show how far the search for faces is.
 
     Raises:
@@ -144,8 +150,9 @@ def read_dub_inputs(
         raise RequestError(f"@overlap is {overlap} in chunks of {length} frames: lower it, or raise @max_tokens.")
     with faults_of("video"):
         probe_video(request.video)
-    with faults_of("detections" if request.detections is not None else "video"):
-        footage = find_footage(request.video, request.detections, show_progress=show_progress)
+    if footage is None:
+        with faults_of("detections" if request.detections is not None else "video"):
+            footage = find_footage(request.video, request.detections, show_progress=show_progress)
     chosen = choose_tracks(footage, request.faces)
     waveforms = [speech_waveform(speech) for speech in speeches]
     spans = [speech_spans(waveform) for waveform in waveforms] if request.keep_audio == "gaps" else None

@@ -39,11 +39,21 @@ class RequestError(ValueError):
 
     Args:
         text: the message, in which `@name` stands for the argument of that name.
+        parts: the faults that the message puts together, where it is more than one.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, parts: Sequence[str] = ()) -> None:
         self.text = text
+        self.parts = list(parts) or [text]
         super().__init__(_ARGUMENT.sub(r"\1", text))
+
+    def by_argument(self) -> dict[str, str]:
+        """The faults without their @, by the argument that each names first; "" where it names none."""
+        found: dict[str, list[str]] = {}
+        for part in self.parts:
+            name = _ARGUMENT.search(part)
+            found.setdefault(name[1] if name else "", []).append(_ARGUMENT.sub(r"\1", part))
+        return {name: "; ".join(faults) for name, faults in found.items()}
 
     def flags(self) -> str:
         """The message with flags: --name."""
@@ -135,7 +145,7 @@ class Settings:
     def __post_init__(self) -> None:
         faults = [text for text in self._faults() if text is not None]
         if faults:
-            raise RequestError("; ".join(faults) + ".")
+            raise RequestError("; ".join(faults) + ".", faults)
 
     def sampling(self, of_checkpoint: Sampling) -> Sampling:
         """How the video is sampled: as the checkpoint says, but for what is given here.

@@ -80,7 +80,7 @@ def test_a_mistake_is_told_before_the_model_is_loaded(folder, monkeypatch, capsy
 def test_flags_arrive_and_the_config_gives_way(folder, monkeypatch, capsys):
     arrived = []
 
-    def fake_dub(pipe, request, inputs, show_progress):
+    def fake_dub(pipe, request, inputs, show_progress, on_preview):
         arrived.append((request, inputs, show_progress))
         return DubbedVideo(folder / "out.mp4", 1, 2, 3, 4, 5, 6.0)
 

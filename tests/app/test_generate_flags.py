@@ -103,7 +103,7 @@ def arrived(tmp_path, monkeypatch):
             device="cpu",
         )
 
-    def fake_generate(pipe, request, show_progress):
+    def fake_generate(pipe, request, show_progress, on_preview):
         folder = pipe.arguments["folder"]
         calls.append({**pipe.arguments, "models_folder": folder, **vars(request), "show_progress": show_progress})
         return GeneratedVideo(request.out, 1, 2, 3, 4, 5, 6.0)
@@ -111,7 +111,7 @@ def arrived(tmp_path, monkeypatch):
     loads = inspect.signature(loading.load_pipeline)
     monkeypatch.setattr(loading, "load_pipeline", fake_load)
     monkeypatch.setattr(command, "facts", lambda *_: CheckpointConfig(in_dim=channels[0]))
-    monkeypatch.setattr(inputs, "read_inputs", lambda *_: SimpleNamespace(image=None))
+    monkeypatch.setattr(inputs, "read_inputs", lambda *_: SimpleNamespace(image=None, plan=SimpleNamespace(chunks=[0])))
     monkeypatch.setattr(inspect.getmodule(generate), "generate", fake_generate)
 
     def run(*words, of_channels=33):
