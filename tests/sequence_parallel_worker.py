@@ -21,9 +21,11 @@ SIZE = 64
 FRAMES = 13  # 64 tokens, which three processes cannot share equally; they share the family's three heads
 CLIPS = {
     "two passes": {},
-    "three passes": {"audio_cfg_scale": 3.0},
+    "three passes": {"audio_cfg_scale": 3.0},  # each by a process
+    "passes of some steps": {"audio_cfg_scale": 3.0, "guidance_to": 0.5, "num_inference_steps": 2},  # all by all
     "one pass": {"cfg_scale": 1.0},
-    "TeaCache": {"tea_cache_l1_thresh": 1e9, "tea_cache_model_id": "Wan2.1-T2V-1.3B"},
+    # It always computes the first and the last step.
+    "TeaCache": {"tea_cache_l1_thresh": 1e9, "tea_cache_model_id": "Wan2.1-T2V-1.3B", "num_inference_steps": 3},
     "prefix": {"prefix_video": 5},
 }
 
@@ -43,7 +45,9 @@ def final_latents(i2v, v2v, use_usp):
     results["batch"] = batch(pipe.dit)
     generator = torch.Generator().manual_seed(3)
     video = torch.randint(0, 255, (FRAMES, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
-    results["V2V"] = clip(load(v2v, use_usp, omniavatar_shard_weights=use_usp), input_video=video)
+    pipe = load(v2v, use_usp, omniavatar_shard_weights=use_usp)
+    for name, settings in {"V2V": {}, "V2V, three passes": {"audio_cfg_scale": 3.0}}.items():
+        results[name] = clip(pipe, input_video=video, **settings)
     return results
 
 
@@ -57,9 +61,9 @@ def clip(pipe, prefix_video=None, **settings):
     pipe.vae.decode = keep
     if prefix_video is not None:
         prefix_video = torch.rand(3, prefix_video, SIZE, SIZE, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    steps = 3 if "tea_cache_l1_thresh" in settings else 1  # TeaCache always computes the first and the last
+    settings = {"num_inference_steps": 1, **settings}
     pipe(prompt="a man", input_audio=speech(0.6), prefix_video=prefix_video, height=SIZE, width=SIZE, num_frames=FRAMES,
-         num_inference_steps=steps, seed=5, output_type="floatpoint", progress_bar_cmd=iter, **settings)  # fmt: skip
+         seed=5, output_type="floatpoint", progress_bar_cmd=iter, **settings)  # fmt: skip
     pipe.vae.decode = decode
     return decoded[0].contiguous()
 

@@ -61,6 +61,11 @@ MODEL_FLAGS: Flags = {
         "before use: for small GPUs; as fast as without for long chunks (default: no)",
     ),
     "use_usp": (bool, "use several GPUs for each video; start with torchrun --nproc_per_node GPUS (default: no)"),
+    "cfg_parallel": (
+        str,
+        "with --use_usp: auto or off. auto lets GPUs make different passes of guidance where their numbers divide, the "
+        "faster way; off lets all GPUs share each pass (default: auto)",
+    ),
     "shard_weights": (
         bool,
         "with --use_usp: each GPU keeps a part of the transformer's weights, and gets each layer just before use "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import host
+from ..model.blocks.process_grid import PassParallel
 from ..model.sampling import TRAIN_TIMESTEPS, Sampling
 
 Denoise = Callable[[Tensor, Tensor, "host.TeaCache | None"], Tensor]
@@ -29,6 +30,7 @@ class Guidance:
         negative_context: the embedding of the negative text; None with a text guidance of 1, which needs none.
         caches: TeaCaches of the passes o and n.
         known_frames: latent frames at the start that are given, whose flow has no meaning.
+        parallel: the processes that make the other passes; all steps must be guided then. None for this one alone.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Guidance:
         negative_context: Tensor | None,
         caches: tuple[host.TeaCache | None, host.TeaCache | None] = (None, None),
         known_frames: int = 0,
+        parallel: PassParallel | None = None,
     ) -> None:
         self._sampling, self._negative_context, self._caches = sampling, negative_context, caches
-        self._known_frames = known_frames
+        self._known_frames, self._parallel = known_frames, parallel
         self._step = 0
         self._result: Tensor | None = None
 
@@ -53,10 +56,17 @@ class Guidance:
         cache: host.TeaCache | None,
     ) -> Tensor:
         """The positive pass at latents [B, 16, T, h, w] of a timestep [1]."""
-        prediction = denoise(context, audio, cache)
+        guided_step = self._step in self._sampling.guided_steps
+        passes = [(context, audio, cache)]
+        if guided_step:
+            passes += self._other_passes(context, torch.zeros_like(audio))
+        if self._parallel is None:
+            prediction, *others = [denoise(*one) for one in passes]
+        else:
+            prediction, *others = self._parallel.predictions(len(passes), lambda index: denoise(*passes[index]))
         self._result = prediction
-        if self._step in self._sampling.guided_steps:
-            guided = self._guided(denoise, prediction, context, torch.zeros_like(audio))
+        if guided_step:
+            guided = self._guided(prediction, others)
             if self._sampling.apg_eta != 1:
                 clean = latents.float() - timestep.float() / TRAIN_TIMESTEPS * prediction.float()
                 guided = projected(guided, prediction, clean, self._sampling.apg_eta, self._known_frames)
@@ -69,19 +79,28 @@ class Guidance:
         assert self._result is not None
         return self._result
 
-    def _guided(self, denoise: Denoise, p: Tensor, context: Tensor, silence: Tensor) -> Tensor:
+    def _other_passes(self, context: Tensor, silence: Tensor) -> list[tuple[Tensor, Tensor, host.TeaCache | None]]:
+        """Of o, where the audio has a scale of its own, and n, where the text has guidance."""
+        passes = []
+        if self._sampling.audio_scale != self._sampling.cfg_scale:
+            passes.append((context, silence, self._caches[0]))
+        if self._sampling.cfg_scale != 1:
+            assert self._negative_context is not None
+            passes.append((self._negative_context, silence, self._caches[1]))
+        return passes
+
+    def _guided(self, p: Tensor, others: list[Tensor]) -> Tensor:
         """Blends with the audio are in float32, that with the negative text as the host does it."""
         s, a = self._sampling.cfg_scale, self._sampling.audio_scale
         x = p
         if a != s:
-            o = denoise(context, silence, self._caches[0]).float()
+            o = others[0].float()
             difference = p.float() - o
             if s != 0:
                 x = (o + a / s * difference).to(p.dtype)
         if s == 1:
             return x
-        assert self._negative_context is not None
-        n = denoise(self._negative_context, silence, self._caches[1])
+        n = others[-1]
         if s == 0:
             return n if a == 0 else (n.float() + a * difference).to(n.dtype)
         return n + s * (x - n)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from .. import host
+from ..model.blocks.process_grid import CfgParallel
 from ..model.blocks.quantized import Method
 from ..model.checkpoint import denoiser_shapes, needed_sources
 from ..model.checkpoint_presets import preset_conventions
@@ -202,6 +203,7 @@ def load_pipeline(
     quantize_attention: bool = False,
     stream_weights: bool = False,
     use_usp: bool = False,
+    cfg_parallel: CfgParallel = "auto",
     shard_weights: bool = False,
     download_source: str | None = None,
     checkpoint_preset: str | None = None,
@@ -232,7 +234,9 @@ def load_pipeline(
         quantize_attention: self-attention in float8, on Hopper, by cuDNN.
         stream_weights: the weights of the denoiser's blocks and of the text encoder wait in CPU memory and are copied
             to the GPU just before use.
-        use_usp: make a video by all processes that torchrun has started, each with a GPU and a part of the tokens.
+        use_usp: make a video by all processes that torchrun has started, each with a GPU of its own.
+        cfg_parallel: with `use_usp`, "auto" lets GPUs make different passes of guidance where their numbers divide, and
+            those of the same pass share its tokens; "off" lets all GPUs share the tokens of each pass.
         shard_weights: with `use_usp`, each GPU has a part of the denoiser's weights, too.
         checkpoint_preset: one of `checkpoint_presets.CHECKPOINT_PRESETS`, for a checkpoint without a config.json whose
             file has another name than the published one.
@@ -284,6 +288,7 @@ def load_pipeline(
         "omniavatar_keep_bf16": keep_bf16,
         "omniavatar_quantize_attention": quantize_attention,
         "omniavatar_stream_weights": stream_weights,
+        "omniavatar_cfg_parallel": cfg_parallel,
         "omniavatar_shard_weights": shard_weights,
         "use_usp": use_usp,
     }

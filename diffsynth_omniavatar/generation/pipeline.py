@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from ..media.sound import Sound, SoundSource, load_sound, speech_waveform
 from ..media.timeline import audio_rows, chunk_length, clip_length
 from ..model import checkpoint
 from ..model.blocks.attention_fp8 import check_attention_fp8
+from ..model.blocks.process_grid import CFG_PARALLEL, CfgParallel, PassParallel, ProcessGrid
 from ..model.blocks.runner import BlockRunner
 from ..model.blocks.sequence_parallel import SequenceParallel
 from ..model.blocks.weights import block_weights
@@ -33,7 +35,7 @@ from ..model.lora_files import LoRA, LoRASource, ReadLoRA, missing_base
 from ..model.lora_merge import fitted, merge, takes_changes
 from ..model.quantize import layer_names
 from ..model.quantized_files import load_quantized
-from ..model.sampling import Solver
+from ..model.sampling import Sampling, Solver
 from ..model.small_family import register_family
 from ..model.speech_encoder import AudioEncoder
 from ..model.upgrade import apply_checkpoint, grow_model
@@ -86,6 +88,8 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             omniavatar_quantize: hold the blocks' layers in 8 bits, "fp8", "int8" or "fp8_weights"; see `quantize`.
             omniavatar_keep_bf16: names of layers that stay as they are.
             omniavatar_quantize_attention: self-attention in float8, too, on Hopper.
+            omniavatar_cfg_parallel: with `use_usp`, "auto" lets processes make different passes of guidance where their
+                numbers divide, and those of the same pass share its tokens; "off" lets all share each pass.
             omniavatar_shard_weights: with `use_usp`, each process has a part of the blocks' weights on its GPU.
             omniavatar_stream_weights: the weights of the blocks and of the text encoder's layers wait in CPU memory.
 
@@ -231,7 +235,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             num_frames = self._choose_length(sound, audio_features, height, width)
         if tea_cache_l1_thresh:
             tea_cache_model_id = tea_cache_model_id or self._tea_cache_model()
-        shared = {
+        shared: dict[str, Any] = {
             "omni_sound": sound,
             "omni_audio_features": audio_features,
             "omni_source_video": input_video if is_v2v else None,
@@ -243,9 +247,11 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
         self._call_inputs = (shared, {"context": prompt_embeds}, {"context": negative_prompt_embeds})
         self._returns_floats, self._on_frames, self._frames_shown = output_type == "floatpoint", on_frames, 0
         noise = FreshNoise([host_arguments.get("seed")], host_arguments.get("rand_device", "cpu"))
+        decoded = None if on_frames is None else self._decoded
         hosts_scheduler, self.scheduler = self.scheduler, StepScheduler(self.scheduler, sampling, noise, on_step)
         try:
-            with decoding_in_place(self.vae, None if on_frames is None else self._decoded):
+            with self._sharing_passes(sampling) as passes, decoding_in_place(self.vae, decoded):
+                shared["omni_passes"] = passes
                 return super().__call__(
                     prompt=prompt,
                     negative_prompt=sampling.negative_prompt,
@@ -267,6 +273,10 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             self.scheduler = hosts_scheduler
             self._call_inputs = ({}, {}, {})
             self._returns_floats, self._on_frames = False, None
+
+    def _sharing_passes(self, sampling: Sampling) -> AbstractContextManager[PassParallel | None]:
+        runner = self.dit.runner
+        return nullcontext() if runner is None else runner.sharing_passes(sampling.shared_passes)
 
     def take_call_inputs(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The arguments of the running call for the shared, positive and negative inputs; nothing outside a call."""
@@ -355,6 +365,9 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     channels = kwargs.pop("omniavatar_channels", None)
     compile_blocks = kwargs.pop("omniavatar_compile", False)
     attention_fp8 = kwargs.pop("omniavatar_quantize_attention", False)
+    cfg_parallel: CfgParallel = kwargs.pop("omniavatar_cfg_parallel", "auto")
+    if cfg_parallel not in CFG_PARALLEL:
+        raise ValueError(f"--cfg_parallel is {cfg_parallel!r}, wanted {' or '.join(CFG_PARALLEL)}.")
     placement = Placement(
         kwargs.pop("omniavatar_quantize", None),
         layer_names(kwargs.pop("omniavatar_keep_bf16", ())),
@@ -384,7 +397,8 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             raise ValueError("There is no OmniAvatar checkpoint among model_configs for omniavatar_loras to go with.")
         return pipe
     parallel = SequenceParallel.start(device) if bound.arguments["use_usp"] else None
-    runner = BlockRunner(compile=compile_blocks, parallel=parallel, attention_fp8=attention_fp8)
+    grid = None if parallel is None or cfg_parallel == "off" else ProcessGrid(parallel)
+    runner = BlockRunner(compile=compile_blocks, parallel=parallel, grid=grid, attention_fp8=attention_fp8)
     bound.arguments.update(model_configs=own.host_configs, use_usp=False)
     pipe = original(*bound.args, **bound.kwargs)
     if own.quantized is not None:

@@ -425,7 +425,7 @@ class GuidanceUnit(host.PipelineUnit):
         host.declare_unit(
             self,
             take_over=True,
-            input_params=("omni_sampling", "omni_prefix_latents", "tea_cache"),
+            input_params=("omni_sampling", "omni_prefix_latents", "omni_passes", "tea_cache"),
             output_params=("omni_guidance",),
         )
 
@@ -433,7 +433,8 @@ class GuidanceUnit(host.PipelineUnit):
         self, pipe: UnitPipeline, inputs_shared: Inputs, inputs_posi: Inputs, inputs_nega: Inputs
     ) -> tuple[Inputs, Inputs, Inputs]:
         sampling = inputs_shared.get("omni_sampling")
-        if sampling is None or sampling.has_hosts_guidance:
+        passes = inputs_shared.get("omni_passes")
+        if sampling is None or (passes is None and sampling.has_hosts_guidance):
             return inputs_shared, inputs_posi, inputs_nega
         cache = inputs_posi.get("tea_cache")
         if cache is not None:
@@ -444,6 +445,7 @@ class GuidanceUnit(host.PipelineUnit):
             inputs_nega.get("context"),
             (cache, inputs_nega.get("tea_cache")),
             known_frames=0 if prefix is None else prefix.shape[2],
+            parallel=passes,
         )
         inputs_posi["omni_guidance"] = guidance
         inputs_nega["omni_guidance"] = guidance.negative

@@ -117,6 +117,16 @@ class Sampling:
         return self.cfg_scale if self.audio_cfg_scale is None else self.audio_cfg_scale
 
     @property
+    def passes(self) -> int:
+        """Passes of the denoiser in each guided step, 1 to 3."""
+        return 1 + (self.audio_scale != self.cfg_scale) + (self.cfg_scale != 1)
+
+    @property
+    def shared_passes(self) -> int:
+        """How many passes several processes may share out: 1 where not all steps have the same."""
+        return self.passes if self.guided_steps == range(self.steps) else 1
+
+    @property
     def has_hosts_guidance(self) -> bool:
         """Whether the passes of DiffSynth's own loop are enough: one, or two in every step."""
         if self.audio_scale != self.cfg_scale:

@@ -36,6 +36,7 @@ FLAGS = {
     "quantize_attention": True,
     "stream_weights": True,
     "use_usp": True,
+    "cfg_parallel": "off",
     "shard_weights": True,
     "download_source": "modelscope",
     "checkpoint_preset": "lipforcing_teacher",

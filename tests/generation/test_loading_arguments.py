@@ -77,6 +77,7 @@ ARRIVALS = {
     "quantize_attention": (True, given("omniavatar_quantize_attention"), True),
     "stream_weights": (True, given("omniavatar_stream_weights"), True),
     "use_usp": (True, given("use_usp"), True),
+    "cfg_parallel": ("off", given("omniavatar_cfg_parallel"), "off"),
     "shard_weights": (True, given("omniavatar_shard_weights"), True),
     "download_source": ("modelscope", lambda seen: seen.sources, {"modelscope"}),
     "checkpoint_preset": ("lipforcing_teacher", lambda seen: seen.pipe.conventions.first_frame, "masked"),

@@ -11,6 +11,7 @@ from synthetic_clips import portrait, speech
 
 from diffsynth_omniavatar.generation.loading import load_pipeline
 from diffsynth_omniavatar.media.video import probe_video
+from diffsynth_omniavatar.model.blocks.process_grid import ProcessGrid
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import Conventions
@@ -49,7 +50,7 @@ def many(families, flags, tmp_path_factory):
 def test_three_processes_compute_the_latents_of_one(families, many):
     first, second, third = (load_file(many / f"latents.{rank}.safetensors") for rank in range(PROCESSES))
     wanted = final_latents(*families, use_usp=False)
-    assert set(first) == {*CLIPS, "batch", "V2V"}
+    assert set(first) == {*CLIPS, "batch", "V2V", "V2V, three passes"}
     for name, latents in wanted.items():
         assert torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]), name
         assert relative_deviation(first[name], latents) < TOLERANCE, name
@@ -74,6 +75,27 @@ def test_shares_make_up_the_whole(tokens):
     assert len({part.shape for part in parts}) == 1
     joined = torch.cat(parts, dim=1)
     assert torch.equal(joined[:, :tokens], whole) and not joined[:, tokens:].any()
+
+
+@pytest.mark.parametrize(
+    ("processes", "passes", "rows"), [(2, 2, 2), (4, 2, 2), (3, 2, 1), (2, 3, 1), (6, 3, 3), (4, 1, 1)]
+)
+def test_processes_are_a_grid_of_passes_and_tokens(monkeypatch, processes, passes, rows):
+    """Each process shares its tokens with its row, and its predictions with its column, in the rows' order."""
+    monkeypatch.setattr(torch.distributed, "new_group", lambda ranks: [*ranks])
+    seen = []
+    for rank in range(processes):
+        everybody = SequenceParallel(rank, processes)
+        sequence, others = ProcessGrid(everybody).arrange(passes)
+        if rows == 1:
+            assert sequence is everybody and others is None
+            continue
+        row = [rank] if sequence is None else sequence.group
+        assert row == [*range(row[0], row[0] + processes // rows)] and rank in row
+        assert sequence is None or (sequence.group[sequence.rank] == rank and sequence.ranks == len(row))
+        assert others.rows == rows == len(others.group) and others.group[others.row] == rank
+        seen.append((others.row, row))
+    assert len({str(one) for one in seen}) == (rows if rows > 1 else 0)
 
 
 def test_what_cannot_run_in_parallel_is_refused(monkeypatch):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from .block import BlockCall, only_adapters_train, run_block
 from .gpu_memory import free_memory
 from .memory_plan import GIB, KEEPABLE, BlockShape, Kept, describe, kept_bytes, plan_kept
 from .pieces import EAGER, compiled
+from .process_grid import PassParallel, ProcessGrid
 from .sequence_parallel import SequenceParallel
 from .step_memory import auto_budget
 from .streaming import MainMemory, ShardedWeights, StreamedWeights
@@ -59,6 +61,7 @@ class BlockRunner:
         streamed: the blocks' frozen weights, if they are offloaded to CPU memory or spread over GPUs; see
             `stream_weights` and `shard_weights`.
         parallel: the processes that make a video together; None for this one alone.
+        grid: these processes, where they may share out the passes of guidance.
         attention_fp8: the self-attention of passes without gradients in float8; not with `parallel`.
 
     Raises:
@@ -71,6 +74,7 @@ class BlockRunner:
     moment_bytes: int | None = None
     streamed: StreamedWeights | None = None
     parallel: SequenceParallel | None = None
+    grid: ProcessGrid | None = None
     attention_fp8: bool = False
     inputs: MainMemory | None = None
     """Where the blocks' inputs wait, once a pass has asked for it."""
@@ -80,6 +84,19 @@ class BlockRunner:
     def __post_init__(self) -> None:
         if self.attention_fp8 and self.parallel is not None:
             raise ValueError("--quantize_attention does not go with --use_usp: leave one out.")
+
+    @contextmanager
+    def sharing_passes(self, passes: int) -> Iterator[PassParallel | None]:
+        """Within the block, `parallel` are those that share this process's pass; gives those that make the others."""
+        if self.grid is None:
+            yield None
+            return
+        everybody = self.parallel
+        self.parallel, others = self.grid.arrange(passes)
+        try:
+            yield others
+        finally:
+            self.parallel = everybody
 
     def stream_weights(self, blocks: Sequence[Any], device: torch.device, cyclic: bool = False) -> None:
         """Offload the blocks' frozen weights to CPU memory; the parameters become empty.

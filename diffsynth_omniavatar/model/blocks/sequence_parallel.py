@@ -24,10 +24,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SequenceParallel:
-    """The place of this process among those that make a video together: all that torchrun has started."""
+    """The place of this process among those that share the tokens of a pass: all of torchrun's, or those of `group`."""
 
     rank: int
     ranks: int
+    group: Any = None
 
     @classmethod
     def start(cls, device: str | torch.device) -> SequenceParallel:
@@ -79,7 +80,7 @@ class SequenceParallel:
     def join(self, part: Tensor, tokens: int) -> Tensor:
         """All processes' parts [B, s, C] -> [B, tokens, C]."""
         parts = part.new_empty(self.ranks * len(part), *part.shape[1:])
-        dist.all_gather_into_tensor(parts, part.contiguous())
+        dist.all_gather_into_tensor(parts, part.contiguous(), group=self.group)
         return parts.unflatten(0, (self.ranks, -1)).transpose(0, 1).flatten(1, 2)[:, :tokens]
 
     def attention(
@@ -102,5 +103,5 @@ class SequenceParallel:
     def _exchange(self, parts: Tensor) -> Tensor:
         """Send parts[i] to process i; gives what process i sent, at place i."""
         received: Any = torch.empty(parts.shape, dtype=parts.dtype, device=parts.device)
-        dist.all_to_all_single(received, parts.contiguous())
+        dist.all_to_all_single(received, parts.contiguous(), group=self.group)
         return received
