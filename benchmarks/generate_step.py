@@ -5,10 +5,11 @@
     torchrun --nproc_per_node 2 benchmarks/generate_step.py                   # several GPUs to a step, 2.5 minutes
 
 A guided step has two passes of the denoiser, with sound and prompt and without, and three where the sound has its own
-guidance. Random weights in bf16; 81 frames of 512x512 (21,504 tokens), small: 33 frames of 256x256 (2,304). Each way
-prints a JSON line when it is done: seconds (median; the first step, which compiles, apart), the reference's seconds by
-them, peak memory, and the relative norm of the difference of its predictions from the reference's; with several GPUs
-both against one GPU too. A table comes last.
+guidance. Several GPUs share each pass's tokens, or make different passes, with all weights or a part of them each.
+Random weights in bf16; 81 frames of 512x512 (21,504 tokens), small: 33 frames of 256x256 (2,304). Each way prints a
+JSON line when it is done: seconds (median; the first step, which compiles, apart), the reference's seconds by them,
+peak memory, and the relative norm of the difference of its predictions from the reference's; with several GPUs both
+against one GPU too. A table comes last.
 
 Which steps TeaCache skips is decided by the trained time embedding, which random weights do not have. So its computed
 and its skipped steps are timed apart, and the time of 25 steps is told by how many are skipped.
@@ -17,6 +18,7 @@ and its skipped steps are timed apart, and the time of 25 steps is told by how m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -35,6 +37,7 @@ from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import TEA_CACHE_MODELS
 from diffsynth_omniavatar.media.timeline import latent_frames
 from diffsynth_omniavatar.model.blocks.memory_plan import GIB
+from diffsynth_omniavatar.model.blocks.process_grid import ProcessGrid
 from diffsynth_omniavatar.model.blocks.quantized import METHODS
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
@@ -103,11 +106,18 @@ class Bench:
     ) -> tuple[float, torch.Tensor]:
         """Seconds and predictions [pass, 16, T, h, w] of a step."""
         self.dit.runner = runner
+        caches = caches or [None] * len(inputs)
         meet()
         start = time.perf_counter()
-        found = [
-            self.dit(**one, tea_cache=cache) for one, cache in zip(inputs, caches or [None] * len(inputs), strict=True)
-        ]
+
+        def prediction(index: int) -> torch.Tensor:
+            return self.dit(**inputs[index], tea_cache=caches[index])
+
+        with contextlib.nullcontext() if runner is None else runner.sharing_passes(len(inputs)) as others:
+            if others is None:
+                found = [prediction(index) for index in range(len(inputs))]
+            else:
+                found = others.predictions(len(inputs), prediction)
         torch.cuda.synchronize()
         return time.perf_counter() - start, torch.cat(found)
 
@@ -232,8 +242,15 @@ def several_gpus(part: str, repeats: int, parallel: SequenceParallel) -> None:
     many = f"{parallel.ranks} GPUs"
     bench.attempt("reference", lambda: bench.measure("reference", None))
     bench.attempt("one GPU", lambda: bench.measure("one GPU", BlockRunner(compile=True)))
-    bench.attempt(many, lambda: bench.measure(many, BlockRunner(compile=True, parallel=parallel)))
-    bench.attempt("eager", lambda: bench.measure(f"{many}, eager", BlockRunner(parallel=parallel)))
+    tokens = BlockRunner(compile=True, parallel=parallel)
+    passes = BlockRunner(compile=True, parallel=parallel, grid=ProcessGrid(parallel))
+    ways = {"each pass by all": tokens, "passes shared": passes}
+    for name, runner in ways.items():
+        bench.attempt(name, functools.partial(bench.measure, f"{many}, {name}", runner))
+    passes.shard_weights(bench.dit.blocks, DEVICE)
+    tokens.streamed = passes.streamed
+    for name, runner in ways.items():
+        bench.attempt(name, functools.partial(bench.measure, f"{many}, {name}, sharded", runner))
     bench.table()
 
 

@@ -3,6 +3,7 @@
     python benchmarks/generate_video.py --steps 4 --cfg_scale 1 --compile --quantize fp8 --quantize_attention
     python benchmarks/generate_video.py --sampler lightx2v4 --compile
     python benchmarks/generate_video.py --compile --stream_weights --limit 12
+    torchrun --nproc_per_node 2 benchmarks/generate_video.py --compile --shard_weights
     python benchmarks/generate_video.py --model tiny --height 64 --width 64 --sampler lightx2v4    # without a GPU
 
 A table has the parts, a line of JSON everything. The first video, which compiles, is not counted. The picture is noise;
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import tempfile
 import time
 from collections import Counter
@@ -36,12 +38,16 @@ from diffsynth_omniavatar.media.timeline import PIXELS_PER_TOKEN
 from diffsynth_omniavatar.media.video import probe_video
 from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.model.blocks.memory_plan import GIB
+from diffsynth_omniavatar.model.blocks.process_grid import ProcessGrid
 from diffsynth_omniavatar.model.blocks.quantized import METHODS
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
+from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import PRESETS
 from diffsynth_omniavatar.model.quantize import layer_names
 from diffsynth_omniavatar.model.sampling import SAMPLERS, SOLVERS
 from diffsynth_omniavatar.nano.family import write_random_family
+
+WRITING = "writing"
 
 
 def prepared_pipeline(args: argparse.Namespace, folder: str) -> OmniAvatarPipeline:
@@ -49,10 +55,14 @@ def prepared_pipeline(args: argparse.Namespace, folder: str) -> OmniAvatarPipeli
     if args.model == "tiny":
         return load_pipeline(folder=write_random_family(folder), dtype="float32")
     pipe = random_pipeline(PRESETS[args.model])
-    pipe.dit.runner = BlockRunner(compile=args.compile, attention_fp8=args.quantize_attention)
-    if not (args.compile or args.quantize_attention or args.stream_weights):
+    parallel = SequenceParallel.start("cuda") if "RANK" in os.environ else None
+    grid = None if parallel is None else ProcessGrid(parallel)
+    pipe.dit.runner = BlockRunner(
+        compile=args.compile, parallel=parallel, grid=grid, attention_fp8=args.quantize_attention
+    )
+    if not (args.compile or args.quantize_attention or args.stream_weights or parallel):
         pipe.dit.runner = None  # the host's own blocks
-    placement = Placement(args.quantize, layer_names(args.keep_bf16), args.stream_weights)
+    placement = Placement(args.quantize, layer_names(args.keep_bf16), args.stream_weights, args.shard_weights)
     if placement.starts_on_cpu:
         pipe.to(device="cpu")
         pipe.dit.to("cpu")
@@ -67,27 +77,30 @@ def wait_for_gpu() -> None:
 
 
 def table(seconds: Counter[str], whole: float) -> str:
-    """Parts of a video, with how often they ran; what no part has is in the last line but one."""
+    """Parts of a video, with how often they ran; what no part has is in the last line but one. Frames are written
+    while the VAE decodes, so that its time has that of writing in it.
+    """
     lines = [("part", "calls", "s a call", "s", "%")]
     parts = [part for part in seconds if not part.endswith(", calls")]
     for part in parts:
         calls, spent = seconds[f"{part}, calls"], seconds[part]
         lines.append((part, f"{calls:.0f}", f"{spent / calls:.3f}", f"{spent:.2f}", f"{100 * spent / whole:.0f}"))
-    rest = whole - sum(seconds[part] for part in parts)
+    rest = whole - sum(seconds[part] for part in parts if part != WRITING)
     for name, spent in (("rest", rest), ("all", whole)):
         lines.append((name, "", "", f"{spent:.2f}", f"{100 * spent / whole:.0f}"))
     return "\n".join(f"{name:<12}{calls:>7}{each:>10}{spent:>9}{share:>5}" for name, calls, each, spent, share in lines)
 
 
 def timed(seconds: Counter[str], owner: Any, method: str, part: str) -> None:
-    """Add the seconds of each call of a method to those of a part."""
+    """Add the seconds of each call of a method to those of a part. Writing must not wait for the GPU, which decodes."""
     original = getattr(owner, method)
+    wait = wait_for_gpu if part != WRITING else lambda: None
 
     def call(*inputs: Any, **kwargs: Any) -> Any:
-        wait_for_gpu()
+        wait()
         start = time.perf_counter()
         result = original(*inputs, **kwargs)
-        wait_for_gpu()
+        wait()
         seconds[part] += time.perf_counter() - start
         seconds[f"{part}, calls"] += 1
         return result
@@ -132,6 +145,7 @@ def main() -> None:
     parser.add_argument("--keep_bf16", default="")
     parser.add_argument("--quantize_attention", action="store_true")
     parser.add_argument("--stream_weights", action="store_true")
+    parser.add_argument("--shard_weights", action="store_true", help="with torchrun: a part of them on each GPU")
     parser.add_argument("--limit", type=float, help="GiB of the GPU that the run may have")
     args = parser.parse_args()
     if args.sampler is None and args.steps is None:
@@ -151,7 +165,7 @@ def measure(args: argparse.Namespace, folder: str) -> None:
     timed(seconds, pipe.vae, "encode", "VAE encode")
     timed(seconds, pipe.dit, "forward", "denoiser")
     timed(seconds, pipe.vae, "decode", "VAE decode")
-    timed(seconds, VideoWriter, "write", "writing")
+    timed(seconds, VideoWriter, "write", WRITING)
     with memory_limit(args.limit) if on_gpu else contextlib.nullcontext():
         start = time.perf_counter()
         make(pipe, args, folder)
@@ -162,13 +176,15 @@ def measure(args: argparse.Namespace, folder: str) -> None:
         start = time.perf_counter()
         result = make(pipe, args, folder)
         whole = time.perf_counter() - start
-        info = probe_video(result.path)
+        frames = probe_video(result.path).frames if pipe.is_first_process else 0
+    if not pipe.is_first_process:
+        return
     print(table(seconds, whole))
     print(
         json.dumps(
             {
                 **{name: value for name, value in vars(args).items() if value},
-                "frames": info.frames,
+                "frames": frames,
                 "chunks": result.chunks,
                 "seconds": round(whole, 2),
                 "first video": round(first, 1),

@@ -37,7 +37,8 @@ class Placement:
     keep_bf16: tuple[str, ...] = ()
     stream: bool = False
     shard: bool = False
-    """Of several processes that make a video together, each has a part of the denoiser's layers on its GPU."""
+    """Of several processes that make a video together, each has a part of the denoiser's layers on its GPU; the text
+    encoder's wait in CPU memory."""
     is_quantized: bool = False
     """The layers are in 8 bits already."""
 
@@ -74,7 +75,7 @@ def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
     pipe.to(device=device)
     pipe.text_encoder = text_encoder
     if text_encoder is not None:
-        _place_text_encoder(text_encoder, device, placement.stream)
+        _place_text_encoder(text_encoder, device, placement.stream or placement.shard)
     if hasattr(pipe, "device_type"):  # of the newer host
         pipe.device_type = device.type
 
