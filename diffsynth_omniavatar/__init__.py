@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .generation.request import RequestError, TalkRequest
     from .generation.result import DubbedVideo, GeneratedVideo
     from .host.versions import UnsupportedHostError
+    from .media.clip import Clip
     from .media.sound import Sound
     from .model.checkpoint import CheckpointError, load_checkpoint
     from .model.config import PRESETS, Conventions, LoRAConfig, OmniAvatarConfig
@@ -39,6 +40,7 @@ __all__ = [
     "PRESETS",
     "AudioEncoder",
     "CheckpointError",
+    "Clip",
     "Conventions",
     "DubRequest",
     "DubbedVideo",
@@ -68,6 +70,7 @@ _MODULES = {
     "PRESETS": "model.config",
     "AudioEncoder": "model.speech_encoder",
     "CheckpointError": "model.checkpoint",
+    "Clip": "media.clip",
     "Conventions": "model.config",
     "DubRequest": "generation.dub_request",
     "DubbedVideo": "generation.result",

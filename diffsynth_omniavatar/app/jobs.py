@@ -85,6 +85,7 @@ def talk_job(request: TalkRequest, facts: CheckpointConfig, show_progress: bool 
 
         return generate(pipe, request, show_progress=show_progress, on_preview=on_preview)
 
+    assert request.out is not None  # the command has asked for it
     return Job(Path(request.out), len(read.plan.chunks), notes, make)
 
 
@@ -115,6 +116,7 @@ def dub_job(
 
         return dub(pipe, request, inputs=inputs, show_progress=show_progress, on_preview=on_preview)
 
+    assert request.out is not None  # the command has asked for it
     return Job(Path(request.out), inputs.chunks, (inputs.told(),), make)
 
 

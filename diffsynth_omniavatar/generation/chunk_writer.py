@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..media.clip import ClipWriter
 from ..media.writer import VideoWriter
 from .masks import paste_outside_mouth
 
@@ -47,7 +48,7 @@ class ChunkWriter:
         source: what the chunk shows, [3, L, H, W] in [-1, 1].
     """
 
-    def __init__(self, writer: VideoWriter, kept: range, pasted: Tensor | None, source: Tensor) -> None:
+    def __init__(self, writer: VideoWriter | ClipWriter, kept: range, pasted: Tensor | None, source: Tensor) -> None:
         self._writer, self._kept, self._pasted, self._source = writer, kept, pasted, source
         self._copy: tuple[range, _Copy] | None = None
         self._seen = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
@@ -26,13 +25,15 @@ class ChunkMaker:
         pipe: the pipeline.
         request: what is wanted.
         size: height and width of the chunks.
+        chunks: of the whole video.
         on_preview: gets what each step has come to.
     """
 
     def __init__(
-        self, pipe: OmniAvatarPipeline, request: Settings, size: Size, on_preview: OnPreview | None = None
+        self, pipe: OmniAvatarPipeline, request: Settings, size: Size, chunks: int, on_preview: OnPreview | None = None
     ) -> None:
         self.pipe, self.request, self.size = pipe, request, size
+        self._chunks, self._begun = chunks, 0
         self.sampling: Sampling = request.sampling(pipe.conventions.sampling)
         if request.sampler is not None:
             logger.info(
@@ -77,6 +78,7 @@ class ChunkMaker:
             on_frames: as the pipeline takes it; where colours are matched, which takes all frames, it gets all at once.
         """
         pipe, sampling, request = self.pipe, self.sampling, self.request
+        self._begun += 1
         frames = pipe(
             input_image=image,
             audio_features=features,
@@ -102,7 +104,7 @@ class ChunkMaker:
             tea_cache_l1_thresh=request.tea_cache_l1_thresh,
             tea_cache_model_id=request.tea_cache_model_id,
             output_type="floatpoint",
-            on_step=functools.partial(self._show, index + 1) if self._colours and pipe.is_first_process else None,
+            on_step=self._show if self._colours and pipe.is_first_process else None,
             on_frames=None if sampling.match_colours else on_frames,
             progress_bar_cmd=progress_bar_cmd,
             prompt_embeds=self._prompt,
@@ -114,14 +116,14 @@ class ChunkMaker:
                 on_frames(frames)
         return frames
 
-    def _show(self, chunk: int, step: int, latents: Tensor) -> None:
+    def _show(self, step: int, latents: Tensor) -> None:
         """Show the clean latents [16, T, h, w] that a step predicts."""
         assert self._colours is not None
         pictures = self._colours.pictures(latents)
         if self.request.preview is not None:
             write_sheet(self.request.preview, pictures)
         if self._on_preview is not None:
-            self._on_preview(Preview(chunk, step, self.sampling.steps, pictures))
+            self._on_preview(Preview(self._begun, self._chunks, step, self.sampling.steps, pictures))
 
     def carry(self, frames: Tensor, overlap: int) -> Tensor | None:
         """The last frames of a chunk, with which the next one begins; None where the model knows no such start."""

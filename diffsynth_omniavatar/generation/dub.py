@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..media.clip import ClipWriter
 from ..media.faces.align import align
 from ..media.faces.paste import paste
 from ..media.images import Size
-from ..media.pictures import PictureReader
+from ..media.pictures import picture_reader
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..media.writer import VideoWriter
 from .chunks import ChunkMaker
@@ -49,8 +50,9 @@ def dub(
 
     The face is found, cut out as the model was trained on it, given a new mouth chunk by chunk, and put back into the
     full picture, whose other pixels stay. Size, frame rate and times of the pictures are the source's. Memory does not
-    grow with the length, but for the sound and its features. An interrupt leaves a playable file of what is done. Of
-    several processes that make it together (`use_usp`), the first writes it.
+    grow with the length, but for the sound and its features, unless the result stays there (`DubRequest.out`). An
+    interrupt leaves a playable file of what is done. Of several processes that make it together (`use_usp`), the first
+    writes it.
 
     Args:
         pipe: from `load_pipeline` or `from_pretrained`, of a V2V checkpoint.
@@ -72,17 +74,20 @@ def dub(
         shows = show_progress and pipe.is_first_process
         inputs = read_dub_inputs(request, pipe.dit.config.in_dim, pipe.conventions, show_progress=shows)
         logger.info("%s", inputs.told())
-    maker = ChunkMaker(pipe, request, inputs.size, on_preview)
-    steps, out = maker.sampling.steps, Path(request.out)
+    maker = ChunkMaker(pipe, request, inputs.size, inputs.chunks, on_preview)
+    steps = maker.sampling.steps
     writes = pipe.is_first_process
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(progress(inputs.chunks, steps, show_progress and writes))
         mouths = [_Mouth(face, inputs, maker, shown) for face in inputs.faces]
-        writer = debug = None
+        writer: VideoWriter | ClipWriter | None = None
+        debug = None
         if writes:
-            writer = stack.enter_context(_writer(out, inputs, request))
+            writer = stack.enter_context(_writer(inputs, request))
             if request.debug_video is not None:
-                debug = DebugVideo(stack.enter_context(_writer(Path(request.debug_video), inputs, request)), inputs)
+                debug = DebugVideo(
+                    stack.enter_context(_file_writer(Path(request.debug_video), inputs, request)), inputs
+                )
         for places, pictures in _pictures(inputs):
             for mouth in mouths:
                 pictures = mouth.put_into(pictures, places, writes)
@@ -94,18 +99,26 @@ def dub(
                 if debug is not None:
                     debug.write(pictures, places, times)
     return DubbedVideo(
-        out,
+        None if request.out is None else Path(request.out),
         len(inputs.playback.pictures),
         *inputs.frame_size,
         inputs.chunks,
         steps * inputs.chunks,
         time.monotonic() - started,
+        writer.clip() if isinstance(writer, ClipWriter) else None,
         inputs.dubbed,
         inputs.untouched(),
     )
 
 
-def _writer(path: Path, inputs: DubInputs, request: DubRequest) -> VideoWriter:
+def _writer(inputs: DubInputs, request: DubRequest) -> contextlib.AbstractContextManager[VideoWriter | ClipWriter]:
+    if request.out is not None:
+        return _file_writer(Path(request.out), inputs, request)
+    playback = inputs.playback  # whose tick is a frame of the clip
+    return ClipWriter(playback.stop, *inputs.frame_size, 1 / playback.tick, inputs.sound)
+
+
+def _file_writer(path: Path, inputs: DubInputs, request: DubRequest) -> VideoWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
     times = inputs.footage.times
     return VideoWriter(
@@ -120,25 +133,25 @@ def _writer(path: Path, inputs: DubInputs, request: DubRequest) -> VideoWriter:
 
 def _pictures(inputs: DubInputs) -> Iterator[tuple[range, Tensor]]:
     """The source's pictures in the order of the finished video, some at a time: their places, uint8 [n, H, W, 3]."""
-    reader = PictureReader(inputs.footage.path, inputs.footage.times)
+    read = picture_reader(inputs.footage.source, inputs.footage.times)
     order = inputs.playback.pictures
     for start in range(0, len(order), PICTURES_AT_ONCE):
         places = range(start, min(start + PICTURES_AT_ONCE, len(order)))
-        yield places, torch.stack([reader.read(order[place]) for place in places])
+        yield places, torch.stack([read(order[place]) for place in places])
 
 
 class _Crops:
     """Crops of a face out of a video."""
 
-    def __init__(self, reader: PictureReader, size: Size) -> None:
-        self._reader, self._size = reader, size
+    def __init__(self, read: Callable[[int], Tensor], size: Size) -> None:
+        self._read, self._size = read, size
         self._picture = -1
         self._crop = torch.empty(0)
 
     def crop(self, face: PlacedTrack, picture: int) -> Tensor:
         """Float32 [h, w, 3] in 0..255."""
         if picture != self._picture:
-            pixels = self._reader.read(picture)
+            pixels = self._read(picture)
             self._crop = align(pixels[None], face.transform(picture)[None], self._size)[0]
             self._picture = picture
         return self._crop
@@ -148,7 +161,7 @@ def _reference_sequence(clip: ReferenceClip | None, size: Size) -> Tensor | None
     """The second clip, [3, F, h, w] in [-1, 1]."""
     if clip is None:
         return None
-    crops = _Crops(PictureReader(clip.path, clip.times), size)
+    crops = _Crops(picture_reader(clip.source, clip.times), size)
     return _to_video([crops.crop(clip.face, picture) for picture in clip.pictures])
 
 
@@ -164,7 +177,7 @@ class _Mouth:
         self._plan, self._inputs, self._maker, self._shown = face.plan, inputs, maker, shown
         self._features = _features(maker.pipe, face)
         self._reference = _reference_sequence(face.reference, inputs.size)
-        self._crops = _Crops(PictureReader(inputs.footage.path, inputs.footage.times), inputs.size)
+        self._crops = _Crops(picture_reader(inputs.footage.source, inputs.footage.times), inputs.size)
         self._coming = ((span, chunk) for span in self._plan.spans for chunk in span.chunks)
         self._span: Span | None = None
         self._frames = range(0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
+from ..media.clip import Clip
 from ..media.faces.face import Track
-from ..media.sound import load_sound, speech_waveform
+from ..media.sound import Sound, load_sound, speech_waveform
 from ..media.voice import speech_spans
 from .footage import Footage
 from .request import RequestError
@@ -79,15 +81,23 @@ def _apart(track: Track, other: Track) -> bool:
     return track.frames.stop <= other.frames.start or other.frames.stop <= track.frames.start
 
 
+def _own_sound(source: Path | Clip) -> Sound:
+    if not isinstance(source, Clip):
+        return load_sound(source, allow_silent=True)
+    if source.sound is None:
+        raise ValueError(f"{source} has none")
+    return source.sound
+
+
 def _speaking(footage: Footage) -> Rank:
     """How much more the lips move while the video's own sound has a voice than while it has none."""
     try:
-        waveform = speech_waveform(load_sound(footage.path, allow_silent=True))
+        waveform = speech_waveform(_own_sound(footage.source))
     except ValueError as error:
         raise RequestError(f"@face speaking needs the video's own sound: {error}") from error
     spans = speech_spans(waveform)
     if not spans:
-        raise RequestError(f"@face speaking: nobody speaks in the sound of {footage.path}; name the face otherwise.")
+        raise RequestError(f"@face speaking: nobody speaks in the sound of {footage.source}; name the face otherwise.")
     tick = footage.times.tick
     voiced = torch.zeros(len(footage.times.starts), dtype=torch.bool)
     for picture, start in enumerate(footage.times.starts):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..media.clip import Clip
 from ..media.faces.face import Track
 from ..media.images import Size, match_size
 from ..media.mix import Spans, mix_speech
@@ -39,7 +40,7 @@ _EXTENDED = {"loop": "it goes on backward, then forward", "hold": "its last pict
 class ReferenceClip:
     """65 channels: crops of the same face from elsewhere."""
 
-    path: Path
+    source: Path | Clip
     times: PictureTimes
     face: PlacedTrack
     pictures: tuple[int, ...]
@@ -72,12 +73,8 @@ class DubInputs:
     """Float32 [H, W] of a crop: 1 where the new mouth is shown."""
     overlap: int
     """Frames that chunks share."""
-
-    @property
-    def frame_size(self) -> Size:
-        """Height and width of the video that is written: even numbers."""
-        height, width = self.footage.size
-        return height // 2 * 2, width // 2 * 2
+    frame_size: Size
+    """Height and width of the finished video; of a file they are even numbers."""
 
     @property
     def chunks(self) -> int:
@@ -101,7 +98,7 @@ class DubInputs:
         cut = "" if self.frame_size == self.footage.size else " (odd sides lose a pixel)"
         others = "".join(f", {count}: {reason}" for reason, count in self.untouched().items())
         return (
-            f"{self.footage.path}: {width}x{height}{cut}, {rate:.4g} frames/s, {self.footage.times.duration:.2f} s, "
+            f"{self.footage.source}: {width}x{height}{cut}, {rate:.4g} frames/s, {self.footage.times.duration:.2f} s, "
             f"{counted(len(self.footage.cuts) + 1, 'scene')}, {counted(len(self.footage.tracks), 'face')}: "
             f"{self.footage.faces()}. {self.dubbed} of {counted(len(self.playback.pictures), 'frame')} get a new "
             f"mouth{others}; {counted(self.chunks, 'chunk')}."
@@ -148,8 +145,9 @@ def read_dub_inputs(
     overlap = known_overlap(request.overlap, conventions)
     if overlap >= length:
         raise RequestError(f"@overlap is {overlap} in chunks of {length} frames: lower it, or raise @max_tokens.")
-    with faults_of("video"):
-        probe_video(request.video)
+    if not isinstance(request.video, Clip):
+        with faults_of("video"):
+            probe_video(request.video)
     if footage is None:
         with faults_of("detections" if request.detections is not None else "video"):
             footage = find_footage(request.video, request.detections, show_progress=show_progress)
@@ -176,6 +174,7 @@ def read_dub_inputs(
         size=size,
         mouth=1 - masks[0],
         overlap=overlap,
+        frame_size=footage.size if request.out is None else (footage.size[0] // 2 * 2, footage.size[1] // 2 * 2),
     )
 
 
@@ -208,11 +207,13 @@ def _sound(
 ) -> Sound:
     original = None
     if request.original_gain > 0:
-        if probe_video(request.video).has_sound:
+        if isinstance(request.video, Clip):
+            original = request.video.sound
+        elif probe_video(request.video).has_sound:
             with faults_of("video"):
                 original = load_sound(request.video, allow_silent=True)
-        else:
-            logger.info("%s has no sound of its own to keep.", footage.path)
+        if original is None:
+            logger.info("%s has no sound of its own to keep.", footage.source)
     replaced = None if spans is None else sorted(span for face in spans for span in face)
     return mix_speech(speeches, playback.duration, original, request.original_gain, replaced)
 
@@ -233,12 +234,12 @@ def _reference(
     needed = length if request.reference_video is not None else 2 * length
     if longest is None or len(longest.frames) < needed:
         raise RequestError(
-            f"{footage.path} shows the face for {0 if longest is None else len(longest.frames)} frames without a "
+            f"{footage.source} shows the face for {0 if longest is None else len(longest.frames)} frames without a "
             f"break, too few for a reference sequence of {length} frames apart from the first chunk: give "
             "@reference_video with another clip of the person, or lower @max_tokens."
         )
     return ReferenceClip(
-        path=footage.path,
+        source=footage.source,
         times=footage.times,
         face=longest.face,
         pictures=tuple(longest.picture(frame, playback) for frame in longest.frames[-length:]),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..media.clip import Clip
 from ..media.sound import SoundSource
 from .request import RequestError, Settings, TalkRequest, file_fault
 
@@ -26,8 +27,8 @@ class DubRequest(Settings):
         RequestError: a value is out of its range, or the output cannot be written.
     """
 
-    video: str | Path
-    """The video, of any size, frame rate and codec."""
+    video: str | Path | Clip
+    """The video, of any size, frame rate and codec; or a clip in memory."""
     audio: SoundSource | Sequence[SoundSource]
     """The new speech: a file, `Sound`, ...; a list of them for several faces."""
     prompt: str = PROMPT
@@ -97,6 +98,10 @@ class DubRequest(Settings):
         if self.keep_audio not in ("no", "gaps") and _DECIBELS.fullmatch(self.keep_audio) is None:
             yield f"@keep_audio is {self.keep_audio!r}, wanted no, gaps, or a loudness like -20dB"
         yield from super()._faults()
+        if self.out is None and not isinstance(self.video, Clip):
+            yield "@out is missing: only what is made of a clip in memory can stay there"
+        if self.out is None and self.debug_video is not None:
+            yield "@debug_video needs @out"
         if self.debug_video is not None:
             yield file_fault("debug_video", Path(self.debug_video))
         yield from self._overwritten()

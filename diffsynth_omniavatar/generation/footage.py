@@ -13,11 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..media.clip import Clip
 from ..media.faces.detections import read_detections
 from ..media.faces.face import Track
 from ..media.faces.tracks import Tracker
 from ..media.images import Size
-from ..media.pictures import PictureScan, PictureTimes
+from ..media.pictures import PictureScan, PictureSource, PictureTimes
 from ..media.scenes import LOOKAHEAD, CutFinder
 from ..media.video import probe_video
 from ..system.messages import counted
@@ -33,7 +34,7 @@ MOST_TOLD = 8
 class Footage:
     """What one pass over a video finds. Pictures are counted from 0."""
 
-    path: Path
+    source: Path | Clip
     size: Size
     """Height and width of the pictures."""
     times: PictureTimes
@@ -65,11 +66,13 @@ class Footage:
         return told if len(largest) == len(numbers) else f"{told}; {len(numbers) - len(largest)} smaller ones"
 
 
-def find_footage(path: str | Path, detections: str | Path | None = None, *, show_progress: bool = False) -> Footage:
+def find_footage(
+    source: PictureSource, detections: str | Path | None = None, *, show_progress: bool = False
+) -> Footage:
     """Look at a video once, in little memory.
 
     Args:
-        path: the video.
+        source: the video: a file, or a clip in memory.
         detections: a file of its faces, with which none are looked for.
         show_progress: draw a bar with the seconds of the video that were looked at, or log that it begins.
 
@@ -80,12 +83,13 @@ def find_footage(path: str | Path, detections: str | Path | None = None, *, show
     given = None if detections is None else read_detections(detections)
     if given == []:
         raise ValueError(f"{detections}: has no face in any frame")
-    scan, scenes = PictureScan(path), CutFinder()
+    scan, scenes = PictureScan(source), CutFinder()
     tracker = Tracker() if given is None else None
-    seconds, count = probe_video(path).duration, 0
+    seconds = source.duration if isinstance(source, Clip) else probe_video(source).duration
+    count = 0
     with progress_bar("seconds", show_progress) as bar:
         if show_progress and bar.disable:
-            logger.info("Looking for faces in %s, %.1f s.", path, seconds)
+            logger.info("Looking for faces in %s, %.1f s.", source, seconds)
         task = bar.add_task("looking for faces", total=math.ceil(seconds))
         for picture, is_first in _judged(scan, scenes):
             if tracker is not None:
@@ -97,17 +101,17 @@ def find_footage(path: str | Path, detections: str | Path | None = None, *, show
     tracks = tracker.tracks() if tracker is not None else given or []
     last = max((track.frames.stop for track in tracks), default=0)
     if last > count:
-        raise ValueError(f"{detections}: has a face in frame {last - 1}, but {path} has only {count} frames")
+        raise ValueError(f"{detections}: has a face in frame {last - 1}, but {source} has only {count} frames")
     if not tracks:
         raise ValueError(
-            f"{path}: shows no face in {counted(count, 'picture')} ({scan.times().duration:.1f} s). A drawn face "
+            f"{source}: shows no face in {counted(count, 'picture')} ({scan.times().duration:.1f} s). A drawn face "
             "can be given with @detections; a video that is the face alone, as the checkpoint was trained, is taken "
             "whole by `generate --aligned`."
         )
     assert scan.size is not None
     cuts = tuple(sorted(scenes.cuts))
     return Footage(
-        path=Path(path),
+        source=source if isinstance(source, Clip) else Path(source),
         size=scan.size,
         times=scan.times(),
         cuts=cuts,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..media.clip import ClipWriter
 from ..media.timeline import FRAME_RATE, Chunk
 from ..media.writer import VideoWriter
 from ..system.messages import counted
@@ -18,7 +20,7 @@ from .chunk_writer import ChunkWriter
 from .chunks import ChunkMaker
 from .dub import dub
 from .dub_request import DubRequest
-from .inputs import read_inputs
+from .inputs import GenerationInputs, read_inputs
 from .pipeline import OmniAvatarPipeline
 from .preview import OnPreview
 from .progress import progress
@@ -36,7 +38,8 @@ def generate(
     on_preview: OnPreview | None = None,
     **arguments: Any,
 ) -> GeneratedVideo:
-    """Make a talking video as long as the sound and write it, with the sound, while it is made.
+    """Make a talking video as long as the sound and write it, with the sound, while it is made; without
+    `TalkRequest.out` the frames stay in memory.
 
     A video whose face is not aligned as the checkpoint was trained (`TalkRequest.aligned`) is made by `dub`.
 
@@ -63,7 +66,7 @@ def generate(
     inputs = read_inputs(request, pipe.dit.config.in_dim, pipe.conventions)
     size, plan = inputs.size, inputs.plan
     features = pipe.encode_speech(inputs.waveform, plan.padded_rows)
-    maker = ChunkMaker(pipe, request, size, on_preview)
+    maker = ChunkMaker(pipe, request, size, len(plan.chunks), on_preview)
     steps = maker.sampling.steps
     logger.info(
         "%d frames of %dx%d: %s of %d frames, %s each.",
@@ -74,16 +77,12 @@ def generate(
         counted(steps, "step"),
     )
 
-    out = Path(request.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    delay = plan.leading_rows / FRAME_RATE
     carried: Tensor | None = None
-    with (
-        progress(len(plan.chunks), steps, show_progress and pipe.is_first_process) as shown,
-        VideoWriter(out, *size, sound=inputs.sound, sound_delay=delay, crf=request.crf)
-        if pipe.is_first_process
-        else contextlib.nullcontext() as writer,
-    ):
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(progress(len(plan.chunks), steps, show_progress and pipe.is_first_process))
+        writer: VideoWriter | ClipWriter | None = None
+        if pipe.is_first_process:
+            writer = stack.enter_context(_writer(request, inputs))
         for chunk in plan.chunks:
             pictures = inputs.pictures(chunk.frames)
             original = inputs.original(pictures)
@@ -103,8 +102,27 @@ def generate(
             if written is not None:
                 written.finish()
                 shown.wrote(len(chunk.kept))
-    seconds = time.monotonic() - started
-    return GeneratedVideo(out, plan.frames, *size, len(plan.chunks), steps * len(plan.chunks), seconds)
+    return GeneratedVideo(
+        None if request.out is None else Path(request.out),
+        plan.frames,
+        *size,
+        len(plan.chunks),
+        steps * len(plan.chunks),
+        time.monotonic() - started,
+        writer.clip() if isinstance(writer, ClipWriter) else None,
+    )
+
+
+def _writer(
+    request: TalkRequest, inputs: GenerationInputs
+) -> contextlib.AbstractContextManager[VideoWriter | ClipWriter]:
+    size, plan = inputs.size, inputs.plan
+    delay = plan.leading_rows / FRAME_RATE
+    if request.out is None:
+        return ClipWriter(plan.frames, *size, Fraction(FRAME_RATE), inputs.sound, delay)
+    out = Path(request.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return VideoWriter(out, *size, sound=inputs.sound, sound_delay=delay, crf=request.crf)
 
 
 def chunk_features(features: Tensor, chunk: Chunk) -> Tensor:

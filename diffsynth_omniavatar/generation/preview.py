@@ -35,6 +35,8 @@ class Preview:
 
     chunk: int
     """Number of the chunk, from 1."""
+    chunks: int
+    """Of the whole video."""
     step: int
     """Number of the step in it, from 1."""
     steps: int

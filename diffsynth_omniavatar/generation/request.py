@@ -85,8 +85,8 @@ class Settings:
 
     prompt: str
     """Description of the video."""
-    out: str | Path
-    """The .mp4, .mov or .mkv file to write."""
+    out: str | Path | None = None
+    """The .mp4, .mov or .mkv file to write; None to keep the frames in memory, as a `Clip`."""
     negative_prompt: str | None = None
     """Description of what to avoid."""
     mouth_mask: MaskSource | None = None
@@ -189,7 +189,8 @@ class Settings:
             self.sampling(Sampling())
         except RequestError as error:
             yield error.text.rstrip(".")
-        yield file_fault("out", Path(self.out))
+        if self.out is not None:
+            yield file_fault("out", Path(self.out))
         if self.preview is not None:
             yield file_fault("preview", Path(self.preview), PREVIEW_SUFFIXES)
             for name in ("image", "mouth_mask"):

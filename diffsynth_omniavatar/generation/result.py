@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..media.clip import Clip
+
 
 @dataclass(frozen=True)
 class GeneratedVideo:
     """What `generate` made."""
 
-    path: Path
+    path: Path | None
+    """The file; None where the video is in memory."""
     frames: int
     height: int
     width: int
@@ -19,6 +22,8 @@ class GeneratedVideo:
     steps: int
     seconds: float
     """Time it took."""
+    clip: Clip | None = None
+    """The video in memory, if there is no file."""
 
     @property
     def sides(self) -> str:

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import torch
 
+from .clip import Clip
 from .files import MediaError, named_faults
 from .images import Size
 from .video import Picture, decode_from, decode_pictures, picture_end
@@ -25,6 +26,9 @@ _BACKWARD = (8, 250)
 
 _LONGEST_SKIP = 100
 """Pictures that are decoded to get at a later one; over more, the file is searched for it."""
+
+PictureSource = str | Path | Clip
+"""Whose pictures are read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,14 +62,14 @@ class PictureScan:
     """Iterates over all pictures of a video, uint8 [H, W, 3], upright RGB; afterwards it knows their times.
 
     Args:
-        path: video file.
+        path: video file, or a clip in memory.
 
     Raises:
         ValueError: at the first picture or where it is met: the file cannot be read or is damaged, or the picture
             changes its size.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: PictureSource) -> None:
         self.path = path
         self.size: Size | None = None
         """Height and width, once the first picture was given."""
@@ -73,6 +77,9 @@ class PictureScan:
         self._tick = Fraction(0)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        if isinstance(self.path, Clip):
+            yield from self._frames(self.path)
+            return
         self._end = picture_end(self.path)
         for picture in _distinct(decode_pictures(self.path)):
             pixels = _pixels(picture, self.path, self.size)
@@ -82,6 +89,14 @@ class PictureScan:
             yield pixels
         if not self._times:
             raise MediaError(f"{self.path}: has no video frames")
+
+    def _frames(self, clip: Clip) -> Iterator[torch.Tensor]:
+        self._tick = 1 / clip.frame_rate
+        self._end = len(clip.frames) * self._tick
+        self.size = (clip.frames.shape[1], clip.frames.shape[2])
+        for number, frame in enumerate(clip.frames):
+            self._times.append(number * self._tick)
+            yield frame
 
     @property
     def seconds(self) -> float:
@@ -164,6 +179,11 @@ class PictureReader:
             place = bisect_left(starts, int((picture.time - first) / tick))
             if place >= number:
                 yield place, picture
+
+
+def picture_reader(source: PictureSource, times: PictureTimes) -> Callable[[int], torch.Tensor]:
+    """`PictureReader.read` of a file, or the same of a clip."""
+    return source.frames.__getitem__ if isinstance(source, Clip) else PictureReader(source, times).read
 
 
 def _distinct(pictures: Iterator[Picture]) -> Iterator[Picture]:

@@ -252,15 +252,15 @@ def figures_speed(stage: Stage) -> Iterator[Figure]:
     clip = draw_clip(LONG_SEED - 1, 3 * FRAME_RATE, split="evaluation")
     pipe = load_family(stage.family, "i2v", "cpu")
     pipe.conventions = replace(pipe.conventions, leading_audio_rows=stage.leading)
-    threads = torch.get_num_threads()
+    threads, out = torch.get_num_threads(), stage.out / "generate.mp4"
     torch.set_num_threads(2)
     try:
-        made = generate_file(pipe, clip, stage.out / "generate.mp4", stage.sampling)
+        made = generate_file(pipe, clip, out, stage.sampling)
     finally:
         torch.set_num_threads(threads)
     note = f"{os.cpu_count()} cores in all; {stage.sampling.steps} steps"
     yield _below("3 s on two cores: seconds", [made.seconds], 60, note=note)
-    mouth = measure_mouth(read_frames(made.path).numpy()[stage.leading :])
+    mouth = measure_mouth(read_frames(out).numpy()[stage.leading :])
     yield _at_least("openness r of that file", [correlation(mouth[0], clip.openness)], 0.9)
 
 

@@ -76,11 +76,12 @@ class Validation:
                 kept = self.accelerator.is_main_process or not self.accelerator.is_sharded
                 folder = self.folder / f"step-{step}" if kept else Path(scratch)
                 try:
-                    video = self.generate(self.samples[index], folder / f"{index:03d}.mp4")
+                    out = folder / f"{index:03d}.mp4"
+                    video = self.generate(self.samples[index], out)
                     if kept:
                         values = self.measure(video, self.samples[index])
-                        made[index] = _Made(video.path, values, figures.take_seen() if figures is not None else {})
-                        logger.info("validation video %s (%d frames)", video.path, video.frames)
+                        made[index] = _Made(out, values, figures.take_seen() if figures is not None else {})
+                        logger.info("validation video %s (%d frames)", out, video.frames)
                 except Exception as error:  # whatever it is, the steps that were made are worth more
                     if self.accelerator.is_sharded:  # the others would wait for this process's part of the weights
                         raise

@@ -112,6 +112,7 @@ class GroupFigures:
 
     def __call__(self, video: GeneratedVideo, sample: ValidationSample) -> dict[str, float]:
         """The figures of a video that it has: what it lacks for others is logged, once for each reason."""
+        assert video.path is not None  # validation writes files
         portrait = None if self.is_v2v else sample.picture
         seen = self._measure(ClipFiles(generated=video.path, reference=sample.reference, portrait=portrait))
         self._seen = seen.together

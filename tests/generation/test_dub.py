@@ -13,6 +13,7 @@ from media_files import tone
 from diffsynth_omniavatar.generation.dub import dub
 from diffsynth_omniavatar.generation.generate import generate
 from diffsynth_omniavatar.generation.request import RequestError
+from diffsynth_omniavatar.media.clip import Clip
 from diffsynth_omniavatar.media.pictures import PictureScan
 from diffsynth_omniavatar.media.sound import Sound, load_sound
 from diffsynth_omniavatar.media.video import probe_video
@@ -44,7 +45,10 @@ class FakePipe:
         for _ in inputs["progress_bar_cmd"](range(inputs["num_inference_steps"])):
             pass
         levels = inputs["audio_features"][:, 0] / 127.5 - 1
-        return levels.view(1, -1, 1, 1).expand(3, -1, inputs["height"], inputs["width"])
+        frames = levels.view(1, -1, 1, 1).expand(3, -1, inputs["height"], inputs["width"])
+        if inputs["on_frames"] is not None:
+            inputs["on_frames"](frames)
+        return frames
 
 
 def noise(seconds, rate=16000):
@@ -264,6 +268,28 @@ def test_generate_dubs_what_is_not_aligned(tmp_path, written):
         generate(pipe, prompt="p", video=source, audio=noise(0.4), out=tmp_path / "out.mp4", **FAST)
     made = generate(pipe, prompt="p", video=source, audio=noise(0.4), out=tmp_path / "out.mp4", aligned=True, **FAST)
     assert (made.height, made.width) == (64, 64)
+
+
+def test_a_clip_in_memory_is_dubbed_as_one_in_a_file(tmp_path, written):
+    rate = 30  # of which the last picture's 25 a second are no whole part
+    frames = torch.randint(60, 200, (12, 97, 161, 3), dtype=torch.uint8)
+    clip = Clip(frames, Fraction(rate), noise(0.4))
+    common = {"video": clip, "audio": noise(0.6), "detections": write_faces(tmp_path / "f.jsonl", still(0, 12, *FACE))}
+    common |= {"extend": "hold", "keep_audio": "-20dB", **FAST}
+    dub(FakePipe(), out=tmp_path / "out.mp4", **common)
+    made = dub(FakePipe(), **common)
+    _, times = pictures_of(tmp_path / "out.mp4")
+    lasting = np.diff([*times.starts, times.stop]) * times.tick * rate  # in frames of the clip
+    shown = written("out.mp4").repeat_interleave(torch.tensor([round(ticks) for ticks in lasting]), dim=0)
+    assert torch.equal(made.clip.frames[:, :96, :160], shown) and made.clip.frames.shape[1:] == (97, 161, 3)
+    assert made.path is None and made.clip.frame_rate == rate and len(shown) == round(0.6 * rate)
+    assert made.dubbed and not torch.equal(made.clip.frames[:12], frames)
+    assert made.clip.sound.duration == pytest.approx(0.6, abs=1e-3)
+    silent = Clip(frames, Fraction(rate))
+    with pytest.raises(RequestError, match="face speaking needs the video's own sound: the given clip has none"):
+        dub(FakePipe(), **{**common, "video": silent, "face": "speaking"})
+    with pytest.raises(RequestError, match="out is missing: only what is made of a clip"):
+        dub(FakePipe(), **{**common, "video": tmp_path / "out.mp4"})
 
 
 def test_what_cannot_be_dubbed_is_named(tmp_path, monkeypatch):

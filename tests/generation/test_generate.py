@@ -22,6 +22,7 @@ from diffsynth_omniavatar.generation.loading import nano_pipeline
 from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask, paste_outside_mouth
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.pixels import image_tensor
+from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.timeline import latent_frames, ping_pong
 from diffsynth_omniavatar.media.video import probe_video, read_frames
@@ -192,6 +193,20 @@ def test_sound_is_delayed_by_the_frames_before_it(tmp_path):
         assert pipe.samples == 16000 + 4800 and result.frames == probe_video(out).frames == 25 + silence + 1 - (
             1 - leading
         )
+
+
+def test_what_stays_in_memory_is_what_a_file_gets(tmp_path, monkeypatch):
+    written, write = [], VideoWriter.write
+    monkeypatch.setattr(VideoWriter, "write", lambda writer, frames: (written.append(frames), write(writer, frames)))
+    common = {"prompt": "p", "image": Image.new("RGB", (64, 64)), "audio": noise(16000), "height": 64, "width": 64}
+    generate(FakePipe(Conventions(max_tokens=80)), out=tmp_path / "a.mp4", **common, **FAST)
+    made = generate(FakePipe(Conventions(max_tokens=80)), **common, **FAST)
+    assert made.path is None and made.chunks > 1 and len(made.clip.frames) == made.frames
+    assert torch.equal(made.clip.frames, to_bytes(torch.cat(written)))
+    # One frame before the sound, 0.3 s of silence, the sound; as in the file.
+    samples = made.clip.sound.samples[0]
+    assert made.clip.frame_rate == 25 and not samples[: 640 + 4800].any()
+    assert np.array_equal(samples[640 + 4800 :], common["audio"].samples[0])
 
 
 def test_wrong_sources_are_named(tmp_path):

@@ -96,18 +96,20 @@ def test_each_step_of_each_chunk_is_shown(tmp_path):
     file, seen, sides = tmp_path / "new" / "now.png", [], []
 
     def on_preview(preview):
-        seen.append((preview.chunk, preview.step, preview.steps, preview.pictures.shape, preview.pictures.mean()))
+        where = (preview.chunk, preview.chunks, preview.step, preview.steps)
+        seen.append((*where, preview.pictures.shape, preview.pictures.mean()))
         with Image.open(file) as picture:
             sides.append((picture.size, picture.convert("RGB").getpixel((0, 0))))
 
     request = TalkRequest(
         prompt="a", audio="a.wav", image="a.png", out=tmp_path / "a.mp4", steps=2, preview=file, cfg_scale=1.0
     )
-    maker = ChunkMaker(VAEPipe(), request, (32, 16), on_preview)
+    maker = ChunkMaker(VAEPipe(), request, (32, 16), 2, on_preview)
     for index in range(2):
         maker.make(index, torch.zeros(17, 4), image=None, video=None, original=torch.zeros(3, 1, 32, 16),
                    reference_sequence=None, carried=None, progress_bar_cmd=iter)  # fmt: skip
-    assert seen == [(chunk, step, 2, (5, 4, 2, 3), level) for chunk in (1, 2) for step, level in ((1, 64), (2, 255))]
+    steps = ((1, 64), (2, 255))
+    assert seen == [(chunk, 2, step, 2, (5, 4, 2, 3), level) for chunk in (1, 2) for step, level in steps]
     # Five pictures of 4x2 in two rows of three or more, eight times as large.
     assert sides == [((4 * 2 * 8, 2 * 4 * 8), (level,) * 3) for level in (64, 255)] * 2
     assert [path.name for path in file.parent.iterdir()] == ["now.png"]
