@@ -1,0 +1,218 @@
+"""What a path holds that training can read: a table, a cache, what `omniavatar prepare` wrote, or a folder of clips."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ...data.cache_index import CACHE_INDEX
+from ...data.clips import ClipSource
+from ...data.prepare.sources import SUFFIXES
+from ...data.prepare.tables import TRAIN, VALIDATION
+from ...data.prepared import PreparedClip
+from ...data.tables import COLUMNS, read_clips
+from ...data.video_clip import VideoClip
+from ...media.video import iter_frames
+from ...system.atomic import write_atomically, write_text_atomically
+from ...system.messages import counted
+from ...system.text_files import read_text
+
+CAPTION = "A realistic video of a person speaking to the camera."
+"""Of clips in a folder that have no text beside them."""
+HELD_OUT_SHARE = 10
+"""Of so many clips one validates, where no table says which."""
+TABLE, HELD_OUT, SAMPLES = "clips.csv", "held_out.csv", "validation.txt"
+"""Files that are written into a run's folder."""
+REPORT = "report.html"
+MOST_OFFERED = 100
+"""Data sets that are offered to choose from."""
+
+
+class Readable:
+    """The folders that the page may read.
+
+    Args:
+        folders: absolute paths, the page's own first.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = [folder.resolve() for folder in folders]
+
+    def path(self, text: str) -> Path:
+        """A path that somebody typed.
+
+        Raises:
+            ValueError: it is not there, or not in one of the folders.
+        """
+        text = text.strip()
+        if not text:
+            raise ValueError("give the path of a table, a cache, a folder of `omniavatar prepare` or a folder of clips")
+        if "\0" in text:
+            raise ValueError("a path has no zero bytes")
+        path = Path(text).expanduser().absolute()
+        if not self.holds(path):  # before it is told whether something is there
+            raise ValueError(
+                f"{text[:200]} is not in the folders that the page may read ({', '.join(map(str, self.folders))}); "
+                "`omniavatar page --data FOLDER` adds one"
+            )
+        if not path.exists():
+            raise ValueError(f"{text[:200]} is not there")
+        return path
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path lies in one of the folders, links followed."""
+        real = path.resolve()
+        return any(real.is_relative_to(folder) for folder in self.folders)
+
+    def data_sets(self) -> list[str]:
+        """Paths of what training can read, in the folders and two levels below."""
+        found = itertools.chain.from_iterable(_data_sets(folder, 2) for folder in self.folders)
+        return [str(path) for path in itertools.islice(found, MOST_OFFERED)]
+
+
+def _data_sets(folder: Path, deeper: int) -> Iterator[Path]:
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return
+    names = {path.name for path in inside}
+    if CACHE_INDEX in names or TRAIN in names or any(path.suffix.lower() in SUFFIXES for path in inside):
+        yield folder
+    elif deeper:
+        for path in inside:
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+                yield from _data_sets(path, deeper - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Clips to train on, and others to validate on."""
+
+    path: Path
+    """What was given: a table, or a folder."""
+    is_cache: bool
+    clips: Sequence[ClipSource]
+    held_out: Sequence[ClipSource]
+    tables: tuple[Path, Path | None] | None = None
+    """Of what trains and what validates, as the launcher reads them; None where they have to be written."""
+
+    def told(self) -> str:
+        """How many clips there are."""
+        return f"{counted(len(self.clips), 'clip')} to train on, {len(self.held_out)} held out to validate"
+
+    def write(self, folder: Path) -> tuple[Path, Path | None]:
+        """Where the launcher reads what trains and what validates; tables that there are not yet go into `folder`."""
+        if self.tables is not None:
+            return self.tables
+        _write_table(folder / TABLE, self.clips)
+        if not self.held_out:
+            return folder / TABLE, None
+        _write_table(folder / HELD_OUT, self.held_out)
+        return folder / TABLE, folder / HELD_OUT
+
+    def write_samples(self, folder: Path, count: int, *, is_v2v: bool) -> Path | None:
+        """Write what validation videos are made from: held-out clips, for I2V with their first pictures.
+
+        Returns:
+            The file for --validation_data, None if nothing is held out that is a video.
+        """
+        lines = []
+        for index, clip in enumerate([clip for clip in self.held_out if isinstance(clip, VideoClip)][:count]):
+            shown = clip.video
+            if not is_v2v:
+                shown = clip.reference or _first_picture(clip.video, folder / f"portrait-{index}.png")
+            fields = [" ".join(clip.prompt.split()), str(shown.absolute()), str((clip.audio or clip.video).absolute())]
+            if not any("@@" in field or "\n" in field for field in fields):  # which no line can say
+                lines.append("@@".join(fields))
+        if not lines:
+            return None
+        write_text_atomically(folder / SAMPLES, "".join(f"{line}\n" for line in lines))
+        return folder / SAMPLES
+
+
+def find_data(path: Path, readable: Readable, caption: str = "") -> TrainingData:
+    """What a path holds.
+
+    Args:
+        path: a table, a cache, the folder or the report of `omniavatar prepare`, or a folder of clips.
+        readable: where clips may lie.
+        caption: of a folder's clips without a text of their own; "" for `CAPTION`.
+
+    Raises:
+        ValueError: it holds no clips, has faults, or names files elsewhere.
+    """
+    if path.name == REPORT:
+        path = path.parent
+    if path.is_dir() and (path / CACHE_INDEX).is_file():
+        return TrainingData(path=path, is_cache=True, clips=read_clips(path), held_out=(), tables=(path, None))
+    if path.is_dir() and not (path / TRAIN).is_file():
+        return _split(path, _clips_in(path, readable, caption.strip() or CAPTION))
+    table = path / TRAIN if path.is_dir() else path
+    clips, held_out = read_clips(table), list[ClipSource]()
+    validation = table.with_name(VALIDATION)
+    if validation.is_file() and validation != table:
+        held_out = read_clips(validation)
+    for clip in (*clips, *held_out):
+        if (outside := next((file for file in _files(clip) if not readable.holds(file)), None)) is not None:
+            raise ValueError(
+                f"{table} names {outside}, which is not in the folders that the page may read; `omniavatar page --data "
+                "FOLDER` adds one"
+            )
+    if not held_out and all(isinstance(clip, VideoClip) for clip in clips):
+        return _split(table, clips)
+    tables = (table, validation if held_out else None)
+    return TrainingData(path=table, is_cache=False, clips=clips, held_out=held_out, tables=tables)
+
+
+def _split(path: Path, clips: Sequence[ClipSource]) -> TrainingData:
+    """The last clips validate, as nobody has said which."""
+    count = max(1, len(clips) // HELD_OUT_SHARE) if len(clips) > 1 else 0
+    first = len(clips) - count
+    return TrainingData(path=path, is_cache=False, clips=clips[:first], held_out=clips[first:])
+
+
+def _files(clip: ClipSource) -> list[Path]:
+    if isinstance(clip, VideoClip):
+        return [*clip.files().values()]
+    return [clip.folder] if isinstance(clip, PreparedClip) else []
+
+
+def _clips_in(folder: Path, readable: Readable, caption: str) -> list[ClipSource]:
+    videos = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    videos = [path for path in videos if readable.holds(path)]
+    if not videos:
+        raise ValueError(
+            f"{folder} has no clips: wanted videos, a table {TRAIN}, or a cache of `omniavatar precompute`"
+        )
+    return [
+        VideoClip(name=str(path.relative_to(folder)), video=path, prompt=_caption_of(path) or caption)
+        for path in videos
+    ]
+
+
+def _caption_of(video: Path) -> str:
+    """What a text file beside a video says."""
+    path = video.with_suffix(".txt")
+    return " ".join(read_text(path).split()) if path.is_file() else ""
+
+
+def _write_table(path: Path, clips: Sequence[ClipSource]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    table.writeheader()
+    for clip in clips:
+        if isinstance(clip, VideoClip):
+            table.writerow({part: file.absolute() for part, file in clip.files().items()} | {"prompt": clip.prompt})
+    write_text_atomically(path, text.getvalue())
+
+
+def _first_picture(video: Path, path: Path) -> Path:
+    picture = Image.fromarray(next(iter(iter_frames(video))).numpy())
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+    return path
