@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_path", default=FOLDER, help=f"folder for uploads, videos and training runs (default: {FOLDER})"
     )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="folder with clips, caches, checkpoints or evaluations that the page may read and show; can be given several "
+        "times (default: only what lies in --output_path)",
+    )
     add_model_flags(parser)
 
 
@@ -44,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """`omniavatar page`."""
     check_output_folder(args.output_path)
     folder = Path(args.output_path).resolve()
+    for data in args.data:
+        if not Path(data).is_dir():
+            raise ValueError(f"--data {data} is no folder")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     try:
