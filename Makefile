@@ -1,4 +1,4 @@
-# make demo, make test, make lint: all that they need besides Python 3.10 or later comes from the package index.
+# make demo, make test, make lint: all that they need besides Python 3.10.1 or later comes from the package index.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # uv from the PATH if it works there, else one in an environment of its own.

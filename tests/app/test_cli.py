@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,15 @@ def test_help_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "generate" in done.stdout and "demo" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_version_tells_what_is_installed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run("--version")
+    line = capsys.readouterr().out
+    for name in ("diffsynth-omniavatar", "diffsynth", "torch"):
+        assert f"{name.split('-')[-1]} {metadata.version(name)}" in line
+    assert line.startswith("omniavatar ") and line.count("\n") == 1
 
 
 def test_flags_are_the_functions_own_arguments():
