@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="folder with clips, caches, checkpoints or evaluations that the page may read and show; can be given several "
-        "times (default: only what lies in --output_path)",
+        help="folder with clips, caches, checkpoints or evaluations that the page may read and show; can be given "
+        "several times (default: only what lies in --output_path)",
     )
     add_model_flags(parser)
 

@@ -37,5 +37,4 @@ def serve(app: PageApp) -> None:
         theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         footer_links=[],
         ssr_mode=False,
-        allowed_paths=[str(folder) for folder in app.readable_folders],
     )

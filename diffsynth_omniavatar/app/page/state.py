@@ -14,9 +14,9 @@ class PageApp:
     args: argparse.Namespace
     """The command's flags, those of the model among them."""
     folder: Path
-    """The page's own folder, absolute. Nothing else is written."""
+    """The page's own folder, absolute. Nothing else is written, and no file outside it is served."""
 
     @property
     def readable_folders(self) -> list[Path]:
-        """The page's own folder and those of --data, absolute. No file outside them is read or served."""
+        """The page's own folder and those of --data, absolute: where clips, checkpoints and evaluations may lie."""
         return [self.folder, *(Path(folder).resolve() for folder in self.args.data)]
