@@ -18,5 +18,10 @@ class PageApp:
 
     @property
     def readable_folders(self) -> list[Path]:
-        """The page's own folder and those of --data, absolute: where clips, checkpoints and evaluations may lie."""
-        return [self.folder, *(Path(folder).resolve() for folder in self.args.data)]
+        """Where clips, checkpoints and evaluations may lie, absolute: the page's own data and runs, and --data."""
+        return [self.folder / "data", self.runs, *(Path(folder).resolve() for folder in self.args.data)]
+
+    @property
+    def runs(self) -> Path:
+        """The trainings, a folder each."""
+        return self.folder / "runs"
