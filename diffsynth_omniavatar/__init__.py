@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .generation.dub import dub
     from .generation.dub_request import DubRequest
+    from .generation.face_crops import FacePlaces, cut_face, paste_face
     from .generation.generate import generate
     from .generation.loading import load_pipeline, nano_pipeline
     from .generation.loras import add_lora, remove_loras
     from .generation.pipeline import OmniAvatarPipeline, register, unregister
+    from .generation.placement import is_movable, move
     from .generation.request import RequestError, TalkRequest
     from .generation.result import DubbedVideo, GeneratedVideo
+    from .generation.speech import EncodedSpeech
     from .host.versions import UnsupportedHostError
     from .media.clip import Clip
     from .media.sound import Sound
@@ -44,6 +47,8 @@ __all__ = [
     "Conventions",
     "DubRequest",
     "DubbedVideo",
+    "EncodedSpeech",
+    "FacePlaces",
     "GeneratedVideo",
     "LoRAConfig",
     "OmniAvatarConfig",
@@ -55,12 +60,16 @@ __all__ = [
     "UnsupportedHostError",
     "add_lora",
     "convert",
+    "cut_face",
     "dub",
     "generate",
+    "is_movable",
     "load_checkpoint",
     "load_pipeline",
     "model_files",
+    "move",
     "nano_pipeline",
+    "paste_face",
     "register",
     "remove_loras",
     "unregister",
@@ -74,6 +83,8 @@ _MODULES = {
     "Conventions": "model.config",
     "DubRequest": "generation.dub_request",
     "DubbedVideo": "generation.result",
+    "EncodedSpeech": "generation.speech",
+    "FacePlaces": "generation.face_crops",
     "GeneratedVideo": "generation.result",
     "LoRAConfig": "model.config",
     "OmniAvatarConfig": "model.config",
@@ -85,12 +96,16 @@ _MODULES = {
     "UnsupportedHostError": "host.versions",
     "add_lora": "generation.loras",
     "convert": "model.convert",
+    "cut_face": "generation.face_crops",
     "dub": "generation.dub",
     "generate": "generation.generate",
+    "is_movable": "generation.placement",
     "load_checkpoint": "model.checkpoint",
     "load_pipeline": "generation.loading",
     "model_files": "model.files",
+    "move": "generation.placement",
     "nano_pipeline": "generation.loading",
+    "paste_face": "generation.face_crops",
     "register": "generation.pipeline",
     "remove_loras": "generation.loras",
     "unregister": "generation.pipeline",

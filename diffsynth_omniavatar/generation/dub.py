@@ -19,6 +19,7 @@ from ..media.faces.align import align
 from ..media.faces.paste import paste
 from ..media.images import Size
 from ..media.pictures import picture_reader
+from ..media.sound import SoundSource
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..media.writer import VideoWriter
 from .chunks import ChunkMaker
@@ -30,6 +31,7 @@ from .pipeline import OmniAvatarPipeline
 from .preview import OnPreview
 from .progress import ChunkProgress, progress
 from .result import DubbedVideo
+from .speech import encode_speech
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,9 @@ def dub(
     writes = pipe.is_first_process
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(progress(inputs.chunks, steps, show_progress and writes))
-        mouths = [_Mouth(face, inputs, maker, shown) for face in inputs.faces]
+        mouths = [
+            _Mouth(face, sound, inputs, maker, shown) for face, sound in zip(inputs.faces, request.sounds, strict=True)
+        ]
         writer: VideoWriter | ClipWriter | None = None
         debug = None
         if writes:
@@ -173,9 +177,11 @@ def _to_video(crops: list[Tensor]) -> Tensor:
 class _Mouth:
     """One face's new mouth, made chunk by chunk as the video gets there."""
 
-    def __init__(self, face: FaceInputs, inputs: DubInputs, maker: ChunkMaker, shown: ChunkProgress) -> None:
+    def __init__(
+        self, face: FaceInputs, sound: SoundSource, inputs: DubInputs, maker: ChunkMaker, shown: ChunkProgress
+    ) -> None:
         self._plan, self._inputs, self._maker, self._shown = face.plan, inputs, maker, shown
-        self._features = _features(maker.pipe, face)
+        self._features = _features(maker.pipe, face, sound)
         self._reference = _reference_sequence(face.reference, inputs.size)
         self._crops = _Crops(picture_reader(inputs.footage.source, inputs.footage.times), inputs.size)
         self._coming = ((span, chunk) for span in self._plan.spans for chunk in span.chunks)
@@ -247,7 +253,8 @@ class _Mouth:
         return torch.cat([rows.new_zeros(leading, rows.shape[1]), rows[leading:]])
 
 
-def _features(pipe: OmniAvatarPipeline, face: FaceInputs) -> Tensor:
+def _features(pipe: OmniAvatarPipeline, face: FaceInputs, sound: SoundSource) -> Tensor:
     """The features of the speech, [row, C], silence behind it, for all frames of all chunks."""
     last = max(chunk.frames.stop for span in face.plan.spans for chunk in span.chunks)
-    return pipe.encode_speech(face.waveform, max(last, math.ceil(len(face.waveform) / SAMPLES_PER_FRAME)))
+    rows = max(last, math.ceil(len(face.waveform) / SAMPLES_PER_FRAME))
+    return encode_speech(pipe, sound, face.waveform, rows)

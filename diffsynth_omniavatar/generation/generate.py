@@ -26,6 +26,7 @@ from .preview import OnPreview
 from .progress import progress
 from .request import TalkRequest
 from .result import GeneratedVideo
+from .speech import encode_speech
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def generate(
         return dub(pipe, DubRequest.of_talk(request), show_progress=show_progress, on_preview=on_preview)
     inputs = read_inputs(request, pipe.dit.config.in_dim, pipe.conventions)
     size, plan = inputs.size, inputs.plan
-    features = pipe.encode_speech(inputs.waveform, plan.padded_rows)
+    features = encode_speech(pipe, request.audio, inputs.waveform, plan.padded_rows)
     maker = ChunkMaker(pipe, request, size, len(plan.chunks), on_preview)
     steps = maker.sampling.steps
     logger.info(

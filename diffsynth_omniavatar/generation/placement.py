@@ -80,6 +80,28 @@ def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
         pipe.device_type = device.type
 
 
+def is_movable(pipe: Any) -> bool:
+    """Whether all weights lie on the pipeline's device, so that `move` can take them to another; not where some are
+    streamed, or offloaded by the host's `vram_limit`."""
+    device = torch.device(pipe.device)
+    weights = [*pipe.parameters(), *pipe.buffers()]
+    hosts = any(getattr(module, "vram_management_enabled", False) for module in pipe.modules())
+    return not hosts and all(weight.device.type == device.type and weight.numel() for weight in weights)
+
+
+def move(pipe: Any, device: torch.device | str) -> None:
+    """Take a whole pipeline to a device, such as the CPU while something else needs the GPU.
+
+    Raises:
+        ValueError: some weights are streamed or offloaded already.
+    """
+    if not is_movable(pipe):
+        raise ValueError("The pipeline's weights are streamed or offloaded (stream_weights, vram_limit): it stays.")
+    pipe.to(device=device)
+    if hasattr(pipe, "device_type"):  # of the newer host
+        pipe.device_type = torch.device(device).type
+
+
 def _place_text_encoder(encoder: Any, device: torch.device, stream: bool) -> None:
     size = sum(value.numel() * value.element_size() for value in encoder.parameters())
     if device.type != "cuda" or (not stream and size + WORKING_MEMORY < free_memory(device)):

@@ -22,6 +22,7 @@ from diffsynth_omniavatar.generation.loading import nano_pipeline
 from diffsynth_omniavatar.generation.masks import draw_mouth_mask, load_mouth_mask, paste_outside_mouth
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.pixels import image_tensor
+from diffsynth_omniavatar.generation.speech import EncodedSpeech
 from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.timeline import latent_frames, ping_pong
@@ -207,6 +208,23 @@ def test_what_stays_in_memory_is_what_a_file_gets(tmp_path, monkeypatch):
     samples = made.clip.sound.samples[0]
     assert made.clip.frame_rate == 25 and not samples[: 640 + 4800].any()
     assert np.array_equal(samples[640 + 4800 :], common["audio"].samples[0])
+
+
+def test_a_speech_is_encoded_once_for_each_silence_and_encoder(tmp_path):
+    speech = EncodedSpeech(noise(16000).samples, 16000)
+    common = {"prompt": "p", "image": Image.new("RGB", (64, 64)), "height": 64, "width": 64, **FAST}
+    plain = generate(FakePipe(Conventions(max_tokens=80)), audio=noise(16000), **common).clip
+
+    def made(pipe, **arguments):
+        pipe.rows = 0  # of the last encoding
+        clip = generate(pipe, audio=speech, **common, **arguments).clip
+        return pipe.rows, torch.equal(clip.frames, plain.frames)
+
+    first, second = (FakePipe(Conventions(max_tokens=80)) for _ in range(2))
+    first.speech_encoder, second.speech_encoder = FakePipe(), FakePipe()
+    assert made(first) == (made(second)[0], True) != (0, True)
+    assert made(first)[0] == made(second)[0] == 0
+    assert made(first, silence=1.0)[0] > 0
 
 
 def test_wrong_sources_are_named(tmp_path):

@@ -10,6 +10,7 @@ from synthetic_clips import portrait, speech
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.placement import is_movable, move
 from diffsynth_omniavatar.model import files
 from diffsynth_omniavatar.model.blocks import runner as block_runner
 from diffsynth_omniavatar.model.blocks.pieces import compiled
@@ -86,6 +87,9 @@ def test_upstream_folder_loads_like_the_family(tmp_path, family):
     assert torch.equal(pipe.encode_prompt("a"), expected.encode_prompt("a"))
     assert (pipe.conventions.first_frame, expected.conventions.first_frame) == ("masked", "known")
     assert pipe.conventions.max_tokens == 36
+    move(pipe, "meta")
+    assert {str(weight.device) for weight in [*pipe.parameters(), *pipe.buffers()]} == {"meta"}
+    assert torch.device(pipe.device).type == "meta" and is_movable(pipe)
 
 
 def test_an_adapter_goes_onto_the_shipped_small_model():
@@ -118,7 +122,7 @@ def test_offloaded_weights_give_the_same_clip(family, plain_clip, monkeypatch, l
     arguments = loading.pipeline_arguments(files.model_files(folder=family))
     arguments |= {"device": "cpu", "torch_dtype": torch.float32}
     offloaded = host.load_within(limit, OmniAvatarPipeline.from_pretrained, arguments)
-    assert offloaded.vram_management_enabled
+    assert offloaded.vram_management_enabled and not is_movable(offloaded)
     assert (clip(offloaded) - plain_clip).abs().max() < BLEND_TOLERANCE
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from diffsynth_omniavatar import add_lora, host, remove_loras
 from diffsynth_omniavatar.generation import loading
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.generation.placement import move
 from diffsynth_omniavatar.model.blocks.quantized import quantize_weight
 from diffsynth_omniavatar.model.checkpoint import CheckpointError, load_checkpoint
 from diffsynth_omniavatar.model.files import SMALL_FAMILY, model_files
@@ -213,6 +214,8 @@ def test_8_bits_and_streams_come_after_all_loras(folder):
     streamed = loading.load_pipeline(folder=folder, device="cpu", stream_weights=True, loras=loras)
     with pytest.raises(CheckpointError, match="quantised or streamed already"):
         add_lora(streamed, plain)
+    with pytest.raises(ValueError, match="weights are streamed or offloaded"):
+        move(streamed, "cpu")
 
 
 def test_dora_acts_on_what_comes_before_it_or_is_refused(folder):
