@@ -49,6 +49,7 @@ WITHOUT_HOST += (
     "losses.sync",
     "losses.lpips",
     "losses.trepa",
+    "losses.dmd",
     "nano.speaker.clips",
     "nano.speaker.recording",
     "nano.measure",

@@ -22,6 +22,7 @@ from .. import __version__
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.faces.template import Template
 from ..media.timeline import SAMPLES_PER_FRAME
+from ..model.sampling import NEGATIVE_PROMPT
 from ..system.atomic import clear_leftovers, write_text_atomically
 from ..system.digests import file_sha256
 from ..system.output_folder import reserved
@@ -168,9 +169,11 @@ class CacheWriter:
         return things[self.state.process_index :: self.state.num_processes]
 
     def write_texts(self, prompts: Iterable[str], bar: Progress) -> dict[str, list[int]]:
-        """Encode this process's share of the distinct prompts; gives the shape [L, D] of each by its key."""
+        """Encode this process's share of the distinct prompts, and of what guidance has in their place; gives the shape
+        [L, D] of each by its key.
+        """
         shapes = {}
-        for prompt in bar.track(self.share(sorted({*prompts, ""})), description="texts"):
+        for prompt in bar.track(self.share(sorted({*prompts, "", NEGATIVE_PROMPT})), description="texts"):
             path = self.folder / "text" / f"{text_key(prompt)}.safetensors"
             shape = _text_shape(path)
             if shape is None:

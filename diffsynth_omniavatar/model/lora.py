@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -72,6 +72,34 @@ def trained_tensors(dit: OmniAvatarDiT) -> dict[str, Tensor]:
         for key, tensor in dit.state_dict().items()
         if LORA_KEY.match(key) or key.startswith(EXTRA_MODULES)
     }
+
+
+def joined_lora(parts: Sequence[tuple[Mapping[str, Tensor], LoRAConfig]]) -> tuple[dict[str, Tensor], LoRAConfig]:
+    """Several LoRAs as one that changes the weights by their sum: [B_1 s_1, B_2 s_2, ...] times [A_1; A_2; ...].
+
+    Args:
+        parts: low-rank parts, in the one spelling, and settings of each.
+
+    Returns:
+        Low-rank parts and settings, whose scale is 1. A layer that a LoRA lacks has zeros in its place.
+    """
+    joined: dict[str, Tensor] = {}
+    for module in sorted(set().union(*(adapted_modules(tensors) for tensors, _ in parts))):
+        down, up = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+        like = next(tensors for tensors, _ in parts if down in tensors)
+        dtype, device = like[down].dtype, like[down].device
+        downs, ups = [], []
+        for tensors, lora in parts:
+            if down in tensors:
+                downs.append(tensors[down].to(device, dtype))
+                ups.append((tensors[up].to(device).float() * lora.scale).to(dtype))
+            else:
+                downs.append(like[down].new_zeros(lora.rank, like[down].shape[1]))
+                ups.append(like[up].new_zeros(like[up].shape[0], lora.rank))
+        joined |= {down: torch.cat(downs), up: torch.cat(ups, dim=1)}
+    rank = sum(lora.rank for _, lora in parts)
+    targets = dict.fromkeys(target for _, lora in parts for target in lora.target_modules)
+    return joined, LoRAConfig(rank=rank, alpha=float(rank), target_modules=tuple(targets))
 
 
 def lora_file_tensors(checkpoint: Checkpoint, form: str = "comfyui") -> tuple[dict[str, Tensor], LoRAConfig]:

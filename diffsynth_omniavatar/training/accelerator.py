@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -99,6 +99,19 @@ def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
+class Companion(Protocol):
+    """What changes with the trained weights beside them, and is saved and resumed with them."""
+
+    def after_step(self, steps: int) -> None:
+        """Called after each optimizer step with how many are done."""
+
+    def extra_state(self) -> Mapping[str, Tensor]:
+        """What a resumed run needs; the same on all processes."""
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back; ValueError if it is of another kind of run."""
+
+
 class LoopOptimizer:
     """Takes the place of the host's optimizer: see the module's head for what its calls do."""
 
@@ -114,6 +127,11 @@ class LoopOptimizer:
             for group in optimizer.param_groups:
                 group["params"] = [next(copies) for _ in group["params"]]
         self.resumed_state: Mapping[int, Any] | None = None
+
+    def named_values(self, module: torch.nn.Module) -> dict[str, Tensor]:
+        """`values` by the names of the module's parameters, in its order, whatever the order of the groups."""
+        values = {id(parameter): value for parameter, value in zip(self.parameters, self.values, strict=True)}
+        return {name: values[id(value)] for name, value in module.named_parameters() if value.requires_grad}
 
     def step(self) -> None:
         accelerator = self.accelerator
@@ -206,6 +224,7 @@ class OmniAccelerator(Accelerator):
         """Means over the last optimizer step on this process: loss, lr, grad_norm, and what `report` was given."""
         self.on_begin: Callable[[], None] | None = None
         """Called once, when all is prepared and resumed, before the first sample is loaded."""
+        self.companion: Companion | None = None
         self.window: dict[str, list[float]] = {}
         """What was reported since the last optimizer step."""
 
@@ -347,6 +366,8 @@ class OmniAccelerator(Accelerator):
         self.steps_done += 1
         self.metrics = {name: sum(window) / len(window) for name, window in self.window.items()} | values
         self.window.clear()
+        if self.companion is not None:
+            self.companion.after_step(self.steps_done)
 
     def _run(self) -> dict[str, int]:
         return run_of(self.settings, self.num_processes, self.loader.samples)
@@ -360,13 +381,14 @@ class OmniAccelerator(Accelerator):
         rng = gather_object([rng_state()])
         if self.engine is not None:  # which writes the rest itself
             return {"step": self.steps_done, "run": self._run(), "rng": rng} if self.is_main_process else {}
-        names = [name for name, value in module.named_parameters() if value.requires_grad]
-        trained = self.whole_tensors(dict(zip(names, self.optimizer.values, strict=True)))
+        trained = self.whole_tensors(self.optimizer.named_values(module))
         state = self.optimizer.optimizer.state_dict()["state"]
-        optimizer = {number: self.whole_tensors(values) for number, values in state.items()}
+        optimizer = {number: self.whole_tensors(values) for number, values in sorted(state.items())}
+        extra = {} if self.companion is None else {"extra": self.whole_tensors(self.companion.extra_state())}
         if not self.is_main_process:
             return {}
-        return {"step": self.steps_done, "run": self._run(), "trained": trained, "optimizer": optimizer, "rng": rng}
+        own = {"step": self.steps_done, "run": self._run(), "trained": trained, "optimizer": optimizer, "rng": rng}
+        return own | extra
 
     def write_shards(self, folder: Path) -> None:
         """Write what `loop_state` leaves out, each process its part. Every process must call it."""
@@ -402,13 +424,17 @@ class OmniAccelerator(Accelerator):
         set_rng_state(state["rng"][self.process_index])
 
     def _resume_trained(self, checkpoint: Path, state: Mapping[str, Any], model: torch.nn.Module | None) -> None:
-        trained, parameters = state["trained"], self.optimizer.parameters
-        names = (
-            [*trained] if model is None else [name for name, value in model.named_parameters() if value.requires_grad]
+        trained = state["trained"]
+        values = (
+            self.optimizer.named_values(model)
+            if model is not None
+            else dict(zip(trained, self.optimizer.values, strict=True))
         )
-        check_same_parameters(checkpoint, state, dict(zip(names, parameters, strict=True)))
+        check_same_parameters(checkpoint, state, values)
         with torch.no_grad():
-            for parameter, value in zip(self.optimizer.values, trained.values(), strict=True):
-                parameter.copy_(placed_like(value, parameter))
+            for name, value in values.items():
+                value.copy_(placed_like(trained[name], value))
         self.optimizer.round_parameters()
         self.optimizer.resumed_state = state["optimizer"]
+        if self.companion is not None:
+            self.companion.load_extra_state(state.get("extra", {}))

@@ -38,7 +38,8 @@ HOST_HELP: Mapping[str, str] = {
     "trainable_models": "dit trains all weights of the denoiser. (default: LoRA, audio modules and patch embedding)",
     "find_unused_parameters": "Let DDP look for parameters without a gradient.",
     "weight_decay": "Weight decay of AdamW.",
-    "task": "sft trains; sft:data_process writes a cache, sft:train trains from it (DiffSynth 2.x).",
+    "task": "sft trains; distill makes a student for few steps of a checkpoint; sft:data_process writes a cache, "
+    "sft:train trains from it (DiffSynth 2.x).",
     "customized_optimizer": "Optimizer class, like bitsandbytes.optim.Adam8bit. (default: torch.optim.AdamW)",
     "output_path": "Folder for checkpoints, logs and validation videos.",
     "save_steps": "Optimizer steps between checkpoints. (default: one after each epoch)",

@@ -21,12 +21,14 @@ from ..system.messages import unknown_flags
 from ..system.output_folder import can_write, nearest_existing
 from .auxiliary import AuxiliaryLosses
 from .best import LOSS, Goal
+from .distill_flags import TASK, add_distill_flags, distill_faults, numbers
+from .distill_settings import DISTILL_PRESETS
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 from .validation_metrics import metric_names
 
 DENOISER_FILES = "diffusion_pytorch_model"
 """How the files of Wan's transformer begin."""
-TASKS = ("sft", "sft:data_process", "sft:train")
+TASKS = ("sft", "sft:data_process", "sft:train", TASK)
 
 UNUSED_HOST_FLAGS = {
     "lora_base_model": "the LoRA always goes on the denoiser",
@@ -117,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_speed_flags(parser.add_argument_group("OmniAvatar: speed and memory"))
     _add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
     _add_validation_flags(parser.add_argument_group("OmniAvatar: validation"))
+    add_distill_flags(parser.add_argument_group("OmniAvatar: distillation, with --task distill"))
     return parser
 
 
@@ -359,6 +362,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         FlagError: an unknown key, or flags that contradict each other or the host.
     """
     parser = build_parser()
+    defaults = {action.dest: action.default for action in parser._actions}
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         other = {
@@ -371,10 +375,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         missing = [flag for flag in unknown if flag.lstrip("-").split("=")[0] in other]
         hint = f". {', '.join(missing)} needs DiffSynth 2.x." if missing else ""
         raise FlagError(f"U{unknown_flags(unknown, parser)[1:]}{hint}")
-    if known.config is not None:
-        parser.set_defaults(**_config_values(parser, Path(known.config)))
+    in_file = {} if known.config is None else _config_values(parser, Path(known.config))
+    parser.set_defaults(**in_file)
+    known = parser.parse_args(argv)
+    if known.task == TASK:
+        parser.set_defaults(**{**DISTILL_PRESETS[known.distill_preset], **in_file})
         known = parser.parse_args(argv)
-    _check_flags(parser, known)
+    _check_flags(parser, known, defaults)
     return known
 
 
@@ -433,16 +440,17 @@ def _text(value: Any) -> str:
 
 
 _KIND_NAMES = {int: "a whole number", float: "a number", str: "text, in quotes", frame_counts: "numbers of frames"}
+_KIND_NAMES[numbers] = "numbers"
 
 
-def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
     faults = [
         f"--{name} has no meaning here: {instead}"
         for name, instead in UNUSED_HOST_FLAGS.items()
         if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
     ]
     faults += [*_number_faults(args), *_task_faults(args), *_validation_faults(args)]
-    faults += [*_loss_faults(parser, args), *_model_faults(args)]
+    faults += [*_loss_faults(parser, args), *_model_faults(args), *distill_faults(args, defaults)]
     if faults:
         raise FlagError("; ".join(faults) + ".")
 
@@ -491,7 +499,7 @@ def _task_faults(args: argparse.Namespace) -> Iterator[str]:
             yield f"--{name} needs --omniavatar_mode v2v"
     if args.task not in TASKS:
         yield f"--task is {args.task}, wanted one of {', '.join(TASKS)}"
-    elif args.task != "sft" and host.GENERATION == "wan_video_new":
+    elif args.task.startswith("sft:") and host.GENERATION == "wan_video_new":
         yield f"--task {args.task} needs DiffSynth 2.x; write caches with `omniavatar precompute`"
     if args.task == "sft:data_process" and args.wav2vec2_path is None:
         yield "--task sft:data_process needs --wav2vec2_path"

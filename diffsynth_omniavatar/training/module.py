@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ ENCODERS = ("text_encoder", "vae", "speech_encoder")
 """Frozen networks that a cache makes superfluous."""
 
 
-def add_lora(dit: Any, lora: LoRAConfig, seed: int = 0) -> None:
-    """Inject fresh peft adapters named "default" into the blocks; B starts at zero, so nothing changes yet.
+def add_lora(dit: Any, lora: LoRAConfig, seed: int = 0, adapters: Sequence[str] = ("default",)) -> None:
+    """Inject fresh peft adapters of these names into the blocks; B starts at zero, so nothing changes yet.
 
     `seed` fixes A, which peft draws from the global generators; they are as before afterwards.
     """
@@ -52,7 +53,10 @@ def add_lora(dit: Any, lora: LoRAConfig, seed: int = 0) -> None:
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
         torch.manual_seed(stream_seed("lora", seed))
-        inject_adapter_in_model(config, dit)
+        for name in adapters:
+            with warnings.catch_warnings():  # of a second adapter
+                warnings.simplefilter("ignore", UserWarning)
+                inject_adapter_in_model(config, dit, name)
     for name, parameter in dit.named_parameters():
         if LORA_KEY.match(name):
             parameter.data = parameter.data.to(dtype)
@@ -130,6 +134,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         select_trainable(pipe.dit, full=not lora)
         device = torch.device(pipe.device)
         choose_blocks(pipe.dit, settings, device=device, lora=lora, auxiliary=auxiliary is not None)
+        self.loss_parts: list[str] = [] if auxiliary is None else ["flow", *auxiliary.names]
+        """Names of what `on_parts` is called with."""
         self.units = [PromptUnit(), *units()]
         self.memory = MemoryReport(pipe, config.lora, settings) if settings.vram_report else None
 
@@ -239,6 +245,11 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         finally:
             for encoder in encoders:
                 encoder.to("cpu")
+
+    @property
+    def counted_lora(self) -> LoRAConfig | None:
+        """A LoRA with as many weights as train; None where all weights do."""
+        return self.config.lora
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The tensors of the checkpoint: adapters, patch embedding and audio modules, or all weights."""

@@ -54,6 +54,9 @@ from .base_lora import check_same_base, named_loras, recorded_loras
 from .best import Goal, Progress
 from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints, refuse_old_best
 from .data_process import DataProcessAccelerator, process_data
+from .distill import ADAPTERS
+from .distill_flags import TASK
+from .distill_setup import make_distillation
 from .ending import error_code
 from .first_checks import check_files, check_processes, check_same_clips
 from .flags import FlagError, parse_arguments
@@ -82,7 +85,7 @@ def load_training_pipeline(
 ) -> tuple[OmniAvatarPipeline, CheckpointConfig]:
     """The pipeline with LoRA and audio modules on it, and what its checkpoints will say."""
     channels, dtype = channels_of(args), DTYPES[args.dtype]
-    full = args.trainable_models == "dit"
+    full, distills = args.trainable_models == "dit", args.task == TASK
     encoder = None if args.wav2vec2_path is None else AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
     options: dict[str, Any] = {"torch_dtype": dtype, "device": str(device)}
     if args.tokenizer_path is not None:
@@ -91,14 +94,14 @@ def load_training_pipeline(
         options["tokenizer_config"] = None if host.GENERATION == "wan_video" else _NoTokenizer()
     if args.omniavatar_checkpoint is not None:
         configs = [*_base_configs(args, device), host.ModelConfig(path=args.omniavatar_checkpoint)]
-        options["omniavatar_lora"] = "fused" if full else "adapters"
+        options["omniavatar_lora"] = "fused" if full or distills else "adapters"
         options["omniavatar_channels"] = channels
         options["omniavatar_loras"] = named_loras(args)
         pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
-        lora = read_lora(args.omniavatar_checkpoint)
+        lora = None if distills else read_lora(args.omniavatar_checkpoint)
         if lora is None and not full:
             lora = _lora_flags(args)
-            add_lora(pipe.dit, lora, args.seed)
+            add_lora(pipe.dit, lora, args.seed, *([ADAPTERS] if distills else []))
     else:
         lora = _lora_flags(args)
         pipe = host.WanVideoPipeline.from_pretrained(model_configs=_base_configs(args, device), **options)
@@ -156,7 +159,8 @@ def _names_text_encoder(args: argparse.Namespace) -> bool:
 
 
 def _lora_flags(args: argparse.Namespace) -> LoRAConfig:
-    alpha = args.lora_rank / 2 if args.lora_alpha is None else args.lora_alpha
+    usual = args.lora_rank if args.task == TASK else args.lora_rank / 2
+    alpha = usual if args.lora_alpha is None else args.lora_alpha
     return LoRAConfig(rank=args.lora_rank, alpha=alpha, target_modules=tuple(args.lora_target_modules.split(",")))
 
 
@@ -186,12 +190,11 @@ def named_clips(args: argparse.Namespace) -> list[ClipSource]:
 
 
 def recipe_of(args: argparse.Namespace, conventions: Conventions) -> Recipe:
-    """The random choices that the flags ask for."""
+    """The random choices that the flags ask for; distillation drops nothing."""
+    drops = ("text_drop_prob", "audio_drop_prob", "prefix_drop_prob")
     return Recipe(
         prefix_frames=conventions.prefix_frames,
-        text_drop_prob=args.text_drop_prob,
-        audio_drop_prob=args.audio_drop_prob,
-        prefix_drop_prob=args.prefix_drop_prob,
+        **{name: 0.0 if args.task == TASK else getattr(args, name) for name in drops},
         max_tokens=conventions.max_tokens,
         num_frames=args.num_frames,
         min_frames=args.min_frames,
@@ -301,7 +304,7 @@ def plan_of(
     config = module.pipe.dit.config
     memory = predicted_rows(
         config,
-        module.config.lora,
+        module.counted_lora,
         module.settings,
         BlockShape.of(config, batch=args.batch_size, tokens=tokens, element_size=DTYPES[args.dtype].itemsize),
         module.pipe.dit.runner,
@@ -312,7 +315,7 @@ def plan_of(
         ("samples", len(dataset)),
         ("size", size),
         ("frames", frames),
-        ("losses", ", ".join(["flow", *(module.auxiliary.names if module.auxiliary is not None else [])])),
+        ("losses", ", ".join(module.loss_parts) or "flow"),
         ("transformer tokens", tokens),
         ("processes", processes),
         (
@@ -455,7 +458,8 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     if resume is not None:
         check_same_base(resume, args)
         check_same_run(resume, load_state(resume), run_of(settings, processes, len(dataset)))
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=args.find_unused_parameters)]
+    has_unused = args.find_unused_parameters or args.task == TASK  # of student and critic one has a loss at a time
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=has_unused)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
     datasets = [dataset] if held_out.dataset is None else [dataset, held_out.dataset]
     module = build_module(args, conventions, datasets, accelerator)
@@ -480,7 +484,7 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         goal=None if args.best_by is None else Goal.parse(args.best_by),
         patience=args.patience,
         log_steps=args.log_steps,
-        loss_parts=[] if module.auxiliary is None else ["flow", *module.auxiliary.names],
+        loss_parts=module.loss_parts,
         **_logger_options(args),
     )
     args.num_epochs = accelerator.epochs_to_run(len(dataset))
@@ -514,7 +518,13 @@ def build_module(
     if auxiliary is not None:
         check_lengths(datasets[0], auxiliary)
     check_networks(datasets, pipe, auxiliary)
-    module = OmniAvatarTrainingModule(pipe, config, StepSettings(**_given(args, StepSettings)), auxiliary)
+    settings = StepSettings(**_given(args, StepSettings))
+    if args.task == TASK:
+        module: OmniAvatarTrainingModule = make_distillation(
+            args, pipe, config, settings, datasets[0].clips, accelerator
+        )
+    else:
+        module = OmniAvatarTrainingModule(pipe, config, settings, auxiliary)
     module.on_parts = accelerator.report_parts
     return module
 

@@ -46,8 +46,8 @@ class Validation:
     samples: Sequence[ValidationSample]
     folder: Path
     """Videos go to step-N/000.mp4 and so on in it."""
-    steps: int
-    """Of denoising."""
+    steps: int | None
+    """Of denoising; None for those of the pipeline's conventions."""
     seed: int = 0
     metrics: Sequence[Metric] = ()
     at_start: bool = False

@@ -21,6 +21,7 @@ from ..metrics.together import SET_GROUPS
 from ..system.messages import counted
 from .accelerator import OmniAccelerator
 from .callbacks import ValidationResult
+from .distill_flags import TASK
 from .first_checks import check_same_clips
 from .module import OmniAvatarTrainingModule
 from .validation import Validation
@@ -139,7 +140,7 @@ def make_validations(
             accelerator=accelerator,
             samples=inputs.samples,
             folder=Path(args.output_path) / "validation",
-            steps=args.validation_num_inference_steps,
+            steps=None if args.task == TASK else args.validation_num_inference_steps,
             seed=args.seed,
             metrics=inputs.metrics,
             at_start=args.validate_at_start,

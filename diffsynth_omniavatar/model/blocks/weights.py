@@ -83,7 +83,7 @@ class UnsupportedLayerError(ValueError):
 
 
 def projection(layer: Any) -> Projection:
-    """The tensors of a plain linear layer, or of one with a single plain peft adapter.
+    """The tensors of a plain linear layer, or of one with plain peft adapters of which one acts, or none.
 
     Raises:
         UnsupportedLayerError: the layer is another one: quantised by the host, offloaded, sharded, merged, with
@@ -94,10 +94,11 @@ def projection(layer: Any) -> Projection:
     if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
         return Projection(layer.weight, layer.bias, None, None, 0.0)
     if hasattr(layer, "lora_A") and type(layer.base_layer) in (nn.Linear, QuantizedLinear):
+        if layer.disable_adapters and not layer.merged:
+            return projection(layer.base_layer)
         names = [name for name in layer.active_adapters if name in layer.lora_A]
         plain = (
             len(names) == 1
-            and not layer.disable_adapters
             and not layer.merged
             and names[0] not in getattr(layer, "lora_variant", {})
             and type(layer.lora_dropout[names[0]]) is nn.Identity

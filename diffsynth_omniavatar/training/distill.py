@@ -1,0 +1,251 @@
+"""Distils a few-step student: the frozen network is the teacher; student and critic are two LoRAs on it.
+
+A cycle of optimizer steps is some of the critic, then one of the student (`DistillSettings.role`). Of a sample count
+its portrait, text, sound and known frames; of its other frames only their number. `losses.dmd` has the losses;
+they cover the frames behind the known ones, with the mouth's weight if there is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.sample import TrainingSample
+from ..generation.pipeline import OmniAvatarPipeline
+from ..losses import dmd
+from ..model.checkpoint import EXTRA_MODULES, Checkpoint, save_safetensors
+from ..model.config import CheckpointConfig, LoRAConfig
+from ..model.lora import joined_lora, split_lora
+from ..model.sampling import TRAIN_TIMESTEPS
+from .adapters import Adapters
+from .average import WeightAverage
+from .distill_settings import DistillSettings
+from .loader import stream_seed
+from .memory_report import BACKWARD, ENCODING, FORWARD
+from .module import OmniAvatarTrainingModule
+from .settings import StepSettings
+
+STUDENT, CRITIC = "student", "critic"
+ADAPTERS = (STUDENT, CRITIC)
+"""Names of the two LoRAs."""
+
+
+class DistillationModule(OmniAvatarTrainingModule):
+    """The module that DiffSynth's training loop calls with each sample: the loss of the critic, or of the student.
+
+    Args:
+        pipe: whose denoiser is the teacher, all of its LoRAs in its weights, with fresh adapters `ADAPTERS` on it.
+        config: of the student's LoRA alone, and the teacher's conventions.
+        settings: how a step computes.
+        distillation: of the whole.
+        fused: the checkpoint whose LoRA is in the teacher's weights; None if there is no such LoRA.
+        seed: of the exit steps.
+    """
+
+    def __init__(
+        self,
+        pipe: OmniAvatarPipeline,
+        config: CheckpointConfig,
+        settings: StepSettings,
+        distillation: DistillSettings,
+        fused: Checkpoint | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(pipe, config, settings)
+        self.distillation, self.fused, self.seed = distillation, fused, seed
+        self.loss_parts = [CRITIC, STUDENT]
+        self.progress: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Optimizer steps done, and samples of this process taken."""
+        teacher = config.conventions.sampling
+        text = distillation.teacher_negative_prompt
+        self.negative_prompt = teacher.negative_prompt if text is None else text
+        self.negative_context: Tensor | None = None
+        """Embedding [1, L, D] of the negative prompt; made when it is first needed, unless it is set."""
+        self.sampling = distillation.sampling(teacher)
+        conventions = dataclasses.replace(config.conventions, sampling=self.sampling)
+        self.config = dataclasses.replace(config, conventions=conventions)
+        pipe.conventions = conventions  # for the videos of validations
+        self.adapters = Adapters(pipe.dit)
+        pipe.dit.requires_grad_(False)
+        self.student, self.critic = (self.adapters.weights(name) for name in ADAPTERS)
+        for weight in (*self.student.values(), *self.critic.values()):
+            weight.requires_grad_(True)
+        self.average = WeightAverage(self.student, distillation.ema_decay) if distillation.ema_decay else None
+
+    @property
+    def counted_lora(self) -> LoRAConfig | None:
+        """A LoRA with as many weights as train."""
+        lora = self.config.lora
+        return None if lora is None else dataclasses.replace(lora, rank=2 * lora.rank)
+
+    def trainable_modules(self) -> Any:
+        """The parameter groups of the host's optimizer, with rates and moments of their own."""
+        betas = self.distillation.adam_betas
+        return [
+            {"params": [*self.student.values()], "betas": betas},
+            {"params": [*self.critic.values()], "betas": betas, "lr": self.distillation.critic_learning_rate},
+        ]
+
+    def forward(self, data: TrainingSample | Callable[[], Any], inputs: Any = None) -> Any:
+        """The loss of a sample, a scalar, of the one whose turn it is; or what a function returns, for validation.
+
+        The LoRA whose loss it is goes on acting: blocks that are computed again in the backward pass need it.
+        """
+        if callable(data):
+            with self.adapters.using(STUDENT), nullcontext() if self.average is None else self.average.applied():
+                return data()
+        if self.memory is not None:
+            self.memory.end_of(BACKWARD)
+        shared, positive, _ = self.prepare(data)
+        if self.memory is not None:
+            self.memory.end_of(ENCODING, shared["input_latents"])
+        steps, samples = self.progress()
+        role = self.distillation.role(steps)
+        sample = _Conditions(self, shared, positive, self.exit_step(samples))
+        loss, parts = sample.student_loss() if role == STUDENT else sample.critic_loss()
+        self.adapters.use(role)
+        if self.on_parts is not None:
+            self.on_parts(parts)
+        if self.memory is not None:
+            self.memory.end_of(FORWARD)
+        return loss
+
+    def exit_step(self, sample: int) -> int:
+        """The student's step at which a sample's rollout ends, the same on all processes: they wait for each other."""
+        generator = torch.Generator().manual_seed(stream_seed("exit", self.seed, sample))
+        return int(torch.randint(self.sampling.steps, (1,), generator=generator))
+
+    def negative(self, context: Tensor) -> Tensor:
+        """The embedding of the teacher's negative prompt, as of the batch's texts [B, L, D]."""
+        if self.negative_context is None:
+            with torch.no_grad(), self.encoders_on_device():
+                self.negative_context = self.pipe.encode_prompt(self.negative_prompt)
+        return self.negative_context.to(context).expand(len(context), -1, -1)
+
+    def after_step(self, steps: int) -> None:
+        """Called after each optimizer step with how many are done."""
+        if self.average is not None and self.distillation.role(steps - 1) == STUDENT:
+            self.average.update(self.distillation.student_updates(steps))
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside the trained weights."""
+        return {} if self.average is None else self.average.values
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it back.
+
+        Raises:
+            ValueError: it is of a run with another --ema_decay.
+        """
+        if bool(state) != (self.average is not None):
+            raise ValueError("--ema_decay is 0 in one of this run and that of the checkpoint; give the same")
+        if self.average is not None:
+            self.average.load(state)
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The student's LoRA, its average where there is one, and the teacher's patch embedding and audio modules."""
+        low_rank = dict(self.student) if self.average is None else self.average.tensors()
+        others = {key: value for key, value in self.pipe.dit.state_dict().items() if key.startswith(EXTRA_MODULES)}
+        return {**low_rank, **others}
+
+    def export(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint in OmniAvatar's form, for the weights that the teacher's went on top of.
+
+        The LoRA that is in the teacher's weights and the student's become one. Beside it, in a folder of its own, goes
+        the student's alone, for weights that have the teacher's LoRA already.
+        """
+        low_rank, others = split_lora(tensors)
+        lora, config = self.config.lora, self.config
+        assert lora is not None
+        if self.fused is not None and self.fused.config.lora is not None:
+            parts = [(split_lora(self.fused.tensors)[0], self.fused.config.lora), (low_rank, lora)]
+            low_rank, lora = joined_lora(parts)
+            alone = path.parent / "student" / "lora.safetensors"
+            alone.parent.mkdir(exist_ok=True)
+            save_safetensors(alone, parts[1][0], config)
+        save_safetensors(path, {**low_rank, **others}, dataclasses.replace(config, lora=lora))
+
+
+class _Conditions:
+    """What a batch is conditioned on, and the flows that student, critic and teacher predict under it."""
+
+    def __init__(
+        self, module: DistillationModule, shared: Mapping[str, Any], positive: Mapping[str, Any], exit_step: int
+    ) -> None:
+        self.module, self.exit_step = module, exit_step
+        inputs = {**shared, **positive}
+        latents, self.record = inputs.pop("input_latents"), inputs.pop("omni_record")
+        self.dtype, self.start = latents.dtype, inputs.pop("noise").float()
+        self.inputs = inputs
+
+    def flow(self, x: Tensor, level: Tensor, **other: Any) -> Tensor:
+        """The flow, float32, that the network as it is switched predicts of x [B, 16, T, h, w] at levels [B].
+
+        Timesteps are rounded to the model's number format, as where videos are made.
+        """
+        pipe = self.module.pipe
+        timestep = (TRAIN_TIMESTEPS * level).to(self.dtype)
+        inputs = {**self.inputs, "latents": x.to(self.dtype), "timestep": timestep, **other}
+        return pipe.model_fn(dit=pipe.dit, **inputs).float()
+
+    def generated(self, latents: Tensor) -> Tensor:
+        """Those latent frames that the losses cover: behind the known ones."""
+        return latents[:, :, self.record.known_frames :]
+
+    def roll_out(self) -> Tensor:
+        """The student's x_0; with a gradient if gradients are on."""
+        with self.module.adapters.using(STUDENT):
+            sampling = self.module.sampling
+            return dmd.rollout(self.flow, self.start, sampling.sigmas, self.exit_step, sampling.solver)
+
+    def noisy(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's x_0 at noise levels drawn for critic and teacher; the levels; the noise."""
+        settings = self.module.distillation
+        lowest, highest = (timestep / TRAIN_TIMESTEPS for timestep in settings.score_range)
+        level = dmd.draw_levels(len(clean), settings.score_shift, lowest, highest).to(clean.device)
+        noise = torch.randn_like(clean)
+        return dmd.noisy(clean, level, noise), level, noise
+
+    def teacher(self, x: Tensor, level: Tensor) -> Tensor:
+        """The teacher's guided flow."""
+        settings = self.module.distillation
+        with self.module.adapters.using(None):
+            positive = self.flow(x, level)
+            lowest, highest = settings.teacher_cfg_range
+            inside = (level * TRAIN_TIMESTEPS >= lowest) & (level * TRAIN_TIMESTEPS <= highest)
+            if settings.teacher_cfg == 1 or not inside.any():
+                return positive
+            other = {"context": self.module.negative(self.inputs["context"])}
+            if settings.teacher_cfg_mode == "joint":
+                other["omni_audio"] = torch.zeros_like(self.inputs["omni_audio"])
+            return dmd.guided(positive, self.flow(x, level, **other), settings.teacher_cfg, inside)
+
+    def student_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's loss; and besides the mean difference between the x_0 of critic and teacher."""
+        clean = self.roll_out()
+        with torch.no_grad():
+            x, level, _ = self.noisy(clean.detach())
+            with self.module.adapters.using(CRITIC):
+                fake = self.generated(dmd.clean_of(x, level, self.flow(x, level)))
+            real = self.generated(dmd.clean_of(x, level, self.teacher(x, level)))
+            made = self.generated(clean)
+            gradient = dmd.dmd_gradient(made, fake, real)
+        loss = dmd.student_loss(self.generated(clean), gradient, self.record.weight)
+        return loss, {STUDENT: loss.detach(), "gap": (fake - real).abs().mean()}
+
+    def critic_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critic's loss on what the student makes."""
+        with torch.no_grad():
+            clean = self.roll_out()
+            x, level, noise = self.noisy(clean)
+        with self.module.adapters.using(CRITIC):
+            flow = self.flow(x, level)
+        made = self.generated(clean), self.generated(noise)
+        loss = dmd.critic_loss(self.generated(flow), *made, self.record.weight)
+        return loss, {CRITIC: loss.detach()}

@@ -1,0 +1,62 @@
+"""From the flags of `--task distill` to the module that distils."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from accelerate.utils import DistributedType
+
+from ..data.cache import CachedClip
+from ..data.cache_index import text_key
+from ..data.clips import ClipSource
+from ..generation.pipeline import OmniAvatarPipeline
+from ..model.checkpoint import load_checkpoint
+from ..model.config import CheckpointConfig
+from .accelerator import OmniAccelerator
+from .distill import DistillationModule
+from .distill_flags import distill_settings
+from .flags import FlagError
+from .settings import StepSettings
+
+
+def make_distillation(
+    args: argparse.Namespace,
+    pipe: OmniAvatarPipeline,
+    config: CheckpointConfig,
+    settings: StepSettings,
+    clips: Sequence[ClipSource],
+    accelerator: OmniAccelerator,
+) -> DistillationModule:
+    """The module that distils, as a part of the accelerator's loop.
+
+    Args:
+        args: of training.
+        pipe, config, settings: those of `DistillationModule`.
+        clips: what it trains on; the embedding of the teacher's negative prompt is taken from their cache.
+        accelerator: of the loop.
+
+    Raises:
+        ValueError: the launch configuration shards weights, or nothing gives the negative prompt's embedding.
+    """
+    if accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise FlagError(
+            "--task distill works in one process or with DDP, not with FSDP or DeepSpeed: its processes make different "
+            "numbers of passes"
+        )
+    checkpoint = load_checkpoint(args.omniavatar_checkpoint)
+    fused = checkpoint if checkpoint.form == "lora" else None
+    module = DistillationModule(pipe, config, settings, distill_settings(args), fused, args.seed)
+    key = text_key(module.negative_prompt)
+    caches = {id(clip.cache): clip.cache for clip in clips if isinstance(clip, CachedClip)}
+    cache = next((cache for cache in caches.values() if key in cache.texts), None)
+    if cache is not None:
+        module.negative_context = cache.context(key)[None]
+    elif pipe.text_encoder is None and args.teacher_cfg != 1:
+        raise FlagError(
+            "training needs text_encoder for the teacher's negative prompt, which the cache does not hold: add it with "
+            "--model_paths, write the cache again, or take the empty one with --teacher_negative_prompt ''"
+        )
+    module.progress = lambda: (accelerator.steps_done, accelerator.loader.position)
+    accelerator.companion = module
+    return module

@@ -1,0 +1,321 @@
+"""Distillation: adapters switch exactly, each step trains one of them, what is exported generates as the student."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_runs import FRAMES, flags, live_sample, write_inputs
+from training_toy import same
+
+from diffsynth_omniavatar import host
+from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.losses import dmd
+from diffsynth_omniavatar.model import checkpoint
+from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions, LoRAConfig
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
+from diffsynth_omniavatar.model.small_family import family_configs
+from diffsynth_omniavatar.nano.family import write_random_family
+from diffsynth_omniavatar.training import run
+from diffsynth_omniavatar.training.accelerator import load_state
+from diffsynth_omniavatar.training.distill import ADAPTERS, CRITIC, STUDENT, DistillationModule
+from diffsynth_omniavatar.training.distill_settings import DISTILL_PRESETS, DistillSettings
+from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
+from diffsynth_omniavatar.training.log_table import read_table
+from diffsynth_omniavatar.training.module import add_lora
+from diffsynth_omniavatar.training.settings import StepSettings
+
+ROUNDING = 1e-5
+"""Of float32 sums in another order, against numbers of about 1."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {in_dim: write_random_family(tmp_path_factory.mktemp(str(in_dim)), in_dim) for in_dim in (33, 49)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("distillation"))
+
+
+def teacher_pipe(folder):
+    configs = family_configs(folder)
+    return OmniAvatarPipeline.from_pretrained(
+        torch_dtype=torch.float32, device="cpu", omniavatar_lora="fused", **configs
+    )
+
+
+def distillation(folder, settings=None, **given):
+    """A module whose two LoRAs do something."""
+    pipe = teacher_pipe(folder)
+    fused = checkpoint.load_checkpoint(folder / FILES["omniavatar"])
+    lora = LoRAConfig(rank=2, alpha=2.0)
+    add_lora(pipe.dit, lora, 3, ADAPTERS)
+    pipe.conventions = Conventions(leading_audio_rows=0)
+    config = CheckpointConfig(in_dim=33, lora=lora, model=pipe.dit.config, conventions=pipe.conventions)
+    options = settings or StepSettings(use_gradient_checkpointing=False)
+    module = DistillationModule(pipe, config, options, DistillSettings(critic_updates=1, **given), fused)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for weights in (module.student, module.critic):
+            for weight in weights.values():
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    return module
+
+
+def flow_of(module, name):
+    """The flow of fixed inputs with one of the LoRAs acting, or none."""
+    generator = torch.Generator().manual_seed(6)
+    config = module.pipe.dit.config
+    x = torch.randn(1, 16, 3, 4, 4, generator=generator)
+    y = torch.randn(1, config.in_dim - 16, 3, 4, 4, generator=generator)
+    text = torch.randn(1, 5, config.text_dim, generator=generator)
+    audio = torch.randn(1, FRAMES, config.audio_dim, generator=generator)
+    with module.adapters.using(name), torch.no_grad():
+        return module.pipe.dit(x, torch.tensor([700.0]), text, y, audio)
+
+
+@pytest.mark.parametrize("blocks", ["host", "own"])
+def test_adapters_switch_exactly(folders, blocks):
+    way = {"activation_memory": 0.0} if blocks == "own" else {}
+    module = distillation(folders[33], StepSettings(**way))
+    base = teacher_pipe(folders[33])
+    base.dit.runner = module.pipe.dit.runner
+    module_of_base = module.adapters.using(None)
+    with module_of_base:
+        assert torch.equal(flow_of(module, None), _flow_of_pipe(base))
+    before = {name: flow_of(module, name) for name in (None, *ADAPTERS)}
+    assert not any(torch.equal(before[a], before[b]) for a, b in [(None, STUDENT), (None, CRITIC), ADAPTERS])
+    with torch.no_grad():
+        for weight in module.critic.values():
+            weight.add_(1)
+    assert torch.equal(flow_of(module, STUDENT), before[STUDENT]) and torch.equal(flow_of(module, None), before[None])
+    assert not torch.equal(flow_of(module, CRITIC), before[CRITIC])
+    assert module.adapters.active is None
+
+
+def _flow_of_pipe(pipe):
+    """`flow_of` without adapters."""
+
+    class Plain:
+        adapters = type("", (), {"using": staticmethod(lambda name: torch.no_grad())})
+
+    plain = Plain()
+    plain.pipe = pipe
+    return flow_of(plain, None)
+
+
+@pytest.mark.parametrize("way", [{}, {"use_gradient_checkpointing": True}, {"activation_memory": 0.0}])
+def test_each_step_gives_one_of_both_a_gradient_and_nothing_else(folders, way):
+    """The same gradients however the blocks are computed, and computed again."""
+    module = distillation(folders[33], StepSettings(**{"use_gradient_checkpointing": False} | way))
+    plain = distillation(folders[33])
+    for steps, role, other in ((0, module.critic, module.student), (1, module.student, module.critic)):
+        losses = []
+        for one in (module, plain):
+            one.progress = lambda steps=steps: (steps, 1)
+            torch.manual_seed(1)
+            loss = one(live_sample())
+            loss.backward()
+            losses.append(loss.item())
+        assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in role.values())
+        assert all(weight.grad is None for weight in other.values())
+        wanted = plain.student if steps else plain.critic
+        for name, weight in role.items():
+            scale = wanted[name].grad.abs().max()
+            assert (weight.grad - wanted[name].grad).abs().max() <= 1e-4 * scale, name  # of float32, through the blocks
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        module.zero_grad(), plain.zero_grad()
+    trained = {id(weight) for weights in (module.student, module.critic) for weight in weights.values()}
+    assert {id(p) for p in module.parameters() if p.requires_grad} == trained
+    rates = [group.get("lr") for group in module.trainable_modules()]
+    assert rates == [None, module.distillation.critic_learning_rate]
+
+
+def test_the_losses_are_those_of_the_formulas(folders, monkeypatch):
+    """The student's with the teacher's guidance, of the frames behind the known ones; known frames reach all passes."""
+    module = distillation(folders[33], teacher_cfg=3.0)
+    module.progress = lambda: (1, 2)
+    seen = []
+    model_fn = module.pipe.model_fn
+
+    def watched(dit, **inputs):
+        flow = model_fn(dit=dit, **inputs)
+        seen.append((module.adapters.active, inputs, flow))
+        return flow
+
+    module.pipe.model_fn = watched
+    torch.manual_seed(2)
+    parts = {}
+    module.on_parts = parts.update
+    sample = live_sample()
+    loss = module(sample)
+    exit_step = module.exit_step(2)
+    assert [name for name, *_ in seen] == [STUDENT] * (exit_step + 1) + [CRITIC, None, None]
+    levels = module.sampling.sigmas[: exit_step + 1]
+    assert [float(inputs["timestep"]) for _, inputs, _ in seen[:-3]] == pytest.approx([1000 * s for s in levels])
+    *_, (_, last, flow), (_, judged, fake), (_, _, positive), (_, silent, negative) = seen
+    made = last["latents"] - levels[-1] * flow
+    assert len({float(inputs["timestep"]) for _, inputs, _ in seen[-3:]}) == 1
+    assert (silent["omni_audio"] == 0).all() and not torch.equal(silent["omni_audio"], judged["omni_audio"])
+    assert torch.equal(silent["context"], module.pipe.encode_prompt(module.negative_prompt))
+    s = float(judged["timestep"]) / 1000
+    x = judged["latents"]
+    fake, real = (x - s * v for v in (fake, negative + 3 * (positive - negative)))
+    behind = (slice(None), slice(None), slice(2, None))
+    gradient = dmd.dmd_gradient(made[behind], fake[behind], real[behind]).detach()
+    assert loss.item() == pytest.approx(0.5 * gradient.square().mean().item(), rel=1e-4)
+    assert parts["gap"].item() == pytest.approx((fake - real)[behind].abs().mean().item(), rel=1e-4)
+    prefix = module.prepare(sample)[0]["omni_prefix_latents"]
+    assert all(torch.equal(inputs["omni_prefix_latents"], prefix) for _, inputs, _ in seen)
+
+
+def test_known_frames_get_no_gradient(folders):
+    """Neither loss changes with what the passes predict of known frames."""
+    module = distillation(folders[33])
+    model_fn, added = module.pipe.model_fn, 0.0
+
+    def disturbed(dit, **inputs):
+        flow = model_fn(dit=dit, **inputs)
+        return torch.cat([flow[:, :, :2] + added, flow[:, :, 2:]], dim=2)
+
+    module.pipe.model_fn = disturbed
+    for steps in (0, 1):
+        module.progress = lambda steps=steps: (steps, 1)
+        losses = []
+        for added in (0.0, 100.0):  # noqa: B007 (`disturbed` reads it)
+            torch.manual_seed(1)
+            losses.append(module(live_sample()).item())
+        assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("timestep", [600.0, 900.0])
+def test_guidance_of_the_teacher_has_its_range_and_its_mode(folders, timestep):
+    module = distillation(
+        folders[33], teacher_cfg_range=(556, 882), teacher_cfg_mode="text", score_range=(timestep, timestep + 1)
+    )
+    module.progress = lambda: (1, 2)
+    seen, model_fn = [], module.pipe.model_fn
+    module.pipe.model_fn = lambda dit, **inputs: seen.append(inputs) or model_fn(dit=dit, **inputs)
+    with torch.no_grad():
+        module(live_sample())
+    passes = [inputs for inputs in seen if float(inputs["timestep"]) in (timestep, timestep + 1)]
+    assert len(passes) == (3 if timestep < 882 else 2)
+    assert all(torch.equal(inputs["omni_audio"], passes[0]["omni_audio"]) for inputs in passes)
+
+
+def test_the_mouth_weighs_more_in_both_losses(folders):
+    """With the weight 0 outside, what is outside does not count."""
+    module = distillation(folders[49], StepSettings(use_gradient_checkpointing=False, mouth_weight=4.0))
+    sample = live_sample(prefix_frames=1)
+    weight = module.prepare(sample)[0]["omni_record"].weight
+    for steps, loss_of in ((0, "critic_loss"), (1, "student_loss")):
+        module.progress = lambda steps=steps: (steps, 1)
+        given, original = [], getattr(dmd, loss_of)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dmd, loss_of, lambda *a, of=original, seen=given: seen.append(a[-1]) or of(*a))
+            module(sample)
+        assert torch.equal(given[0], weight) and weight.max() > weight.min()
+
+
+def test_the_exported_file_makes_the_students_frames_without_flags(folders, tmp_path):
+    """Four passes of the average, in one LoRA with the teacher's; and the student's alone on the teacher."""
+    from PIL import Image
+
+    module = distillation(folders[33], student_solver="euler", ema_decay=0.5)
+    with torch.no_grad():
+        for value in module.average.values.values():
+            value.add_(0.1)
+    (tmp_path / "step-1").mkdir()
+    module.export(tmp_path / "step-1" / "model.safetensors", module.trained_tensors())
+    loaded = checkpoint.load_checkpoint(tmp_path / "step-1")
+    sampling = loaded.config.conventions.sampling
+    assert (sampling.steps, sampling.solver, sampling.cfg_scale, sampling.sigma_shift) == (4, "euler", 1.0, 5.0)
+    assert loaded.config.lora.rank == module.fused.config.lora.rank + 2
+    call = {
+        "prompt": "a man",
+        "input_image": Image.new("RGB", (32, 32), "teal"),
+        "audio_features": torch.randn(9, module.pipe.dit.config.audio_dim, generator=torch.Generator().manual_seed(0)),
+        "height": 32, "width": 32, "num_frames": 9, "seed": 1, "output_type": "floatpoint",
+        "progress_bar_cmd": lambda steps: steps,
+    }  # fmt: skip
+    wanted = module(lambda: module.pipe(**call))
+    weights = module.pipe.dit.blocks[0].self_attn.q.lora_A[STUDENT].weight
+    assert torch.equal(weights, module.student["blocks.0.self_attn.q.lora_A.weight"])
+
+    configs = family_configs(folders[33])
+    source = str(folders[33] / FILES["omniavatar"])
+    own = str(tmp_path / "step-1" / "model.safetensors")
+    configs["model_configs"] = [
+        host.ModelConfig(path=own) if config.path == source else config for config in configs["model_configs"]
+    ]
+    whole = OmniAvatarPipeline.from_pretrained(torch_dtype=torch.float32, device="cpu", **configs)
+    torch.testing.assert_close(whole(**call), wanted, rtol=0, atol=10 * ROUNDING)
+    lora = str(tmp_path / "step-1" / "student" / "lora.safetensors")
+    configs = family_configs(folders[33])
+    both = OmniAvatarPipeline.from_pretrained(
+        torch_dtype=torch.float32, device="cpu", omniavatar_loras=[lora], **configs
+    )
+    both.conventions = replace(both.conventions, sampling=sampling, leading_audio_rows=0)
+    torch.testing.assert_close(both(**call), wanted, rtol=0, atol=10 * ROUNDING)
+    plain = teacher_pipe(folders[33])
+    plain.conventions = both.conventions
+    assert (plain(**call) - wanted).abs().max() > 0.01
+
+
+def distill_flags(folder, output, *more):
+    common = ["--task", "distill", "--lora_rank", "2", "--critic_updates", "2", "--dataset_metadata_path"]
+    return flags(folder, output, *common, str(folder / "clips.csv"), *more)
+
+
+def test_a_resumed_distillation_equals_the_uninterrupted_one(folder, tmp_path):
+    """Both LoRAs, both optimizers, the average, all random streams, in the middle of a cycle."""
+    common = ["--max_steps", "6", "--num_frames", "9", "--prefix_frames", "1", "--activation_memory", "0"]
+    assert run.main(distill_flags(folder, tmp_path / "whole", *common, "--save_steps", "4")) == 0
+    resume = ["--resume", str(tmp_path / "whole" / "step-4"), "--save_steps", "6"]
+    assert run.main(distill_flags(folder, tmp_path / "again", *common, *resume)) == 0
+    whole, again = (load_state(tmp_path / name / "step-6") for name in ("whole", "again"))
+    assert whole["step"] == 6 and same(whole, again)
+    assert {name.split(".")[-2] for name in whole["trained"]} == {STUDENT, CRITIC} and whole["extra"]
+    steps = [{int(state["step"]) for state in whole["optimizer"].values()}, len(whole["optimizer"])]
+    assert steps == [{2, 4}, len(whole["trained"])]
+    rows = read_table(tmp_path / "whole" / "loss.csv")
+    assert ["student" in row for row in rows] == [False, False, True] * 2
+    exported = [load_file(tmp_path / name / "step-6" / "model.safetensors") for name in ("whole", "again")]
+    assert same(*exported)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--use_lpips_loss"], "--use_lpips_loss does not go with --task distill"),
+        (["--audio_drop_prob", "0.5"], "--audio_drop_prob does not go with --task distill: nothing is dropped"),
+        (["--student_timesteps", "500,800"], "--student_steps.*each smaller than the one before"),
+        (["--score_range", "980,20"], "--score_range is 980,20, wanted two timesteps from 0 to 1000"),
+        (["--ema_decay", "1"], "--ema_decay is 1.0"),
+        (["--adam_betas", "0.9"], "--adam_betas is 0.9, wanted two numbers"),
+        (["--validation_loss_data", "x.csv", "--validation_steps", "1"], "--validation_loss_data does not go with"),
+        (
+            ["--task", "sft", "--teacher_cfg", "3", "--ema_decay", "0"],
+            "--teacher_cfg, --ema_decay needs --task distill",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_with_distillation_are_refused(folder, tmp_path, more, message):
+    with pytest.raises(FlagError, match=message):
+        parse_arguments(flags(folder, tmp_path, "--task", "distill", *more))
+
+
+def test_a_preset_is_overridden_by_a_file_and_both_by_the_command_line(folder, tmp_path):
+    file = tmp_path / "flags.yaml"
+    file.write_text("teacher_cfg: 2\nadam_betas: [0.5, 0.9]\nmax_grad_norm: 3\n")
+    given = ["--distill_preset", "lip_forcing", "--config", str(file), "--max_grad_norm", "1"]
+    args = parse_arguments(flags(folder, tmp_path, "--task", "distill", *given))
+    assert (args.teacher_cfg, args.adam_betas, args.max_grad_norm) == (2.0, (0.5, 0.9), 1.0)
+    assert (args.teacher_cfg_range, args.lora_rank, args.critic_learning_rate) == ((556.0, 882.0), 128, 2e-6)
+    plain = parse_arguments(flags(folder, tmp_path))
+    assert (plain.lora_rank, plain.weight_decay) == (128, 0.01)
+    for name, preset in DISTILL_PRESETS.items():
+        fields = {key: value for key, value in preset.items() if key in DistillSettings.__dataclass_fields__}
+        assert DistillSettings(**fields).role(5) == "student", name
