@@ -171,14 +171,14 @@ SHARED_FLAGS: Flags = {
 """Settings of every video."""
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which model, and how it runs."""
+def add_model_flags(parser: argparse.ArgumentParser, default: str | None = "14B") -> None:
+    """The flags that say which model, and how it runs; without a default the command chooses."""
     parser.add_argument(
         "--model",
         choices=MODELS,
-        default="14B",
+        default=default,
         help="released model, or a small model that comes with this package: nano animates a portrait, nano-v2v dubs a "
-        "video (default: 14B)",
+        f"video (default: {default or 'the largest whose files are there'})",
     )
     parser.add_argument(
         "--models_folder",

@@ -12,6 +12,8 @@ from .state import PageApp
 
 PIP = "pip install 'diffsynth-omniavatar[ui]'"
 FOLDER = "outputs/page"
+MAX_UPLOAD = 500
+"""MB."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with clips, caches, checkpoints or evaluations that the page may read and show; can be given "
         "several times (default: only what lies in --output_path)",
     )
-    add_model_flags(parser)
+    parser.add_argument(
+        "--max_upload", type=int, default=MAX_UPLOAD, help=f"largest file that is taken, in MB (default: {MAX_UPLOAD})"
+    )
+    add_model_flags(parser, default=None)
 
 
 def user_and_password(text: str) -> tuple[str, str]:
@@ -63,5 +68,5 @@ def run(args: argparse.Namespace) -> int:
         if error.name != "gradio":
             raise
         raise ValueError(f"The page needs gradio: {PIP}") from error
-    serve(PageApp(args, folder))
+    serve(PageApp.open(args, folder))
     return 0

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import gradio as gr
 
+from ..console import say
 from .compare_tab import compare_tab
 from .dub_tab import dub_tab
 from .models_tab import models_tab
 from .state import PageApp
 from .talk_tab import talk_tab
 from .train_tab import train_tab
+from .uploads import MEGABYTE
 
 TITLE = "OmniAvatar"
+CSS = Path(__file__).with_name("page.css")
+CHECKED_AT_ONCE = 4
+"""Forms that are checked at a time."""
+CACHE_SECONDS = 24 * 3600
+"""For how long uploads and copies of what was shown are kept."""
 TABS = {"Talk": talk_tab, "Dub": dub_tab, "Train": train_tab, "Compare": compare_tab, "Models": models_tab}
 
 
 def build_page(app: PageApp) -> gr.Blocks:
     """The page with all its tabs."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Tabs():
             for name, lay_out in TABS.items():
@@ -27,14 +37,42 @@ def build_page(app: PageApp) -> gr.Blocks:
 
 
 def serve(app: PageApp) -> None:
-    """Serve the page until the command is interrupted."""
+    """Serve the page until the command is interrupted.
+
+    Raises:
+        OSError: the port is taken.
+    """
     args = app.args
-    build_page(app).queue().launch(
-        server_name=args.host,
-        server_port=args.port,
-        share=args.share,
-        auth=args.auth,
-        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        footer_links=[],
-        ssr_mode=False,
+    page = build_page(app)
+    try:
+        _, address, shared = page.queue(default_concurrency_limit=CHECKED_AT_ONCE).launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=args.share,
+            auth=args.auth,
+            max_file_size=args.max_upload * MEGABYTE,
+            theme=theme(),
+            css=CSS.read_text(encoding="utf-8"),
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        say(f"the page is at {address}{f' and {shared}' if shared else ''}; Ctrl-C ends it.")
+        threading.Event().wait()
+    finally:
+        app.close()
+        page.close()
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's look with fonts that every machine has: none comes from the network."""
+    return gr.themes.Soft(
+        primary_hue="indigo",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
     )

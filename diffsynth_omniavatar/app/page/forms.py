@@ -1,0 +1,105 @@
+"""Fields of a form, each with a place for what is wrong with it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..model_flags import Flags
+from .faults import FieldFaults
+from .orders import CHOICES
+
+AS_IT_IS = "as the model's files say"
+"""The choice of a setting that is left alone."""
+LABELS = {
+    "cfg_scale": "Guidance",
+    "audio_cfg_scale": "Guidance by the sound",
+    "apg_eta": "Projected guidance (APG)",
+    "sigma_shift": "Shift of the noise",
+    "tea_cache_l1_thresh": "TeaCache threshold",
+    "crf": "H.264 quality (crf)",
+    "max_tokens": "Longest chunk (max_tokens)",
+}
+
+
+def read_as_path(component: Any) -> Any:
+    """Let a component of files hand over the path as it was sent; what cannot be read is found by the form's check."""
+    component.preprocess = lambda payload: payload and payload.path
+    return component
+
+
+class Form:
+    """The fields of a form by the names of their flags."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        self._messages: dict[str, Any] = {}
+
+    def field(self, name: str, component: Any) -> Any:
+        """Add a field that was just laid out; what is wrong with it is told under it."""
+        self.fields[name] = component
+        self._messages[name] = _message()
+        return component
+
+    def general_message(self) -> None:
+        """Lay out the place for faults that belong to no field."""
+        self._messages[""] = _message()
+
+    def settings(self, flags: Flags) -> None:
+        """Lay out a field for each of these flags, two beside each other."""
+        names = list(flags)
+        for pair in zip(names[::2], [*names[1::2], None], strict=False):
+            with gr.Row(equal_height=False):
+                for name in pair:
+                    with gr.Column(min_width=220, elem_classes="field"):
+                        if name is not None:
+                            self.field(name, _setting(name, flags))
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The components, in the order that `values` takes."""
+        return list(self.fields.values())
+
+    @property
+    def messages(self) -> list[Any]:
+        """The components that `told` updates, in its order."""
+        return list(self._messages.values())
+
+    def values(self, given: Sequence[Any]) -> dict[str, Any]:
+        """What was filled in, by name."""
+        return dict(zip(self.fields, given, strict=True))
+
+    def told(self, error: FieldFaults | None) -> list[Any]:
+        """Updates that show faults at their fields and clear the others."""
+        faults: Mapping[str, str] = {} if error is None else error.placed(self.fields)
+        return [_told(faults.get(name, "")) for name in self._messages]
+
+
+def _message() -> Any:
+    return gr.HTML("", visible=False, elem_classes="fault")
+
+
+def _told(fault: str) -> Any:
+    return gr.update(value=f'<p role="alert">{plain(fault)}</p>' if fault else "", visible=bool(fault))
+
+
+def plain(text: str) -> str:
+    """Text as HTML that shows it, whatever is in it."""
+    return html.escape(text).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
+
+
+def _setting(name: str, flags: Flags) -> Any:
+    kind, text = flags[name]
+    label = LABELS.get(name, name.replace("_", " ").capitalize())
+    info = text[:1].upper() + text[1:] + "."
+    if kind is bool:
+        choices = [(AS_IT_IS, ""), ("yes", True), ("no", False)]
+        return gr.Dropdown(choices, value="", label=label, info=info, filterable=False)
+    if name in CHOICES:
+        return gr.Dropdown([(AS_IT_IS, ""), *CHOICES[name]], value="", label=label, info=info, filterable=False)
+    if kind is str:
+        return gr.Textbox(label=label, info=info)
+    return gr.Number(value=None, label=label, info=info, precision=0 if kind is int else None, step=1)

@@ -1,0 +1,72 @@
+"""What Talk and Dub share on the way from filled-in fields to a request: settings, presets, places, faults."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...generation.request import LARGEST_SEED
+from ...model.config import CheckpointConfig
+from ...model.sampling import SAMPLERS, SOLVERS
+from ..generate import SETTING_FLAGS
+from ..model_flags import SHARED_FLAGS, Flags
+from .faults import FieldFaults
+from .shelf import LoRAs, Model, Shelf, lora_flag
+
+PRESETS = {"draft": 5, "fast": 2, "best": 1}
+"""How many times fewer steps than the checkpoint asks for."""
+
+NOT_ON_THE_PAGE = ("mouth_mask", "reference_video", "preview", "show_progress", "tea_cache_model_id")
+"""Flags that name files of the server, or that the page itself answers."""
+ADVANCED: Flags = {name: flag for name, flag in SHARED_FLAGS.items() if name not in NOT_ON_THE_PAGE}
+ADVANCED_TALK: Flags = {**ADVANCED, "crop_portrait": SETTING_FLAGS["crop_portrait"]}
+
+CHOICES = {"sampler": tuple(SAMPLERS), "solver": SOLVERS}
+"""Values of flags that take one of few words."""
+
+
+def preset_steps(preset: str, facts: CheckpointConfig | None) -> int | None:
+    """Steps of a preset; None where the checkpoint's own hold, as it has timesteps of its own or they are the best."""
+    sampling = None if facts is None else facts.conventions.sampling
+    if sampling is None or sampling.timesteps or PRESETS[preset] == 1:
+        return None
+    return max(sampling.steps // PRESETS[preset], 2)
+
+
+def settings_of(fields: Mapping[str, Any], preset: str, facts: CheckpointConfig | None) -> dict[str, Any]:
+    """The settings that were filled in, with the preset's steps where they say nothing of steps, and with a seed.
+
+    Raises:
+        FieldFaults: there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise FieldFaults({"preset": f"Choose one of {', '.join(PRESETS)}."})
+    settings = {name: value for name, value in fields.items() if value is not None and value != ""}
+    if not {"steps", "timesteps", "sampler"} & settings.keys():
+        steps = preset_steps(preset, facts)
+        settings |= {} if steps is None else {"steps": steps}
+    return {"seed": secrets.randbelow(min(LARGEST_SEED, 2**31)), **settings}
+
+
+def chosen_model(shelf: Shelf, name: str | None, dubs: bool) -> Model:
+    """The model of that name.
+
+    Raises:
+        FieldFaults: it is not there, or does something else.
+    """
+    if name not in shelf.names(dubs):
+        raise FieldFaults({"model": "Choose a model that is there; the tab Models says what is missing of the others."})
+    return shelf.models[name]
+
+
+def new_folder(parent: Path) -> Path:
+    """The place of a new job: named by the time, and by what nobody can guess. It is not made yet."""
+    return parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+
+
+def model_words(model: Model, loras: LoRAs) -> dict[str, Any]:
+    """Flags of the model and its LoRAs, for the equal command line."""
+    return {**model.flags, "lora": [*(model.args.lora or ()), *map(lora_flag, loras)] or None}

@@ -1,0 +1,201 @@
+"""The part of a tab that follows a video: its place in the queue, what it will show, the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+
+from .forms import plain
+from .state import PageApp
+from .video_work import VideoWork, moving_picture
+from .work_queue import WorkQueue
+
+SECONDS = 1.0
+"""Between two looks at a job."""
+
+Shown = list[Any]
+"""Updates of a panel's components."""
+
+
+def owner_of(request: gr.Request) -> str:
+    """Who asks: the name that was logged in with, or ""."""
+    return request.username or ""
+
+
+class VideoPanel:
+    """The components that show one video from the queue to its end.
+
+    The server owns the job. The browser keeps the job's number, so that a page that is loaded again shows it again.
+
+    Args:
+        app: the page.
+        name: of the tab.
+        is_of: whether a job belongs to the tab.
+    """
+
+    def __init__(self, app: PageApp, name: str, is_of: Callable[[VideoWork], bool]) -> None:
+        self._queue: WorkQueue = app.jobs
+        self._is_of = is_of
+        self.number = gr.BrowserState("", storage_key=f"omniavatar-{name}")
+        self._seen = gr.State("")
+        self._timer = gr.Timer(SECONDS, active=False)
+        self._status = gr.HTML(EMPTY, elem_classes="status")
+        self._preview = gr.HTML("", visible=False, elem_classes="preview")
+        self._video = gr.Video(
+            label="Result", interactive=False, visible=False, elem_id=f"{name}-result", buttons=["download"]
+        )
+        with gr.Row():
+            self._cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id=f"{name}-cancel")
+            self._download = gr.DownloadButton("Download the video", visible=False, elem_id=f"{name}-download")
+        self._facts = gr.HTML("", visible=False, elem_classes="facts")
+        self._command = gr.Textbox(
+            label="The same on the command line",
+            visible=False,
+            interactive=False,
+            lines=3,
+            max_lines=8,
+            buttons=["copy"],
+            elem_id=f"{name}-command",
+        )
+        self._others = gr.Dropdown(
+            [], label="Your videos", visible=False, filterable=False, interactive=True, elem_id=f"{name}-videos"
+        )
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `show` updates, in its order."""
+        return [
+            self.number,
+            self._seen,
+            self._timer,
+            self._status,
+            self._preview,
+            self._video,
+            self._cancel,
+            self._download,
+            self._facts,
+            self._command,
+            self._others,
+        ]
+
+    def connect(self) -> None:
+        """Follow the job from when the page is loaded; cancel; change to another one."""
+        quiet: dict[str, Any] = {
+            "outputs": self.outputs,
+            "show_progress": "hidden",
+            "queue": False,
+            "api_visibility": "private",
+        }
+        Context.root_block.load(self._look_again, [self.number], **quiet)
+        self._timer.tick(self._look, [self.number, self._seen], **quiet)
+        self._cancel.click(self._stop, [self.number, self._seen], **quiet)
+        self._others.input(self._look_again, [self._others], **quiet)
+
+    def show(self, work: VideoWork | None, seen: str = "") -> Shown:
+        """Updates for a job; those of what `seen` has shown already are left out."""
+        if work is None:
+            return self._nothing()
+        now = f"{work.id} {work.state} {work.is_stopping}"
+        preview = f"{now} {work.steps_done}"
+        if seen == preview:
+            return [gr.skip(), gr.skip(), gr.skip(), status(work, self._queue), *[gr.skip()] * 7]
+        moving = (
+            gr.update(value=_preview(work), visible=True)
+            if work.preview is not None and not work.is_over
+            else gr.update(value="", visible=False)
+        )
+        start = [work.id, preview, gr.Timer(active=not work.is_over), status(work, self._queue), moving]
+        if seen.startswith(f"{now} "):
+            return [gr.skip(), preview, gr.skip(), *start[3:], *[gr.skip()] * 6]
+        video = None if work.video is None else str(work.video)
+        return [
+            *start,
+            gr.update(value=video, visible=video is not None),
+            gr.update(visible=not work.is_over, interactive=not work.is_stopping),
+            gr.update(value=video, visible=video is not None),
+            gr.update(value=_facts(work), visible=True),
+            gr.update(value=work.order.command, visible=True),
+            self._choices(work),
+        ]
+
+    def _nothing(self) -> Shown:
+        hidden = [gr.update(visible=False)] * 7
+        return ["", "", gr.Timer(active=False), EMPTY, *hidden]
+
+    def _choices(self, work: VideoWork) -> Any:
+        works = self._works(work.owner)
+        choices = [(f"{one.state}: {one.order.title[:60]}", one.id) for one in reversed(works)]
+        return gr.update(choices=choices, value=work.id, visible=len(works) > 1)
+
+    def _works(self, owner: str) -> list[VideoWork]:
+        return [work for work in self._queue.of(owner) if isinstance(work, VideoWork) and self._is_of(work)]
+
+    def _found(self, owner: str, number: str | None) -> VideoWork | None:
+        return next((work for work in self._works(owner) if work.id == number), None)
+
+    def _look(self, number: str | None, seen: str, request: gr.Request) -> Shown:
+        return self.show(self._found(owner_of(request), number), seen)
+
+    def _look_again(self, number: str | None, request: gr.Request) -> Shown:
+        """The job of that number, or the one that is being made, for a browser that knows none."""
+        owner = owner_of(request)
+        running = next((work for work in self._works(owner) if not work.is_over), None)
+        return self.show(self._found(owner, number) or running)
+
+    def _stop(self, number: str | None, seen: str, request: gr.Request) -> Shown:
+        work = self._found(owner_of(request), number)
+        if work is not None:
+            self._queue.stop(work)
+        return self.show(work, seen)
+
+
+EMPTY = '<p class="empty">The video appears here.</p>'
+
+
+def status(work: VideoWork, queue: WorkQueue) -> str:
+    """Where a job is, as HTML."""
+    if work.state == "waiting":
+        ahead = queue.position(work)
+        return f'<p role="status">Waiting: {ahead} {"job" if ahead == 1 else "jobs"} before it.</p>'
+    if work.state == "failed":
+        return f'<p role="alert" class="failed">{plain(work.fault)}</p>'
+    if work.state == "stopped":
+        kept = "; the part that was done is below" if work.video else " before its first chunk was done"
+        return f'<p role="status">Cancelled{kept}.</p>'
+    if work.made is not None and work.state == "done":
+        made = work.made
+        return f'<p role="status" class="done">Done in {clock(made.seconds)}: {made.frames} frames of {made.sides}.</p>'
+    stage = "Stopping after this step" if work.is_stopping else work.stage
+    left = work.seconds_left
+    told = "" if left is None else f' <span class="left">about {clock(left)} left</span>'
+    share = f"{100 * work.part_done:.0f}"
+    return (
+        f'<p role="status">{plain(stage)}{told}</p>'
+        f'<progress max="100" value="{share}" aria-label="Progress of the video">{share} %</progress>'
+    )
+
+
+def clock(seconds: float) -> str:
+    """A time in words that are short: 7 s, 2:05 min."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02d} min"
+
+
+def _preview(work: VideoWork) -> str:
+    assert work.preview is not None
+    return (
+        f'<img src="{moving_picture(work.preview)}" alt="Preview: what chunk {work.preview.chunk} of the video will '
+        f'show, after step {work.preview.step}"><p>A rough preview of the running chunk.</p>'
+    )
+
+
+def _facts(work: VideoWork) -> str:
+    """Model, LoRAs and seed, and what the check has to say."""
+    loras = "".join(f", {plain(file.name)} at {strength:g}" for file, strength in work.order.loras)
+    notes = "".join(f"<li>{plain(note)}</li>" for note in work.order.notes)
+    return f"<p>Model {plain(work.order.model)}{loras} · seed {work.order.seed}</p>" + (
+        f"<ul>{notes}</ul>" if notes else ""
+    )
