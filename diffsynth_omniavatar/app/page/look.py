@@ -86,7 +86,7 @@ def boxed_pictures(footage: Footage) -> list[BoxedPicture]:
             picture, shown = track.start, [number]
         chosen.append(picture)
         left = {number: track for number, track in left.items() if track.at(picture) is None}
-    reader = PictureReader(footage.path, footage.times)
+    reader = PictureReader(footage.source, footage.times)
     return [_boxed(footage, picture, reader.read(picture).numpy()) for picture in sorted(chosen)]
 
 
