@@ -35,8 +35,6 @@ class Job:
 
     out: Path
     """The file that it writes."""
-    chunks: int
-    """In how many it is made."""
     notes: tuple[str, ...]
     """What was found and what may go wrong, in a sentence each, with @name for arguments."""
     make: Make
@@ -86,7 +84,7 @@ def talk_job(request: TalkRequest, facts: CheckpointConfig, show_progress: bool 
         return generate(pipe, request, show_progress=show_progress, on_preview=on_preview)
 
     assert request.out is not None  # the command has asked for it
-    return Job(Path(request.out), len(read.plan.chunks), notes, make)
+    return Job(Path(request.out), notes, make)
 
 
 def dub_job(
@@ -117,7 +115,7 @@ def dub_job(
         return dub(pipe, request, inputs=inputs, show_progress=show_progress, on_preview=on_preview)
 
     assert request.out is not None  # the command has asked for it
-    return Job(Path(request.out), inputs.chunks, (inputs.told(),), make)
+    return Job(Path(request.out), (inputs.told(),), make)
 
 
 def make_video(pipe: OmniAvatarPipeline, job: Job, args: argparse.Namespace) -> None:

@@ -112,7 +112,7 @@ def arrived(tmp_path, monkeypatch):
     loads = inspect.signature(loading.load_pipeline)
     monkeypatch.setattr(loading, "load_pipeline", fake_load)
     monkeypatch.setattr(command, "facts", lambda *_: CheckpointConfig(in_dim=channels[0]))
-    monkeypatch.setattr(inputs, "read_inputs", lambda *_: SimpleNamespace(image=None, plan=SimpleNamespace(chunks=[0])))
+    monkeypatch.setattr(inputs, "read_inputs", lambda *_: SimpleNamespace(image=None))
     monkeypatch.setattr(inspect.getmodule(generate), "generate", fake_generate)
 
     def run(*words, of_channels=33):

@@ -80,7 +80,7 @@ class VideoWork(Work):
         self.steps_done += 1
         self.preview = preview
         chunk = (self.steps_done - 1) // preview.steps + 1
-        self.stage = f"Chunk {chunk} of {self.job.chunks}, step {preview.step} of {preview.steps}"
+        self.stage = f"Chunk {chunk} of {preview.chunks}, step {preview.step} of {preview.steps}"
         self.go_on()
 
     @property
@@ -91,7 +91,7 @@ class VideoWork(Work):
     @property
     def part_done(self) -> float:
         """0 to 1."""
-        return self.steps_done / (self.job.chunks * self.preview.steps) if self.preview else 0.0
+        return self.steps_done / (self.preview.chunks * self.preview.steps) if self.preview else 0.0
 
     @property
     def seconds_left(self) -> float | None:
