@@ -59,7 +59,7 @@ class Look(Work):
         with field_faults({self.video: "the video"}):
             footage = find_footage(self.video)
         self.go_on()
-        self.pictures = boxed_pictures(footage)
+        self.pictures = boxed_pictures(self.video, footage)
         self.footage = footage
 
     def choices(self) -> list[tuple[str, str]]:
@@ -73,7 +73,7 @@ class Look(Work):
         return [("the largest of each scene", "largest"), ("who speaks", "speaking"), *numbered]
 
 
-def boxed_pictures(footage: Footage) -> list[BoxedPicture]:
+def boxed_pictures(video: Path, footage: Footage) -> list[BoxedPicture]:
     """As few pictures as show every face, in the order of the video."""
     left = dict(enumerate(footage.tracks, start=1))
     chosen: list[int] = []
@@ -86,7 +86,7 @@ def boxed_pictures(footage: Footage) -> list[BoxedPicture]:
             picture, shown = track.start, [number]
         chosen.append(picture)
         left = {number: track for number, track in left.items() if track.at(picture) is None}
-    reader = PictureReader(footage.source, footage.times)
+    reader = PictureReader(video, footage.times)
     return [_boxed(footage, picture, reader.read(picture).numpy()) for picture in sorted(chosen)]
 
 

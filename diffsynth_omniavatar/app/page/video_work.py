@@ -79,8 +79,7 @@ class VideoWork(Work):
     def _stepped(self, preview: Preview) -> None:
         self.steps_done += 1
         self.preview = preview
-        chunk = (self.steps_done - 1) // preview.steps + 1
-        self.stage = f"Chunk {chunk} of {preview.chunks}, step {preview.step} of {preview.steps}"
+        self.stage = f"Chunk {preview.chunk} of {preview.chunks}, step {preview.step} of {preview.steps}"
         self.go_on()
 
     @property
