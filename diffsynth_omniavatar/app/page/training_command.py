@@ -1,4 +1,4 @@
-"""From what the tab Train asks for to the launcher's command, and what is wrong with the clips before it starts."""
+"""From what is to be trained to the launcher's command, and what is wrong with the clips before it starts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from pathlib import Path
 import torch
 
 from ...data.scan import Fault, check_dataset
-from ...model.config import PRESETS
-from ...model.files import NANO_MODELS, HubFiles, ModelFiles, Source, model_files
+from ...model.checkpoint import needed_sources
+from ...model.files import HubFiles, ModelFiles, Source
 from ...training.flags import parse_arguments
 from ...training.run import clip_settings, conventions_of, recipe_of
-from ..measured import Size, Task, measured_table
-from ..plan import report
-from ..prediction import fastest, predict_all
-from .training_data import TrainingData
+from ..measured import Size
+from .training_data import SAMPLES, TrainingData
 
-MODES = ("i2v", "v2v")
-NANO_SIZE = Size(128, 128, 33)
-PROCESSES_FLAGS = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+MODULE = "diffsynth_omniavatar.train"
+PROCESS_FLAGS = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
 """As in examples/accelerate: the weights' number format is the launcher's --dtype."""
 VALIDATIONS = 5
-"""In a run; the checkpoints are written at the same steps."""
+"""In a run; checkpoints are written at the same steps."""
+NANO_VIDEO_STEPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +31,9 @@ class Training:
 
     data: TrainingData
     mode: str
-    model: str
-    """A published size, or "nano"."""
-    models_folder: Path | None
-    checkpoint: Path | None
-    """To start from; None for the model's own."""
+    files: ModelFiles
+    """Of the model."""
+    is_nano: bool
     size: Size
     steps: int
     rank: int
@@ -47,64 +43,34 @@ class Training:
     """At each validation."""
     gpus: int
     """0 for the CPU."""
-    gpu_memory: float
-    """GiB of one."""
-
-    @property
-    def is_nano(self) -> bool:
-        """Whether it is the small model."""
-        return self.model not in PRESETS
+    memory_flags: tuple[str, ...] = ()
+    """What `omniavatar plan` advises."""
 
     @property
     def interval(self) -> int:
         """Steps between checkpoints, and between validations."""
         return max(1, -(-self.steps // VALIDATIONS))
 
-    def files(self) -> ModelFiles:
-        """Of the model."""
-        name = "nano-v2v" if self.is_nano and self.mode == "v2v" else self.model
-        return model_files(name, self.models_folder)
-
-
-def has_files(model: str, folder: Path | None) -> bool:
-    """Whether all files of a model are on this machine."""
-    files = model_files(model, None if model in NANO_MODELS else folder)
-    return not files.missing() and all(_local(source) for source in files.sources.values())
-
-
-def _local(source: Source) -> list[Path]:
-    return source.downloaded() if isinstance(source, HubFiles) else list(source)
-
-
-def plan_of(training: Training) -> tuple[str, list[str]]:
-    """What `omniavatar plan` says of it, and the flags that it advises; none for the small model and without a GPU."""
-    if training.is_nano:
-        where = "a GPU" if training.gpus else "the CPU"
-        return f"The small model trains on {where}, in less than 2 GiB; nothing has to be planned.", []
-    task = Task(
-        model=training.model,
-        size=training.size,
-        mode=training.mode,
-        lora_rank=training.rank,
-        batch=training.batch,
-    )
-    table = measured_table()
-    best = fastest(predict_all(task, training.gpu_memory, table), training.gpu_memory)
-    return report(task, training.gpu_memory, table), [] if best is None else best.flags.split()
+    @property
+    def is_v2v(self) -> bool:
+        """Whether mouths of videos are changed."""
+        return self.mode == "v2v"
 
 
 def command_of(training: Training, folder: Path) -> list[str]:
-    """The launcher's command, without --resume; tables that it reads are written into the run's folder.
+    """The launcher's command, without --resume.
+
+    Args:
+        training: what is to be trained.
+        folder: of the run, into which `TrainingData.write` writes what is to be read.
 
     Raises:
         ValueError: files of the model are not there.
     """
     data = training.data
-    table, held_out = data.write(folder)
-    samples = None
-    if training.videos and not data.is_cache:
-        samples = data.write_samples(folder, training.videos, is_v2v=training.mode == "v2v")
-    validates = samples is not None or held_out is not None
+    table, held_out = data.tables_in(folder)
+    shows = bool(data.shown(training.videos))
+    validates = shows or held_out is not None
     return [
         *_launcher(training.gpus),
         *("--omniavatar_mode", training.mode),
@@ -116,35 +82,32 @@ def command_of(training: Training, folder: Path) -> list[str]:
         *("--learning_rate", f"{training.learning_rate:g}", "--warmup_steps", str(min(100, training.steps // 10))),
         *("--max_grad_norm", "1.0", "--batch_size", str(training.batch), "--max_steps", str(training.steps)),
         *("--save_steps", str(training.interval), "--checkpoints_total_limit", "3", "--enable_csv_log"),
-        *(plan_of(training)[1]),
+        *training.memory_flags,
         *(("--offload_frozen",) if not training.is_nano and not data.is_cache else ()),
         *(("--validation_steps", str(training.interval)) if validates else ()),
         *(("--validation_loss_data", str(held_out), "--best_by", "validation_loss") if held_out is not None else ()),
-        *(("--validation_data", str(samples)) if samples is not None else ()),
-        *(("--validation_num_inference_steps", "10") if samples is not None and training.is_nano else ()),
+        *(("--validation_data", str(folder / SAMPLES)) if shows else ()),
+        *(("--validation_num_inference_steps", str(NANO_VIDEO_STEPS)) if shows and training.is_nano else ()),
         *("--output_path", str(folder)),
     ]
 
 
 def _launcher(gpus: int) -> list[str]:
-    words = ["accelerate", "launch", "--quiet", "--num_processes", str(max(1, gpus)), *PROCESSES_FLAGS]
+    words = ["accelerate", "launch", "--quiet", "--num_processes", str(max(1, gpus)), *PROCESS_FLAGS]
     if gpus == 0:
         words += ["--cpu", "--num_cpu_threads_per_process", str(torch.get_num_threads())]
     elif gpus > 1:
         words += ["--multi_gpu"]
-    return [*words, "-m", "diffsynth_omniavatar.train"]
+    return [*words, "-m", MODULE]
 
 
 def _model_flags(training: Training, *, live: bool) -> list[str]:
     """Where the parts of the model lie; of the encoders where clips are live."""
-    paths = {part: _local(source) for part, source in training.files().sources.items()}
-    lacking = [part for part in paths if not paths[part]]
-    if lacking:
-        raise ValueError(
-            f"{training.model}: the files of {', '.join(lacking)} are not there; the tab Models tells how to get them"
-        )
-    checkpoint = training.checkpoint or _whole(paths["omniavatar"])
-    named = [] if paths["dit"] == [checkpoint] else [paths["dit"]]
+    paths = {part: _local(source) for part, source in needed_sources(training.files).items()}
+    if lacking := [part for part in paths if not paths[part]]:
+        raise ValueError(f"the files of {', '.join(lacking)} are not there; the tab Models tells how to get them")
+    checkpoint = _whole(paths["omniavatar"])
+    named = [paths["dit"]] if "dit" in paths else []
     if live:
         named += [paths["text_encoder"], paths["vae"]]
     words = ["--model_paths", json.dumps([_one(group) for group in named])]
@@ -154,31 +117,36 @@ def _model_flags(training: Training, *, live: bool) -> list[str]:
     return [*words, "--omniavatar_checkpoint", str(checkpoint)]
 
 
+def _local(source: Source) -> list[Path]:
+    return [path.absolute() for path in (source.downloaded() if isinstance(source, HubFiles) else source)]
+
+
 def _one(paths: Sequence[Path]) -> str | list[str]:
-    names = [str(path.absolute()) for path in paths]
+    names = [str(path) for path in paths]
     return names[0] if len(names) == 1 else names
 
 
 def _whole(paths: Sequence[Path]) -> Path:
     """A part that is one file or folder; a download is all files of its folder."""
-    return (paths[0] if len(paths) == 1 else paths[0].parent).absolute()
+    return paths[0] if len(paths) == 1 else paths[0].parent
 
 
-def clip_faults(training: Training, command: Sequence[str], on_clip: Callable[[], None] | None = None) -> list[Fault]:
+def clip_faults(training: Training, folder: Path, on_clip: Callable[[], None] | None = None) -> list[Fault]:
     """What is wrong with the clips that train, and those that validate, as `omniavatar check` finds it.
 
     Args:
         training: what is to be trained.
-        command: of it.
+        folder: of the run; it need not be there yet.
         on_clip: called after each clip, from several threads.
 
     Raises:
-        ValueError: the command has flags that cannot be, or a cache does not fit the model.
+        ValueError: the flags are none that training takes, or a cache does not fit the model.
     """
-    args = parse_arguments(command[command.index("diffsynth_omniavatar.train") + 1 :])
+    command = command_of(training, folder)
+    args = parse_arguments(command[command.index(MODULE) + 1 :])
     conventions = conventions_of(args)
     settings = clip_settings(args, conventions)
-    if training.mode == "v2v" and not training.is_nano and not training.data.is_cache:
-        settings = replace(settings, faces="checked")
+    if training.is_v2v and not training.is_nano and not training.data.is_cache:
+        settings = replace(settings, faces="checked")  # the small model's people are drawn
     clips = [*training.data.clips, *training.data.held_out]
     return check_dataset(clips, settings, recipe_of(args, conventions), on_clip=on_clip)

@@ -48,34 +48,60 @@ class TrainingData:
         """How many clips there are."""
         return f"{counted(len(self.clips), 'clip')} to train on, {len(self.held_out)} held out to validate"
 
-    def write(self, folder: Path) -> tuple[Path, Path | None]:
-        """Where the launcher reads what trains and what validates; tables that there are not yet go into `folder`."""
+    def hindrance(self, bad: Sequence[int]) -> str | None:
+        """Why one cannot train without some clips: what is to be mended; None where one can.
+
+        Args:
+            bad: numbers of clips, those that train first.
+        """
+        count = len(self.clips)
+        if self.tables is not None and any(index >= count for index in bad):
+            return "Clips that are held out to validate have faults: mend them, or take them out of their table."
+        if len(bad) == count + len(self.held_out) or {*range(count)} <= {*bad}:
+            return "All clips have faults."
+        return None
+
+    def without(self, bad: Sequence[int]) -> TrainingData:
+        """The same without some clips; from tables of others and from caches, training itself leaves them out."""
+        if self.tables is not None or not bad:
+            return self
+        clips = [*self.clips, *self.held_out]
+        return _split(self.path, [clip for index, clip in enumerate(clips) if index not in {*bad}])
+
+    def tables_in(self, folder: Path) -> tuple[Path, Path | None]:
+        """Where the launcher reads what trains and what validates; tables that there are not yet are in `folder`."""
         if self.tables is not None:
             return self.tables
-        _write_table(folder / TABLE, self.clips)
-        if not self.held_out:
-            return folder / TABLE, None
-        _write_table(folder / HELD_OUT, self.held_out)
-        return folder / TABLE, folder / HELD_OUT
+        return folder / TABLE, folder / HELD_OUT if self.held_out else None
 
-    def write_samples(self, folder: Path, count: int, *, is_v2v: bool) -> Path | None:
-        """Write what validation videos are made from: held-out clips, for I2V with their first pictures.
+    def shown(self, count: int) -> list[VideoClip]:
+        """The held-out clips of which validation videos are made, at most so many; a cache has none."""
+        lines = [clip for clip in self.held_out if isinstance(clip, VideoClip) and _can_stand_in_a_line(clip)]
+        return lines[:count]
 
-        Returns:
-            The file for --validation_data, None if nothing is held out that is a video.
+    def write(self, folder: Path, count: int, *, is_v2v: bool) -> None:
+        """Write the tables that there are not yet, and SAMPLES: what `count` validation videos are made from.
+
+        Videos of I2V get the first pictures of the clips.
         """
+        if self.tables is None:
+            _write_table(folder / TABLE, self.clips)
+            if self.held_out:
+                _write_table(folder / HELD_OUT, self.held_out)
         lines = []
-        for index, clip in enumerate([clip for clip in self.held_out if isinstance(clip, VideoClip)][:count]):
+        for index, clip in enumerate(self.shown(count)):
             shown = clip.video
             if not is_v2v:
                 shown = clip.reference or _first_picture(clip.video, folder / f"portrait-{index}.png")
             fields = [" ".join(clip.prompt.split()), str(shown.absolute()), str((clip.audio or clip.video).absolute())]
-            if not any("@@" in field or "\n" in field for field in fields):  # which no line can say
-                lines.append("@@".join(fields))
-        if not lines:
-            return None
-        write_text_atomically(folder / SAMPLES, "".join(f"{line}\n" for line in lines))
-        return folder / SAMPLES
+            lines.append("@@".join(fields))
+        if lines:
+            write_text_atomically(folder / SAMPLES, "".join(f"{line}\n" for line in lines))
+
+
+def _can_stand_in_a_line(clip: VideoClip) -> bool:
+    texts = (clip.prompt, *(str(path) for path in clip.files().values()))
+    return bool(clip.prompt.strip()) and not any("@@" in text or "\n" in text for text in texts)
 
 
 def find_data(path: Path, readable: Readable, caption: str = "") -> TrainingData:

@@ -1,0 +1,27 @@
+"""Copies of files that the page shows: the server hands out nothing but what lies in its folder of uploads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+
+def shown_copy(path: Path, uploads: Path) -> Path:
+    """A video that a browser can be given; the copy takes no room where both lie on one disk.
+
+    Args:
+        path: where it lies, already found to be readable.
+        uploads: the folder.
+    """
+    found = path.stat()
+    mark = f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"
+    copy = uploads / "shown" / f"{hashlib.sha256(os.fsencode(mark)).hexdigest()[:32]}{path.suffix.lower()}"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path.resolve(), copy)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(path, copy)
+    return copy
