@@ -184,13 +184,22 @@ class CachedClip(ClipSource):
         self.check_sources()
         entry, longest = self.entry, 0
         size = entry["height"], entry["width"]
+        is_still = entry.get("still", False)
         with Faults(self.name) as faults:
+            if is_still and not settings.portraits:
+                faults.add("it has no video; a portrait and a sound are enough for distillation alone")
             longest = faults.collect(lambda: recipe.longest(entry["num_frames"], *size)) or 0
             faults.collect(lambda: _check_tensors(self.path, self._shapes(settings), deep))
             self.cache.inspect_shared(entry["text"], longest, deep, faults)
         group = (entry["mask"] if settings.masked_video else None,)
         return ClipFacts(
-            height=size[0], width=size[1], frames=entry["frames"], longest=longest, live=frozenset(), group=group
+            height=size[0],
+            width=size[1],
+            frames=entry["frames"],
+            longest=longest,
+            live=frozenset(),
+            group=group,
+            is_still=is_still,
         )
 
     def _shapes(self, settings: ClipSettings) -> dict[str, tuple[int | None, ...]]:

@@ -224,6 +224,7 @@ class CacheWriter:
             "width": facts.width,
             "mask": mask_key(mask) if self.settings.masked_video else None,
             "sources": list(sources.values()),
+            **({"still": True} if clip.is_still else {}),
         }
 
     def encode(self, clip: VideoClip, raw: RawClip) -> dict[str, Tensor]:

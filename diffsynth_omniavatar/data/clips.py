@@ -109,6 +109,8 @@ class ClipSettings:
     """V2V: what `check` and `precompute` do with the face of a clip; training takes clips as they are."""
     sound: bool = False
     """Samples bring the sound itself too, for the lip-sync loss, where its features are cached."""
+    portraits: bool = False
+    """Clips may be portraits without a video: of the target only the first frame is used."""
     audio_dim: int | None = None
     """Width of the model's audio features; cached ones of another width are refused."""
     text_dim: int | None = None
@@ -166,11 +168,13 @@ class ClipFacts:
     """The parts that networks have to encode."""
     group: tuple[Any, ...]
     """What else the clips of one batch must have in common."""
+    is_still: bool = False
+    """It has no video but a portrait, of which a model may know the first frame and no more."""
 
     @property
     def bucket(self) -> tuple[Any, ...]:
         """Clips of equal buckets can be one batch."""
-        return (self.height, self.width, tuple(sorted(self.live)), self.group)
+        return (self.height, self.width, tuple(sorted(self.live)), self.group, self.is_still)
 
 
 @dataclass(frozen=True)

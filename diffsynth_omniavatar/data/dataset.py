@@ -166,6 +166,8 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         facts, recipe = [self.facts(index) for index in indices], self.recipe
         num_frames = recipe.draw_length(min(one.longest for one in facts))
         prefix_frames = recipe.draw_prefix(num_frames)
+        if facts[0].is_still:  # as generating starts from a portrait
+            prefix_frames = 1
         references = [random.random() for _ in indices]
         drops: dict[str, Any] = {
             name: torch.tensor([random.random() < probability for _ in indices])

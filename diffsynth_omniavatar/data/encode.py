@@ -19,7 +19,6 @@ from ..generation.pixels import encode_video
 from ..generation.units import MaskedVideoUnit, ReferenceSequenceUnit, ReferenceUnit
 from ..media.images import load_image, to_video
 from ..media.timeline import audio_rows
-from ..media.video import iter_frames
 from ..model.config import PRESETS
 from ..model.speech_encoder import AudioEncoder
 from .clip_faces import cut_frames, cut_picture, face_crops
@@ -130,7 +129,7 @@ def read_raw_clip(clip: VideoClip, facts: ClipFacts, settings: ClipSettings, ref
         crops = face_crops(clip.video, size, template, aligned=settings.faces == "aligned")
     sequence = range(reference_start(facts), facts.frames) if settings.in_dim == 65 else range(0)
     wanted = {*range(facts.longest), *sequence, *(places if clip.reference is None else ())}
-    shown = iter_frames(clip.video, size=size) if crops is None else cut_frames(clip.video, crops, size)
+    shown = clip.pictures(size) if crops is None else cut_frames(clip.video, crops, size)
     frames = {place: frame for place, frame in enumerate(islice(shown, max(wanted) + 1)) if place in wanted}
     target = torch.stack([frames[place] for place in range(facts.longest)])
     if clip.reference is not None and crops is not None:

@@ -38,6 +38,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default="known",
         help="V2V: is frame 0 known or masked? (default: known)",
     )
+    parser.add_argument(
+        "--portraits",
+        action="store_true",
+        help="rows without a video are portraits with a speech, for distillation (default: they are faults)",
+    )
     faces = parser.add_mutually_exclusive_group()
     faces.add_argument(
         "--align",
@@ -106,6 +111,7 @@ def data_of(args: argparse.Namespace) -> tuple[list[ClipSource], ClipSettings, R
         width=args.width,
         mouth_mask=args.mouth_mask,
         faces=_faces(args),
+        portraits=args.portraits,
     )
     recipe = Recipe(
         prefix_frames=prefixes, max_tokens=args.max_tokens, num_frames=args.num_frames, min_frames=args.min_frames

@@ -15,6 +15,7 @@ from typing import Any
 from ..system.text_files import parse_json, read_lines, read_text
 from .cache import Cache
 from .clips import ClipSource
+from .portrait_clip import PortraitClip
 from .prepared import PreparedClip
 from .video_clip import VideoClip
 
@@ -34,7 +35,7 @@ def read_clips(path: str | Path, base_path: str | Path | None = None) -> list[Cl
             a cache, the folder that `precompute` wrote;
             a table .csv, .json (a list of objects) or .jsonl with `video` and `prompt`, and optionally `audio`,
             `reference` (identity image) and `mask`; where `video` is a directory, it is a prepared one and needs no
-            `prompt`;
+            `prompt`; a row without `video` is a portrait, in `reference`, with a speech in `audio`, for distillation;
             any other file: a list of prepared directories, one a line.
         base_path: folder that the paths start from; None or "" for the folder of the file.
 
@@ -66,7 +67,11 @@ def read_clips(path: str | Path, base_path: str | Path | None = None) -> list[Cl
 def _clip_of(
     row: Mapping[str, Any], base: Path, is_directory: bool, empty_text: Callable[[Path], Path | None]
 ) -> ClipSource:
-    name = row["video"]
+    name = row.get("video")
+    if not name:
+        reference, audio = row["reference"], row["audio"]
+        name = f"{reference} with {audio}"
+        return PortraitClip.of(name, base / reference, base / audio, row.get("prompt") or "")
     video = base / name
     if is_directory or os.path.isdir(video):  # of a name that no file can have, it says no
         prompt = row.get("prompt") or None
@@ -174,7 +179,8 @@ def _faults(row: Any) -> Iterator[str]:
             yield f"{column} is {str(value)[:40]}, a {type(value).__name__}"
         elif value is not None and not _is_unicode(value):
             yield f"{column} has half of a surrogate pair"
-    if not row.get("video") and "video" not in misspelt.values():
+    is_portrait = row.get("reference") and row.get("audio")
+    if not row.get("video") and not is_portrait and "video" not in misspelt.values():
         near = [] if "video" in row else get_close_matches("video", row, n=1, cutoff=0.5)
         hint = f"; did you mean to call {near[0]!r} 'video'?" if near else ""
         yield f"no video; it has {', '.join(map(repr, row)) or 'nothing'}{hint}"

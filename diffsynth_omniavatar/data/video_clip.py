@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ MISSING_SOUND = 5
 class VideoClip(ClipSource):
     """A video file and what goes with it; all parts are live."""
 
+    is_still: ClassVar[bool] = False
+    """Whether it is a picture in place of a video; see `portrait_clip`."""
     name: str
     video: Path
     prompt: str
@@ -123,12 +125,12 @@ class VideoClip(ClipSource):
         if LATENTS in parts and settings.faces == "aligned":
             raise ValueError("faces are cut out by precompute alone; train from its cache")
         if LATENTS in parts:
-            target = read_frames(self.video, 0, num_frames, size)
+            target = self.read(0, num_frames, size)
             loaded["target_video"] = target
             loaded["reference_image"] = self.reference_image(target, int(reference * facts.frames), size)
             loaded["mouth_mask"] = self.used_mask(settings)
         if REFERENCE_SEQUENCE in parts:
-            loaded["reference_video"] = read_frames(self.video, reference_start(facts), num_frames, size)
+            loaded["reference_video"] = self.read(reference_start(facts), num_frames, size)
         if AUDIO in parts:
             loaded["waveforms"] = self.waveform(facts.frames if LATENTS in parts else None, facts.longest)
         if TEXT in parts:
@@ -138,10 +140,23 @@ class VideoClip(ClipSource):
     def reference_image(self, target: Tensor, frame: int, size: Size) -> Tensor:
         """The identity image uint8 [H, W, 3]: the given one, or a frame of the video, whose start is `target`."""
         if self.reference is not None:
-            return to_bytes(fit_image(image_to_tensor(load_image(self.reference)), size)).permute(1, 2, 0).contiguous()
+            return self.portrait(size)
         if frame < len(target):
             return target[frame].clone()
-        return read_frames(self.video, frame, 1, size)[0]
+        return self.read(frame, 1, size)[0]
+
+    def portrait(self, size: Size) -> Tensor:
+        """The given identity image, uint8 [H, W, 3]."""
+        assert self.reference is not None
+        return to_bytes(fit_image(image_to_tensor(load_image(self.reference)), size)).permute(1, 2, 0).contiguous()
+
+    def read(self, start: int, count: int, size: Size) -> Tensor:
+        """Frames of the video, uint8 [count, H, W, 3]."""
+        return read_frames(self.video, start, count, size)
+
+    def pictures(self, size: Size) -> Iterator[Tensor]:
+        """All frames of the video, uint8 [H, W, 3] each."""
+        return iter_frames(self.video, size=size)
 
     def waveform(self, frames: int | None, needed: int) -> Tensor:
         """The sound [n] up to the end of the video's `frames` frames, or all of it.

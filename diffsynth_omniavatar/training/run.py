@@ -211,6 +211,7 @@ def clip_settings(args: argparse.Namespace, conventions: Conventions) -> ClipSet
         width=args.width,
         mouth_mask=None if args.mouth_mask is None else Path(args.mouth_mask),
         sound=args.use_sync_loss,
+        portraits=args.task == TASK,
     )
 
 

@@ -221,7 +221,9 @@ def test_what_is_there_is_kept(pipe: OmniAvatarPipeline, table: Path, tmp_path: 
     assert (report.encoded, report.kept) == (1, 2)
     after = content(tmp_path / "cache")
     assert all(after[name] == data for name, data in before.items() if name != "index.json")
-    assert len([name for name in after if name.startswith("text")]) == 4  # two prompts, the empty one, guidance's negative one
+    assert (
+        len([name for name in after if name.startswith("text")]) == 4
+    )  # two prompts, the empty one, guidance's negative one
     rows[0]["prompt"] = "Another."
     assert write(pipe, write_table(tmp_path / "t.csv", rows), tmp_path / "cache").kept == 3
     assert read_clips(tmp_path / "cache")[0].entry["prompt"] == "Another."

@@ -1,14 +1,23 @@
 """Distillation: adapters switch exactly, each step trains one of them, what is exported generates as the student."""
 
+import json
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from synthetic_clips import noise, write_table
 from training_runs import FRAMES, flags, live_sample, write_inputs
 from training_toy import same
 
 from diffsynth_omniavatar import host
+from diffsynth_omniavatar.app.cli import main
+from diffsynth_omniavatar.data.clips import ClipSettings
+from diffsynth_omniavatar.data.dataset import OmniAvatarDataset
+from diffsynth_omniavatar.data.recipe import Recipe
+from diffsynth_omniavatar.data.tables import read_clips
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses import dmd
 from diffsynth_omniavatar.model import checkpoint
@@ -221,8 +230,6 @@ def test_the_mouth_weighs_more_in_both_losses(folders):
 
 def test_the_exported_file_makes_the_students_frames_without_flags(folders, tmp_path):
     """Four passes of the average, in one LoRA with the teacher's; and the student's alone on the teacher."""
-    from PIL import Image
-
     module = distillation(folders[33], student_solver="euler", ema_decay=0.5)
     with torch.no_grad():
         for value in module.average.values.values():
@@ -284,6 +291,41 @@ def test_a_resumed_distillation_equals_the_uninterrupted_one(folder, tmp_path):
     assert ["student" in row for row in rows] == [False, False, True] * 2
     exported = [load_file(tmp_path / name / "step-6" / "model.safetensors") for name in ("whole", "again")]
     assert same(*exported)
+
+
+def write_portraits(folder):
+    """A table without videos."""
+    rows = []
+    for index, seconds in enumerate((0.5, 0.8)):
+        Image.new("RGB", (40, 44), ("teal", "olive")[index]).save(folder / f"{index}.png")
+        soundfile.write(folder / f"{index}.wav", noise(seconds, index).samples[0], 16000)
+        rows.append({"prompt": f"person {index}", "reference": f"{index}.png", "audio": f"{index}.wav"})
+    return write_table(folder / "portraits.csv", rows)
+
+
+def test_portraits_and_speech_are_enough(folder, tmp_path, capsys):
+    """From a table and from its cache, with the denoiser alone, the same losses; fine-tuning refuses both."""
+    table, family = write_portraits(tmp_path), folder / "family"
+    sizes = ["--height", "32", "--width", "32", "--num_frames", "9", "--prefix_frames", "1"]
+    arguments = ["precompute", str(table), str(tmp_path / "cache"), *sizes, "--portraits", "--dtype", "float32"]
+    arguments += ["--audio_dtype", "float32", "--device", "cpu", "--models_folder", str(family)]
+    assert main(arguments) == 0
+    losses = {}
+    live = ["--dataset_base_path", str(tmp_path), "--dataset_metadata_path", str(table)]
+    cached = ["--dataset_base_path", str(tmp_path / "cache"), "--dataset_metadata_path", str(tmp_path / "cache")]
+    cached += ["--model_paths", json.dumps([str(family / FILES["dit"])])]
+    for name, data in (("live", live), ("cached", cached)):
+        steps = ["--max_steps", "3", "--prefix_frames", "1", "--num_frames", "9", *data]
+        assert run.main(distill_flags(folder, tmp_path / name, *steps)) == 0
+        losses[name] = [row["loss"] for row in read_table(tmp_path / name / "loss.csv")]
+        assert run.main(flags(folder, tmp_path / f"sft {name}", *data, "--prefix_frames", "1")) == 2
+        assert "it has no video" in capsys.readouterr().err
+    assert losses["live"] == pytest.approx(losses["cached"], rel=ROUNDING)
+    settings = ClipSettings(height=32, width=32, portraits=True)
+    dataset = OmniAvatarDataset(read_clips(table), settings=settings, recipe=Recipe(num_frames=9, min_frames=9))
+    sample = dataset[1]
+    assert sample.prefix_frames == 1 and sample.target_video.shape == (1, 9, 32, 32, 3)
+    assert (sample.target_video == sample.reference_image[:, None]).all()
 
 
 @pytest.mark.parametrize(
