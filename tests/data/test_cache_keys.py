@@ -119,7 +119,7 @@ KEYED: dict[type, dict[str, Any]] = {
 """What the content of a cache depends on -> another value."""
 
 WITHOUT_EFFECT: dict[type, dict[str, Any]] = {
-    ClipSettings: {"sound": True, "audio_dim": 5, "text_dim": 7},
+    ClipSettings: {"sound": True, "portraits": True, "audio_dim": 5, "text_dim": 7},
     Recipe: {
         "prefix_frames": (1,),
         "text_drop_prob": 0.7,
