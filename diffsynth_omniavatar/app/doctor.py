@@ -11,7 +11,7 @@ import importlib.util
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,7 +63,22 @@ class Finding:
 def examine(
     model: str | None = None, folder: str | None = None, omniavatar: str | None = None, lora: str | None = None
 ) -> int:
-    """Print a report and give the number of problems.
+    """Print a report and give the number of problems; the arguments are those of `findings`."""
+    problems = 0
+    for finding in findings(model, folder, omniavatar, lora):
+        mark = {"ok": "      ok", "note": "    note", "problem": " PROBLEM"}[finding.kind]
+        print(f"{mark}  {finding.text}")
+        if finding.fix:
+            print(f"{'fix':>8}  {finding.fix}")
+        problems += finding.kind == "problem"
+    print(f"{counted(problems, 'problem')}." if problems else "No problem found.")
+    return problems
+
+
+def findings(
+    model: str | None = None, folder: str | None = None, omniavatar: str | None = None, lora: str | None = None
+) -> Iterator[Finding]:
+    """What there is to tell, each as it is found.
 
     Args:
         model: one of `files.MODELS` whose needs are looked at too; None with a `folder` means "14B".
@@ -71,25 +86,19 @@ def examine(
         omniavatar: a checkpoint to describe.
         lora: a LoRA file of another program to describe.
     """
-    size = model or "14B"
-    checks: list[Callable[[], Iterator[Finding]]] = [check_packages, check_host, check_attention, check_encoders]
-    checks += [lambda: check_gpus(model), check_room]
+    yield from check_packages()
+    yield from check_host()
+    yield from check_attention()
+    yield from check_encoders()
+    yield from check_gpus(model)
+    yield from check_room()
     if model is not None or folder is not None:
-        checks.append(lambda: check_files(model_files(size, folder), size, folder))
+        size = model or "14B"
+        yield from check_files(model_files(size, folder), size, folder)
     if omniavatar is not None:
-        checks.append(lambda: check_checkpoint(omniavatar))
+        yield from check_checkpoint(omniavatar)
     if lora is not None:
-        checks.append(lambda: check_lora(lora, model))
-    problems = 0
-    for check in checks:
-        for finding in check():
-            mark = {"ok": "      ok", "note": "    note", "problem": " PROBLEM"}[finding.kind]
-            print(f"{mark}  {finding.text}")
-            if finding.fix:
-                print(f"{'fix':>8}  {finding.fix}")
-            problems += finding.kind == "problem"
-    print(f"{counted(problems, 'problem')}." if problems else "No problem found.")
-    return problems
+        yield from check_lora(lora, model)
 
 
 def check_packages() -> Iterator[Finding]:

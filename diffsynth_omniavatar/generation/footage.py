@@ -6,7 +6,7 @@ import logging
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -67,7 +67,11 @@ class Footage:
 
 
 def find_footage(
-    source: PictureSource, detections: str | Path | None = None, *, show_progress: bool = False
+    source: PictureSource,
+    detections: str | Path | None = None,
+    *,
+    show_progress: bool = False,
+    on_picture: Callable[[int, int], None] | None = None,
 ) -> Footage:
     """Look at a video once, in little memory.
 
@@ -75,6 +79,7 @@ def find_footage(
         source: the video: a file, or a clip in memory.
         detections: a file of its faces, with which none are looked for.
         show_progress: draw a bar with the seconds of the video that were looked at, or log that it begins.
+        on_picture: called after each picture with the whole seconds that were looked at, and those of the video.
 
     Raises:
         ValueError: the video or the file cannot be read, there is no face, or the file has faces for pictures that the
@@ -98,6 +103,8 @@ def find_footage(
                 tracker.add(picture)
             count += 1
             bar.update(task, completed=math.floor(scan.seconds))
+            if on_picture is not None:
+                on_picture(math.floor(scan.seconds), math.ceil(seconds))
     tracks = tracker.tracks() if tracker is not None else given or []
     last = max((track.frames.stop for track in tracks), default=0)
     if last > count:

@@ -10,7 +10,7 @@ from typing import Any
 from ...generation.dub_request import DubRequest
 from ..jobs import dub_job
 from .command_lines import command_line, shown_path
-from .faults import FieldFaults, field_faults, named
+from .faults import FieldFaults, field_faults
 from .look import Look
 from .orders import chosen_model, model_words, new_folder, settings_of
 from .state import PageApp
@@ -74,13 +74,14 @@ def _checked(app: PageApp, owner: str, look: Look, fields: dict[str, Any], folde
         job = dub_job(request, model.facts, show_progress=False, footage=look.footage)
     words = {**model_words(model, loras), "prompt": prompt, "audio": audio, "out": out, **settings}
     order = Order(
+        tab="dub",
         title=prompt,
         model=model.name,
         loras=loras,
         seed=settings["seed"],
         command=command_line(["dub", shown_path(look.video)], words),
         files=files,
-        notes=tuple(named(note, files) for note in job.notes),
-        form=form,
+        notes=tuple(note.replace(str(look.video), "The video") for note in job.notes),
+        form={**form, "audio": str(audio)},
     )
     return VideoWork(owner, job, order, app.shelf)

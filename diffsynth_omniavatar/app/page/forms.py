@@ -12,6 +12,8 @@ from ..model_flags import Flags
 from .faults import FieldFaults
 from .orders import CHOICES
 
+QUIETLY: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+"""How events are handled that nobody waits for."""
 AS_IT_IS = "as the model's files say"
 """The choice of a setting that is left alone."""
 LABELS = {
@@ -71,6 +73,10 @@ class Form:
     def values(self, given: Sequence[Any]) -> dict[str, Any]:
         """What was filled in, by name."""
         return dict(zip(self.fields, given, strict=True))
+
+    def filled(self, values: Mapping[str, Any]) -> list[Any]:
+        """Updates that fill in values; fields without one stay as they are."""
+        return [gr.update(value=values[name]) if name in values else gr.skip() for name in self.fields]
 
     def told(self, error: FieldFaults | None) -> list[Any]:
         """Updates that show faults at their fields and clear the others."""

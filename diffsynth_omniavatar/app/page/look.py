@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
+import math
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ...generation.footage import Footage, find_footage
@@ -13,8 +16,10 @@ from ...media.pictures import PictureReader
 from .faults import field_faults
 from .work_queue import Work
 
-SHOWN_SIDE = 720
-"""Pixels of the longer side of a picture with boxes."""
+SHOWN_SIDE = 960
+"""Pixels of the longer side of a single picture with boxes."""
+GAP = 8
+"""Pixels between two pictures."""
 MOST_PICTURES = 12
 COLOURS = ("#2e9e5b", "#d9480f", "#1c7ed6", "#ae3ec9", "#e0a100", "#0ca678", "#e64980", "#5c7cfa")
 
@@ -28,16 +33,33 @@ class Box:
     corners: tuple[float, float, float, float]
     """Left, top, right and bottom in pixels of the picture."""
 
+    def moved(self, x: int, y: int) -> Box:
+        """The same box in a picture that shows the old one at this place."""
+        left, top, right, bottom = self.corners
+        return Box(self.face, (left + x, top + y, right + x, bottom + y))
+
 
 @dataclass(frozen=True, eq=False)
-class BoxedPicture:
-    """A picture of the video with its faces."""
+class Sheet:
+    """Pictures of the video beside and below each other, with numbered boxes around their faces."""
 
-    pixels: np.ndarray
-    """uint8 [H, W, 3], the boxes drawn in."""
+    image: Image.Image
     boxes: tuple[Box, ...]
-    seconds: float
-    """When the video shows it."""
+
+    def face_at(self, x: float, y: float) -> int | None:
+        """The number of the face at a place of the sheet, of several boxes the smallest one's; None beside all."""
+        hit = [box for box in self.boxes if _is_inside(box, x, y)]
+        return min(hit, key=_area).face if hit else None
+
+
+def _is_inside(box: Box, x: float, y: float) -> bool:
+    left, top, right, bottom = box.corners
+    return left <= x <= right and top <= y <= bottom
+
+
+def _area(box: Box) -> float:
+    left, top, right, bottom = box.corners
+    return (right - left) * (bottom - top)
 
 
 class Look(Work):
@@ -52,15 +74,29 @@ class Look(Work):
         super().__init__(owner)
         self.video = video
         self.footage: Footage | None = None
-        self.pictures: list[BoxedPicture] = []
+        self.sheet: Sheet | None = None
+        self.seconds_done = 0
+        self.seconds = 0
+        """Of the video, once that is known."""
 
     def run(self) -> None:
-        """Find the faces and draw their boxes."""
-        with field_faults({self.video: "the video"}):
-            footage = find_footage(self.video)
-        self.go_on()
-        self.pictures = boxed_pictures(self.video, footage)
+        """Find the faces and draw their boxes; a video that cannot be used is removed."""
+        try:
+            with field_faults({self.video: "the video"}):
+                footage = find_footage(self.video, on_picture=self._looked)
+            self.sheet = boxed_pictures(self.video, footage)
+        except BaseException:
+            shutil.rmtree(self.video.parent, ignore_errors=True)
+            raise
         self.footage = footage
+
+    def _looked(self, done: int, seconds: int) -> None:
+        self.seconds_done, self.seconds = done, seconds
+        self.go_on()
+
+    def shows(self, upload: str) -> bool:
+        """Whether a file that was sent is this video."""
+        return self.video.is_file() and filecmp.cmp(upload, self.video, shallow=False)
 
     def choices(self) -> list[tuple[str, str]]:
         """The faces in words, and as `DubRequest.face` names them."""
@@ -73,44 +109,54 @@ class Look(Work):
         return [("the largest of each scene", "largest"), ("who speaks", "speaking"), *numbered]
 
 
-def boxed_pictures(video: Path, footage: Footage) -> list[BoxedPicture]:
-    """As few pictures as show every face, in the order of the video."""
+def boxed_pictures(video: Path, footage: Footage) -> Sheet:
+    """As few pictures as show every face, in the order of the video, with boxes."""
+    reader = PictureReader(video, footage.times)
+    pictures = shown_pictures(footage)
+    columns = 1 if len(pictures) == 1 else 2
+    height, width = footage.size
+    scale = min(SHOWN_SIDE / max(height, width), 1.0) / (columns**0.5)
+    size = round(width * scale), round(height * scale)
+    rows = math.ceil(len(pictures) / columns)
+    image = Image.new("RGB", (columns * size[0] + (columns - 1) * GAP, rows * size[1] + (rows - 1) * GAP), "white")
+    boxes: list[Box] = []
+    for place, picture in enumerate(pictures):
+        x, y = place % columns * (size[0] + GAP), place // columns * (size[1] + GAP)
+        pixels = Image.fromarray(reader.read(picture).numpy())
+        image.paste(pixels.resize(size, Image.Resampling.LANCZOS), (x, y))
+        boxes += [box.moved(x, y) for box in _boxes(footage, picture, scale)]
+    draw = ImageDraw.Draw(image)
+    for box in boxes:
+        _draw(draw, box, size[0])
+    return Sheet(image, tuple(boxes))
+
+
+def shown_pictures(footage: Footage) -> list[int]:
+    """Pictures in which all faces are seen, each at least once: at most `MOST_PICTURES`, in order."""
     left = dict(enumerate(footage.tracks, start=1))
     chosen: list[int] = []
     while left and len(chosen) < MOST_PICTURES:
         middles = {track.frames[len(track.frames) // 2] for track in left.values()}
         picture = max(middles, key=lambda one: (sum(track.at(one) is not None for track in left.values()), -one))
-        shown = [number for number, track in left.items() if track.at(picture) is not None]
-        if not shown:  # lost for a moment in the middle
-            number, track = next(iter(left.items()))
-            picture, shown = track.start, [number]
+        if all(track.at(picture) is None for track in left.values()):  # lost for a moment in the middle
+            picture = next(iter(left.values())).start
         chosen.append(picture)
         left = {number: track for number, track in left.items() if track.at(picture) is None}
-    reader = PictureReader(video, footage.times)
-    return [_boxed(footage, picture, reader.read(picture).numpy()) for picture in sorted(chosen)]
+    return sorted(chosen)
 
 
-def _boxed(footage: Footage, picture: int, pixels: np.ndarray) -> BoxedPicture:
-    image = Image.fromarray(pixels)
-    scale = min(SHOWN_SIDE / max(image.size), 1.0)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
-    boxes = []
+def _boxes(footage: Footage, picture: int, scale: float) -> Iterator[Box]:
     for number, track in enumerate(footage.tracks, start=1):
         face = track.at(picture)
         if face is not None:
             left, top, right, bottom = (side * scale for side in face.box)
-            boxes.append(Box(number, (left, top, right, bottom)))
-    draw = ImageDraw.Draw(image)
-    for box in boxes:
-        _draw(draw, box, image.width)
-    seconds = float(footage.times.starts[picture] * footage.times.tick)
-    return BoxedPicture(np.asarray(image), tuple(boxes), seconds)
+            yield Box(number, (left, top, right, bottom))
 
 
 def _draw(draw: ImageDraw.ImageDraw, box: Box, width: int) -> None:
     """A box with its number in a filled corner, above it where there is room."""
     colour = COLOURS[(box.face - 1) % len(COLOURS)]
-    line, letters = max(2, width // 240), max(14, width // 26)
+    line, letters = max(2, width // 200), max(14, width // 22)
     font = ImageFont.load_default(letters)
     left, top = box.corners[:2]
     draw.rectangle(box.corners, outline=colour, width=line)

@@ -6,11 +6,13 @@ import threading
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from ..console import say
 from .compare_tab import compare_tab
 from .dub_tab import dub_tab
 from .models_tab import models_tab
+from .safety import Safety
 from .state import PageApp
 from .talk_tab import talk_tab
 from .train_tab import train_tab
@@ -61,6 +63,7 @@ def serve(app: PageApp) -> None:
             mcp_server=False,
             quiet=True,
             prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(Safety)], "docs_url": None, "redoc_url": None, "openapi_url": None},
         )
         say(f"the page is at {address}{f' and {shared}' if shared else ''}; Ctrl-C ends it.")
         threading.Event().wait()

@@ -67,6 +67,7 @@ def _checked(app: PageApp, owner: str, fields: dict[str, Any], folder: Path) -> 
     notes = tuple(named(str(RequestError(note)).removeprefix("warning: image "), files) for note in job.notes)
     words = {**model_words(model, loras), "prompt": prompt, **kept, "out": out, **settings}
     order = Order(
+        tab="talk",
         title=prompt,
         model=model.name,
         loras=loras,
@@ -74,7 +75,7 @@ def _checked(app: PageApp, owner: str, fields: dict[str, Any], folder: Path) -> 
         command=command_line(["generate"], words),
         files=files,
         notes=notes,
-        form=form,
+        form={**form, **{name: str(path) for name, path in kept.items()}},
     )
     return VideoWork(owner, job, order, app.shelf)
 

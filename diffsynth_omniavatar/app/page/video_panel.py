@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from gradio.context import Context
 
-from .forms import plain
+from .forms import QUIETLY, Form, plain
 from .state import PageApp
 from .video_work import VideoWork, moving_picture
 from .work_queue import WorkQueue
@@ -33,12 +32,12 @@ class VideoPanel:
     Args:
         app: the page.
         name: of the tab.
-        is_of: whether a job belongs to the tab.
+        form: whose fields are filled in again when the page is loaded again.
     """
 
-    def __init__(self, app: PageApp, name: str, is_of: Callable[[VideoWork], bool]) -> None:
+    def __init__(self, app: PageApp, name: str, form: Form) -> None:
         self._queue: WorkQueue = app.jobs
-        self._is_of = is_of
+        self._name, self._form = name, form
         self.number = gr.BrowserState("", storage_key=f"omniavatar-{name}")
         self._seen = gr.State("")
         self._timer = gr.Timer(SECONDS, active=False)
@@ -83,16 +82,11 @@ class VideoPanel:
 
     def connect(self) -> None:
         """Follow the job from when the page is loaded; cancel; change to another one."""
-        quiet: dict[str, Any] = {
-            "outputs": self.outputs,
-            "show_progress": "hidden",
-            "queue": False,
-            "api_visibility": "private",
-        }
-        Context.root_block.load(self._look_again, [self.number], **quiet)
-        self._timer.tick(self._look, [self.number, self._seen], **quiet)
-        self._cancel.click(self._stop, [self.number, self._seen], **quiet)
-        self._others.input(self._look_again, [self._others], **quiet)
+        both = [*self.outputs, *self._form.inputs]
+        Context.root_block.load(self._look_again, [self.number], both, **QUIETLY)
+        self._timer.tick(self._look, [self.number, self._seen], self.outputs, **QUIETLY)
+        self._cancel.click(self._stop, [self.number, self._seen], self.outputs, **QUIETLY)
+        self._others.input(self._change, [self._others], self.outputs, **QUIETLY)
 
     def show(self, work: VideoWork | None, seen: str = "") -> Shown:
         """Updates for a job; those of what `seen` has shown already are left out."""
@@ -131,7 +125,7 @@ class VideoPanel:
         return gr.update(choices=choices, value=work.id, visible=len(works) > 1)
 
     def _works(self, owner: str) -> list[VideoWork]:
-        return [work for work in self._queue.of(owner) if isinstance(work, VideoWork) and self._is_of(work)]
+        return [work for work in self._queue.of(owner) if isinstance(work, VideoWork) and work.order.tab == self._name]
 
     def _found(self, owner: str, number: str | None) -> VideoWork | None:
         return next((work for work in self._works(owner) if work.id == number), None)
@@ -140,10 +134,14 @@ class VideoPanel:
         return self.show(self._found(owner_of(request), number), seen)
 
     def _look_again(self, number: str | None, request: gr.Request) -> Shown:
-        """The job of that number, or the one that is being made, for a browser that knows none."""
+        """The job of that number, or the one that is being made, for a browser that knows none; and its form."""
         owner = owner_of(request)
         running = next((work for work in self._works(owner) if not work.is_over), None)
-        return self.show(self._found(owner, number) or running)
+        work = self._found(owner, number) or running
+        return [*self.show(work), *self._form.filled({} if work is None else work.order.form)]
+
+    def _change(self, number: str | None, request: gr.Request) -> Shown:
+        return self.show(self._found(owner_of(request), number))
 
     def _stop(self, number: str | None, seen: str, request: gr.Request) -> Shown:
         work = self._found(owner_of(request), number)

@@ -29,6 +29,8 @@ LARGEST_PREVIEW = 320
 class Order:
     """What somebody has filled in and the page has checked."""
 
+    tab: str
+    """Where: "talk" or "dub"."""
     title: str
     """In a line."""
     model: str
