@@ -22,6 +22,7 @@ def line_plot(
     y_label: str,
     x: Sequence[float] | None = None,
     level: float | None = None,
+    dots: bool = False,
 ) -> str:
     """Curves over a common axis.
 
@@ -30,6 +31,7 @@ def line_plot(
         title, x_label, y_label: what stands at the plot.
         x: where the values stand; by default 0, 1, 2, ...
         level: a dashed horizontal line, for a goal.
+        dots: mark each value, where they are few.
 
     Returns:
         An `<svg>` element that scales with its place.
@@ -51,6 +53,7 @@ def line_plot(
     for index, (name, values) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
         parts.append(f'<path d="{_path(across, up, places, values)}" stroke="{colour}" stroke-width="1.8"/>')
+        parts += _dots(across, up, places, values, colour) if dots else ()
         parts.append(_legend(index, len(series), name, colour))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
@@ -90,6 +93,14 @@ def _path(across: _Axis, up: _Axis, places: Sequence[float], values: Sequence[fl
         else:
             pen = "M"
     return "".join(steps)
+
+
+def _dots(across: _Axis, up: _Axis, places: Sequence[float], values: Sequence[float], colour: str) -> list[str]:
+    return [
+        f'<circle cx="{across(place):.1f}" cy="{up(value):.1f}" r="3" fill="{colour}"/>'
+        for place, value in zip(places, values, strict=True)
+        if math.isfinite(value)
+    ]
 
 
 def _text(x: float, y: float, words: str, anchor: str = "middle", **more: str) -> str:

@@ -53,7 +53,7 @@ class NewRun:
         with gr.Accordion("Advanced settings", open=False):
             self._lay_out_settings()
         self._plan = gr.Textbox(
-            label="GPU plan", lines=2, max_lines=14, interactive=False, elem_id="train-plan", elem_classes="plan"
+            label="GPU plan", lines=2, max_lines=14, interactive=False, elem_id="train-plan", elem_classes="mono"
         )
         with gr.Row():
             self._check = gr.Button("Check the clips", elem_id="train-check")
@@ -93,7 +93,7 @@ class NewRun:
         start = STARTS[first == NANO]
         with gr.Row(equal_height=False):
             with gr.Column(min_width=180, elem_classes="field"):
-                modes = [(words.capitalize(), mode) for mode, words in MODES.items()]
+                modes = [(words, mode) for mode, words in MODES.items()]
                 self.form.field("mode", gr.Radio(modes, value="i2v", label="Mode", elem_id="train-mode"))
             with gr.Column(min_width=140, elem_classes="field"):
                 self._model = self.form.field(
@@ -204,7 +204,8 @@ class NewRun:
         except (ValueError, OSError) as error:
             yield [*self._said(FieldFaults({"": str(error)})), gr.skip()]
             return
-        yield [*self._said(None, f"{run.name} is started."), run.name]
+        names = [one.name for one in self._runs.all()]
+        yield [*self._said(None, f"{run.name} is started."), gr.update(choices=names, value=run.name, visible=True)]
 
     def _launch(self, training: Training, folder: Path) -> TrainingRun:
         from .training_command import command_of

@@ -22,7 +22,7 @@ PROCESS_FLAGS = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_bac
 """As in examples/accelerate: the weights' number format is the launcher's --dtype."""
 VALIDATIONS = 5
 """In a run; checkpoints are written at the same steps."""
-NANO_VIDEO_STEPS = 10
+NANO_VIDEO_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from .training_runs import TrainingRuns
 if TYPE_CHECKING:
     from .training_command import Training
 
-MODES = {"i2v": "portrait to video (I2V)", "v2v": "dubbing (V2V)"}
+MODES = {"i2v": "Portrait to video (I2V)", "v2v": "Dubbing (V2V)"}
 NANO, NANO_V2V = NANO_MODELS
 
 
@@ -94,8 +94,11 @@ def check_form(
         data = find_data(readable.path(str(fields["data"] or "")), readable, str(fields["caption"] or ""))
     except (ValueError, OSError) as error:
         faults["data"] = _sentence(error)
+    name = str(fields["name"] or "").strip()
     try:
-        folder = runs.new_folder(str(fields["name"] or "").strip())
+        if not name:
+            raise ValueError("give the run a name")
+        folder = runs.new_folder(name)
     except ValueError as error:
         faults["name"] = _sentence(error)
     numbers = _numbers(fields, faults)
@@ -129,7 +132,7 @@ def _numbers(fields: Mapping[str, Any], faults: dict[str, str]) -> dict[str, flo
         value, whole = fields[name], name not in NEED_NOT_BE_WHOLE
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or not least <= value <= most or (whole and value != int(value)):
-            faults[name] = f"Wanted a {'whole ' if whole else ''}number from {least:g} to {most:g}."
+            faults[name] = f"Wanted a {'whole ' if whole else ''}number from {least:,g} to {most:,}."
         else:
             found[name] = value
     return found
@@ -189,4 +192,4 @@ def _files(model: Model) -> ModelFiles:
 
 def _sentence(error: object) -> str:
     text = str(error)
-    return text[:1].upper() + text[1:]
+    return text[:1].upper() + text[1:].removesuffix(".") + "."

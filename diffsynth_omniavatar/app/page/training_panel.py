@@ -15,6 +15,8 @@ from .training_runs import LOG, RunState, TrainingRun, TrainingRuns
 
 SECONDS = 2.0
 """Between two looks at a run."""
+LOG_LINES = 12
+"""At the log's end that are shown."""
 VIDEOS = 4
 """Of a validation that are shown."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -35,6 +37,7 @@ class RunPanel:
         self.chosen = gr.Dropdown(
             [], label="Training", filterable=False, interactive=True, visible=False, elem_id="train-runs"
         )
+        self.chosen.preprocess = lambda name: name  # which runs there are is known here, not to the component
         status = gr.HTML(view.EMPTY, elem_classes="status", elem_id="train-status")
         with gr.Row(equal_height=False):
             self._stop = gr.Button("Stop", variant="stop", visible=False, elem_id="train-stop")
@@ -47,7 +50,14 @@ class RunPanel:
         validation = gr.HTML("", visible=False, elem_id="train-validation")
         with gr.Row(equal_height=False):
             videos = [
-                gr.Video(visible=False, interactive=False, min_width=140, elem_id=f"train-video-{number}", buttons=[])
+                gr.Video(
+                    visible=False,
+                    interactive=False,
+                    height=240,
+                    min_width=140,
+                    elem_id=f"train-video-{number}",
+                    buttons=[],
+                )
                 for number in range(1, VIDEOS + 1)
             ]
         command = gr.Textbox(
@@ -60,7 +70,13 @@ class RunPanel:
             elem_id="train-command",
         )
         log = gr.Textbox(
-            label="Log", visible=False, lines=6, max_lines=12, interactive=False, autoscroll=True, elem_id="train-log"
+            label="Log",
+            visible=False,
+            lines=LOG_LINES,
+            max_lines=2 * LOG_LINES,
+            interactive=False,
+            elem_id="train-log",
+            elem_classes="mono",
         )
         self._seen = gr.State({})
         """What the browser shows, part by part."""
@@ -152,7 +168,7 @@ class RunPanel:
             gr.update(
                 value=str(shown_copy(path, self._uploads)),
                 visible=True,
-                label=f"Step {path.parent.name[5:]}, {path.stem}",
+                label=f"Step {path.parent.name[5:]}, clip {int(path.stem) + 1}",
             )
             for path in videos
         ]
@@ -217,4 +233,4 @@ def _command(run: TrainingRun, state: RunState | None) -> Any:
 
 def _log(run: TrainingRun, state: RunState | None) -> Any:
     lines = [] if state is None else run.log_lines(run.record())
-    return gr.update(value="\n".join(lines), visible=bool(lines))
+    return gr.update(value="\n".join(lines[-LOG_LINES:]), visible=bool(lines))

@@ -15,6 +15,8 @@ POINTS = 300
 """Most places of a curve; longer ones show means of neighbours."""
 LARGEST = 1e12
 """Losses beyond it are not drawn."""
+FEW = 12
+"""Values of which each is marked."""
 MEAN_OF = 10
 """Steps of the smooth curve."""
 RECENT = 20
@@ -40,7 +42,7 @@ def status(run: TrainingRun, state: RunState, losses: Sequence[Row]) -> str:
         told = f"step {done} of {total}"
         seconds = seconds_per_step(losses)
         if state.is_alive and seconds is not None:
-            told += f", {seconds:.3g} s a step, about {clock(seconds * (total - done))} left and the validations"
+            told += f", {seconds:.3g} s a step, about {clock(seconds * (total - done))} left, without the validations"
     kind = {"failed": "failed", "finished": "done"}.get(state.name, "")
     shown = f'<p role="status" class="{kind}"><strong>{words}</strong>: {told}.</p>'
     shown += f'<progress max="{total}" value="{min(done, total)}" aria-label="Steps that are done"></progress>'
@@ -95,8 +97,8 @@ def _curves(curves: dict[str, list[float]], steps: list[float], title: str, y_la
         steps = _means(steps, width)
     last = {name: next(value for value in reversed(values) if math.isfinite(value)) for name, values in curves.items()}
     told = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-    plot = line_plot(curves, title=title, x_label="step", y_label=y_label, x=steps)
-    return f'<div role="img" aria-label="{title} up to step {steps[-1]:.0f}: {told}">{plot}</div>'
+    plot = line_plot(curves, title=title, x_label="step", y_label=y_label, x=steps, dots=len(steps) <= FEW)
+    return f'<div class="curve" role="img" aria-label="{title} up to step {steps[-1]:.0f}: {told}">{plot}</div>'
 
 
 def _drawable(values: Iterable[float]) -> list[float]:
