@@ -10,8 +10,9 @@ from gradio.context import Context
 from ...generation.dub_request import EXTENSIONS, PROMPT
 from .dub import order_dub, order_look
 from .faults import FieldFaults
-from .forms import QUIETLY, Form, plain, read_as_path
+from .forms import QUIETLY, Form, read_as_path
 from .look import Look
+from .markup import plain
 from .orders import ADVANCED
 from .state import PageApp
 from .video_fields import model_and_preset, prompt_field, speech_field

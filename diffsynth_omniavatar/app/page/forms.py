@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import gradio as gr
 
 from ..model_flags import Flags
 from .faults import FieldFaults
+from .markup import plain
 from .orders import CHOICES
 
 QUIETLY: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
@@ -90,11 +90,6 @@ def _message() -> Any:
 
 def _told(fault: str) -> Any:
     return gr.update(value=f'<p role="alert">{plain(fault)}</p>' if fault else "", visible=bool(fault))
-
-
-def plain(text: str) -> str:
-    """Text as HTML that shows it, whatever is in it."""
-    return html.escape(text).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")
 
 
 def _setting(name: str, flags: Flags) -> Any:

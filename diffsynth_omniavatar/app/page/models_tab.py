@@ -10,8 +10,9 @@ from gradio.context import Context
 
 from ..doctor import Finding, findings
 from .faults import FieldFaults
-from .forms import QUIETLY, Form, plain
+from .forms import QUIETLY, Form
 from .lora_choice import add_lora, clear_loras, keep_lora, lora_names
+from .markup import plain
 from .shelf import Shelf
 from .state import PageApp
 

@@ -13,7 +13,8 @@ import gradio as gr
 from gradio.context import Context
 
 from .faults import FieldFaults
-from .forms import Form, plain
+from .forms import Form
+from .markup import plain
 from .readable import Readable
 from .state import PageApp
 from .training_form import MODES, NANO, STARTS, check_form, gpus_here, plan_text, trainable_models

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ...metrics.plots import line_plot
 from ...training.log_table import Row
-from .forms import plain
+from .markup import plain
 from .training_runs import RunState, TrainingRun
 
 POINTS = 300

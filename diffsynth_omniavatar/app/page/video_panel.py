@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from .forms import QUIETLY, Form, plain
+from .forms import QUIETLY, Form
+from .markup import plain
 from .state import PageApp
 from .video_work import VideoWork, moving_picture
 from .work_queue import WorkQueue
