@@ -13,12 +13,12 @@ import gradio as gr
 from gradio.context import Context
 
 from .faults import FieldFaults
-from .forms import Form
+from .forms import QUIETLY, Form
 from .markup import plain
 from .readable import Readable
 from .state import PageApp
 from .training_form import MODES, NANO, STARTS, check_form, gpus_here, plan_text, trainable_models
-from .training_panel import QUIET, RunPanel
+from .training_panel import RunPanel
 from .training_runs import RECORD, TrainingRun, TrainingRuns
 
 if TYPE_CHECKING:
@@ -140,18 +140,18 @@ class NewRun:
     def connect(self, panel: RunPanel) -> None:
         """React to what is filled in and pressed."""
         load = Context.root_block.load
-        load(self._offer, [self._data], [self._data], **QUIET)
-        load(self._planned, self.form.inputs, [self._plan], **QUIET)
+        load(self._offer, [self._data], [self._data], **QUIETLY)
+        load(self._planned, self.form.inputs, [self._plan], **QUIETLY)
         fields = self.form.fields
         self._model.input(
             self._started_with,
             [self._model],
             [fields[name] for name in STARTS[True]._fields],
-            **QUIET,
+            **QUIETLY,
         )
         planned = [fields[name] for name in ("model", "mode", "size", "lora_rank", "batch_size", "gpu")]
         for field in planned:
-            field.change(self._planned, self.form.inputs, [self._plan], **QUIET)
+            field.change(self._planned, self.form.inputs, [self._plan], **QUIETLY)
         self._draw.click(
             self._draw_example, None, [self._data, self._told], show_progress="minimal", api_visibility="private"
         )
@@ -160,7 +160,7 @@ class NewRun:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         self._check.click(self._checked, inputs, outputs, **quiet)
         started = self._start.click(self._begin, inputs, [*outputs, panel.chosen], **quiet)
-        started.then(panel.look_again, [panel.chosen], panel.outputs, **QUIET)
+        started.then(panel.look_again, [panel.chosen], panel.outputs, **QUIETLY)
 
     def _offer(self, chosen: str | None) -> Any:
         found = self._readable.data_sets()

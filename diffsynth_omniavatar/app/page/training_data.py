@@ -120,18 +120,15 @@ def find_data(path: Path, readable: Readable, caption: str = "") -> TrainingData
     if path.is_dir() and (path / CACHE_INDEX).is_file():
         return TrainingData(path=path, is_cache=True, clips=read_clips(path), held_out=(), tables=(path, None))
     if path.is_dir() and not (path / TRAIN).is_file():
-        return _split(path, _clips_in(path, readable, caption.strip() or CAPTION))
+        clips = _clips_in(path, caption.strip() or CAPTION)
+        _refuse_outside(path, clips, readable)
+        return _split(path, clips)
     table = path / TRAIN if path.is_dir() else path
     clips, held_out = read_clips(table), list[ClipSource]()
     validation = table.with_name(VALIDATION)
     if validation.is_file() and validation != table:
         held_out = read_clips(validation)
-    for clip in (*clips, *held_out):
-        if (outside := next((file for file in _files(clip) if not readable.holds(file)), None)) is not None:
-            raise ValueError(
-                f"{table} names {outside}, which is not in the folders that the page may read; `omniavatar page --data "
-                "FOLDER` adds one"
-            )
+    _refuse_outside(table, [*clips, *held_out], readable)
     if not held_out and all(isinstance(clip, VideoClip) for clip in clips):
         return _split(table, clips)
     tables = (table, validation if held_out else None)
@@ -145,15 +142,24 @@ def _split(path: Path, clips: Sequence[ClipSource]) -> TrainingData:
     return TrainingData(path=path, is_cache=False, clips=clips[:first], held_out=clips[first:])
 
 
+def _refuse_outside(path: Path, clips: Sequence[ClipSource], readable: Readable) -> None:
+    """ValueError if clips of a table or folder lie where the page may not read."""
+    for clip in clips:
+        if (outside := next((file for file in _files(clip) if not readable.holds(file)), None)) is not None:
+            raise ValueError(
+                f"{path} names {outside}, which is not in the folders that the page may read; `omniavatar page --data "
+                "FOLDER` adds one"
+            )
+
+
 def _files(clip: ClipSource) -> list[Path]:
     if isinstance(clip, VideoClip):
         return [*clip.files().values()]
     return [clip.folder] if isinstance(clip, PreparedClip) else []
 
 
-def _clips_in(folder: Path, readable: Readable, caption: str) -> list[ClipSource]:
+def _clips_in(folder: Path, caption: str) -> list[ClipSource]:
     videos = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-    videos = [path for path in videos if readable.holds(path)]
     if not videos:
         raise ValueError(
             f"{folder} has no clips: wanted videos, a table {TRAIN}, or a cache of `omniavatar precompute`"

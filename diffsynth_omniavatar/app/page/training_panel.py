@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.context import Context
 
 from . import training_view as view
+from .forms import QUIETLY
 from .shown_files import shown_copy
 from .training_runs import LOG, RunState, TrainingRun, TrainingRuns
 
@@ -19,7 +20,6 @@ LOG_LINES = 12
 """At the log's end that are shown."""
 VIDEOS = 4
 """Of a validation that are shown."""
-QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 
 Updates = list[Any]
 
@@ -99,11 +99,11 @@ class RunPanel:
 
     def connect(self) -> None:
         """Follow the chosen run from when the page is loaded."""
-        Context.root_block.load(self.look_again, [self.chosen], self.outputs, **QUIET)
-        self._timer.tick(self._look, [self._seen, self.chosen], self.outputs, **QUIET)
-        self.chosen.input(self.look_again, [self.chosen], self.outputs, **QUIET)
-        self._stop.click(self._stop_run, [self._seen, self.chosen], self.outputs, **QUIET)
-        self._resume.click(self._resume_run, [self._seen, self.chosen, self._steps], self.outputs, **QUIET)
+        Context.root_block.load(self.look_again, [self.chosen], self.outputs, **QUIETLY)
+        self._timer.tick(self._look, [self._seen, self.chosen], self.outputs, **QUIETLY)
+        self.chosen.input(self.look_again, [self.chosen], self.outputs, **QUIETLY)
+        self._stop.click(self._stop_run, [self._seen, self.chosen], self.outputs, **QUIETLY)
+        self._resume.click(self._resume_run, [self._seen, self.chosen, self._steps], self.outputs, **QUIETLY)
 
     def look_again(self, name: str | None) -> Updates:
         """All of a run, for a browser that shows nothing of it."""
