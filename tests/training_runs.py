@@ -14,6 +14,7 @@ from diffsynth_omniavatar.model.config import Conventions
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.small_family import family_configs
 from diffsynth_omniavatar.nano.family import write_random_family
+from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule
 from diffsynth_omniavatar.training.settings import StepSettings
 
@@ -50,6 +51,11 @@ def flags(folder, output, *more):
         "--output_path", str(output), "--height", "32", "--width", "32", "--num_frames", "17", "--dtype", "float32",
         "--learning_rate", "1e-3", "--seed", "7", "--enable_csv_log", *more,
     ]  # fmt: skip
+
+
+def run_all(commands):
+    """Trainings, one after the other, on all processes that are launched together."""
+    assert [run.main(command) for command in commands] == [0] * len(commands)
 
 
 def make_module(folder, settings=None, conventions=None, **replaced):

@@ -65,6 +65,7 @@ class DistillationModule(OmniAvatarTrainingModule):
         teacher = config.conventions.sampling
         text = distillation.teacher_negative_prompt
         self.negative_prompt = teacher.negative_prompt if text is None else text
+        self.scale = teacher.cfg_scale if distillation.teacher_cfg is None else distillation.teacher_cfg
         self.negative_context: Tensor | None = None
         """Embedding [1, L, D] of the negative prompt; made when it is first needed, unless it is set."""
         self.sampling = distillation.sampling(teacher)
@@ -219,12 +220,12 @@ class _Conditions:
             positive = self.flow(x, level)
             lowest, highest = settings.teacher_cfg_range
             inside = (level * TRAIN_TIMESTEPS >= lowest) & (level * TRAIN_TIMESTEPS <= highest)
-            if settings.teacher_cfg == 1 or not inside.any():
+            if self.module.scale == 1 or not inside.any():
                 return positive
             other = {"context": self.module.negative(self.inputs["context"])}
             if settings.teacher_cfg_mode == "joint":
                 other["omni_audio"] = torch.zeros_like(self.inputs["omni_audio"])
-            return dmd.guided(positive, self.flow(x, level, **other), settings.teacher_cfg, inside)
+            return dmd.guided(positive, self.flow(x, level, **other), self.module.scale, inside)
 
     def student_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss; and besides the mean difference between the x_0 of critic and teacher."""

@@ -71,7 +71,8 @@ def add_distill_flags(group: Any) -> None:
         "--teacher_cfg",
         type=float,
         default=default.teacher_cfg,
-        help="Guidance scale c of the teacher, n + c (p - n); 1 for none, with one pass less in the student's step.",
+        help="Guidance scale c of the teacher, n + c (p - n); 1 for none, with one pass less in the student's step. "
+        "(default: that of its checkpoint, 4.5 of the released ones)",
     )
     add(
         "--teacher_cfg_mode",

@@ -32,8 +32,8 @@ class DistillSettings:
     critic_learning_rate: float = 1e-5
     adam_betas: tuple[float, float] = (0.0, 0.999)
     """Of AdamW's moments, of both."""
-    teacher_cfg: float = 4.5
-    """Guidance scale of the teacher; 1 for none, with a single pass."""
+    teacher_cfg: float | None = None
+    """Guidance scale of the teacher, 1 for none, with a single pass; None for that of its checkpoint."""
     teacher_cfg_mode: Literal["joint", "text"] = "joint"
     """What the teacher's negative pass lacks: text and sound, or the text alone."""
     teacher_cfg_range: tuple[float, float] = (0.0, 1000.0)
@@ -52,8 +52,9 @@ class DistillSettings:
         if self.critic_updates < 1:
             faults.append(f"--critic_updates is {self.critic_updates}, wanted at least 1")
         for name in ("critic_learning_rate", "teacher_cfg", "score_shift"):
-            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                faults.append(f"--{name} is {getattr(self, name)}, wanted more than 0")
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and value > 0):
+                faults.append(f"--{name} is {value}, wanted more than 0")
         if not 0 <= self.ema_decay < 1:
             faults.append(f"--ema_decay is {self.ema_decay}, wanted 0 up to, but not, 1")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):

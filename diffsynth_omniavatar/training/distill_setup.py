@@ -52,7 +52,7 @@ def make_distillation(
     cache = next((cache for cache in caches.values() if key in cache.texts), None)
     if cache is not None:
         module.negative_context = cache.context(key)[None]
-    elif pipe.text_encoder is None and args.teacher_cfg != 1:
+    elif pipe.text_encoder is None and module.scale != 1:
         raise FlagError(
             "training needs text_encoder for the teacher's negative prompt, which the cache does not hold: add it with "
             "--model_paths, write the cache again, or take the empty one with --teacher_negative_prompt ''"

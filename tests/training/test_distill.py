@@ -7,9 +7,10 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from processes import run_in_processes
 from safetensors.torch import load_file
 from synthetic_clips import noise, write_table
-from training_runs import FRAMES, flags, live_sample, write_inputs
+from training_runs import FRAMES, flags, live_sample, run_all, write_inputs
 from training_toy import same
 
 from diffsynth_omniavatar import host
@@ -291,6 +292,20 @@ def test_a_resumed_distillation_equals_the_uninterrupted_one(folder, tmp_path):
     assert ["student" in row for row in rows] == [False, False, True] * 2
     exported = [load_file(tmp_path / name / "step-6" / "model.safetensors") for name in ("whole", "again")]
     assert same(*exported)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_student(folder, tmp_path):
+    """Though one of the LoRAs has no gradient, both keep the same weights: resumed with those of one, they go on alike."""
+    common = ["--max_steps", "4", "--num_frames", "9", "--prefix_frames", "1", "--critic_updates", "1"]
+    whole = distill_flags(folder, tmp_path / "whole", *common, "--save_steps", "2")
+    resume = ["--resume", str(tmp_path / "whole" / "step-2")]
+    again = distill_flags(folder, tmp_path / "again", *common, *resume)
+    run_in_processes(run_all, [whole, again], processes=2)
+    states = [load_state(tmp_path / name / "step-4") for name in ("whole", "again")]
+    assert same(*states) and len(states[0]["rng"]) == 2
+    assert all(value.abs().max() > 0 for name, value in states[0]["trained"].items() if "lora_B" in name)
+    assert {int(state["step"]) for state in states[0]["optimizer"].values()} == {2}
 
 
 def write_portraits(folder):

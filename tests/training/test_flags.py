@@ -349,7 +349,7 @@ ROWS: dict[str, list[Row]] = {
         Row("critic_updates", "2", "module.distillation.critic_updates", 2),
         Row("critic_learning_rate", "3e-3", lambda s: s.optimizer.param_groups[-1]["initial_lr"], 3e-3),
         Row("adam_betas", "0.3,0.4", lambda s: tuple(s.optimizer.param_groups[0]["betas"]), (0.3, 0.4)),
-        Row("teacher_cfg", "2", "module.distillation.teacher_cfg", 2.0),
+        Row("teacher_cfg", "2", "module.scale", 2.0),
         Row("teacher_cfg_mode", "text", "module.distillation.teacher_cfg_mode", "text"),
         Row("teacher_cfg_range", "1,2", "module.distillation.teacher_cfg_range", (1.0, 2.0)),
         Row("teacher_negative_prompt", "blurred", "module.negative_prompt", "blurred"),
