@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
-from ...system.output_folder import check_output_folder
+from ...system.output_folder import check_output_folder, reserved
 from ..model_flags import add_model_flags
-from .state import PageApp
+from .state import UPLOADS, PageApp
 
 PIP = "pip install 'diffsynth-omniavatar[ui]'"
 FOLDER = "outputs/page"
@@ -60,13 +61,19 @@ def run(args: argparse.Namespace) -> int:
     for data in args.data:
         if not Path(data).is_dir():
             raise ValueError(f"--data {data} is no folder")
+    if args.max_upload < 1:
+        raise ValueError(f"--max_upload is {args.max_upload}, wanted 1 MB or more.")
+    if getattr(args, "use_usp", False):
+        raise ValueError("--use_usp makes a video by several processes; the page runs in one: leave it out.")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / UPLOADS)
     try:
         from .page import serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise ValueError(f"The page needs gradio: {PIP}") from error
-    serve(PageApp.open(args, folder))
+    with reserved(folder):
+        shutil.rmtree(folder / UPLOADS, ignore_errors=True)  # of an earlier page; jobs have copies
+        serve(PageApp.open(args, folder))
     return 0

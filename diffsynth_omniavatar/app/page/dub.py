@@ -82,6 +82,6 @@ def _checked(app: PageApp, owner: str, look: Look, fields: dict[str, Any], folde
         command=command_line(["dub", shown_path(look.video)], words),
         files=files,
         notes=tuple(note.replace(str(look.video), "The video") for note in job.notes),
-        form={**form, "audio": str(audio)},
+        form={**form, "audio": audio},
     )
     return VideoWork(owner, job, order, app.shelf)

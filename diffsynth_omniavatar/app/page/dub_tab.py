@@ -9,17 +9,19 @@ from gradio.context import Context
 
 from ...generation.dub_request import EXTENSIONS, PROMPT
 from .dub import order_dub, order_look
+from .examples import dub_example
 from .faults import FieldFaults
-from .forms import QUIETLY, Form, read_as_path
+from .forms import QUIETLY, Form, kept_by_browser, read_as_path
 from .look import Look
 from .markup import plain
 from .orders import ADVANCED
+from .shown_files import shown_copy
 from .state import PageApp
 from .video_fields import model_and_preset, prompt_field, speech_field
 from .video_panel import SECONDS, VideoPanel, owner_of
 
-KEPT = [("nothing of it", "no"), ("all of it, 20 dB quieter", "-20dB"), ("between the words", "gaps")]
-EXTENDED = {"loop": "the video plays backward, then forward", "hold": "its last picture stays", "stop": "it ends"}
+KEPT = [("nothing", "no"), ("all, 20 dB quieter", "-20dB"), ("between the words", "gaps")]
+EXTENDED = {"loop": "play back and forth", "hold": "hold the last picture", "stop": "end with the video"}
 
 
 def dub_tab(app: PageApp) -> None:
@@ -29,11 +31,12 @@ def dub_tab(app: PageApp) -> None:
         with gr.Column(min_width=320):
             video = gr.Video(label="Video", sources=["upload"], height=280, elem_id="dub-video", buttons=[])
             faces = FacesPanel(app, form, read_as_path(video))
+            example = gr.Button("Fill in a drawn example", size="sm", elem_id="dub-example")
             speech_field(form, "dub")
             prompt_field(form, "dub", PROMPT)
             with gr.Row(equal_height=False):
                 with gr.Column(min_width=200, elem_classes="field"):
-                    kept = gr.Dropdown(KEPT, value="no", label="Of the video's own sound, keep", filterable=False)
+                    kept = gr.Dropdown(KEPT, value="no", label="Keep of the video's sound", filterable=False)
                     form.field("keep_audio", kept)
                 with gr.Column(min_width=200, elem_classes="field"):
                     choices = [(EXTENDED[name], name) for name in EXTENSIONS]
@@ -51,8 +54,8 @@ def dub_tab(app: PageApp) -> None:
         try:
             work = order_dub(app, owner_of(request), faces.find(look, request), form.values(given))
         except FieldFaults as error:
-            shown = [*form.told(error), *[gr.skip()] * len(panel.outputs)]
-            return [*shown, faces.told(error.faults.get("video", ""))]
+            fault = error.faults.pop("video", "")
+            return [*form.told(error), *[gr.skip()] * len(panel.outputs), faces.told(fault)]
         return [*form.told(None), *panel.show(work), faces.told("")]
 
     make.click(
@@ -62,6 +65,11 @@ def dub_tab(app: PageApp) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+
+    def fill_in() -> list[str]:
+        return [str(shown_copy(path, app.uploads)) for path in dub_example(app.folder / "examples")]
+
+    example.click(fill_in, None, [video, form.fields["audio"]], show_progress="minimal", api_visibility="private")
     panel.connect()
     faces.connect()
 
@@ -77,7 +85,7 @@ class FacesPanel:
 
     def __init__(self, app: PageApp, form: Form, video: Any) -> None:
         self._app, self._video = app, video
-        self.number = gr.BrowserState("", storage_key="omniavatar-look")
+        self.number = kept_by_browser("look")
         self._timer = gr.Timer(SECONDS, active=False)
         self.message = gr.HTML("", visible=False, elem_classes="fault", elem_id="dub-video-message")
         self._status = gr.HTML("", visible=False, elem_classes="status")
@@ -132,7 +140,8 @@ class FacesPanel:
     def _look_again(self, number: str | None, request: gr.Request) -> list[Any]:
         look = self.find(number, request)
         is_there = look is not None and look.video.is_file()
-        return [*self._shown(look), str(look.video) if look is not None and is_there else gr.skip()]
+        video = str(shown_copy(look.video, self._app.uploads)) if look is not None and is_there else gr.skip()
+        return [*self._shown(look), video]
 
     def _shown(self, look: Look | None) -> list[Any]:
         hidden = gr.update(visible=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 from ..model_flags import Flags
 from .faults import FieldFaults
@@ -16,6 +18,18 @@ QUIETLY: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visib
 """How events are handled that nobody waits for."""
 AS_IT_IS = "as the model's files say"
 """The choice of a setting that is left alone."""
+GROUPS = {
+    "Size and length": ("height", "width", "max_tokens", "overlap", "silence", "crop_portrait"),
+    "Steps": ("steps", "seed", "sampler", "timesteps", "sigma_shift", "solver", "tea_cache_l1_thresh"),
+    "Guidance": (
+        *("negative_prompt", "cfg_scale", "audio_cfg_scale", "apg_eta"),
+        *("guidance_rescale", "guidance_from", "guidance_to"),
+    ),
+    "Picture": ("match_colours", "crf", "tiled"),
+}
+"""Settings by what they act on."""
+SAID = {"seed": "The same seed makes the same video; empty for another one each time"}
+"""Where the page does something else than the command line."""
 LABELS = {
     "cfg_scale": "Guidance",
     "audio_cfg_scale": "Guidance by the sound",
@@ -25,6 +39,18 @@ LABELS = {
     "crf": "H.264 quality (crf)",
     "max_tokens": "Longest chunk (max_tokens)",
 }
+
+
+def kept_by_browser(name: str) -> Any:
+    """A text that the browser keeps when the page is loaded again; "" at first.
+
+    It lies outside the tabs: what is in a tab that nobody looks at is not there yet when the page is loaded.
+    """
+    inside, Context.block = Context.block, Context.root_block
+    try:
+        return gr.BrowserState("", storage_key=f"omniavatar-{name}")
+    finally:
+        Context.block = inside
 
 
 def read_as_path(component: Any) -> Any:
@@ -51,14 +77,18 @@ class Form:
         self._messages[""] = _message()
 
     def settings(self, flags: Flags) -> None:
-        """Lay out a field for each of these flags, two beside each other."""
-        names = list(flags)
-        for pair in zip(names[::2], [*names[1::2], None], strict=False):
-            with gr.Row(equal_height=False):
-                for name in pair:
-                    with gr.Column(min_width=220, elem_classes="field"):
-                        if name is not None:
-                            self.field(name, _setting(name, flags))
+        """Lay out a field for each of these flags, in groups."""
+        rest = [name for name in flags if not any(name in names for names in GROUPS.values())]
+        for title, names in {**GROUPS, "More": tuple(rest)}.items():
+            shown = [name for name in names if name in flags]
+            if shown:
+                gr.Markdown(f"**{title}**")
+            for pair in zip(shown[::2], [*shown[1::2], None], strict=False):
+                with gr.Row(equal_height=False):
+                    for name in pair:
+                        with gr.Column(min_width=220, elem_classes="field"):
+                            if name is not None:
+                                self.field(name, _setting(name, flags))
 
     @property
     def inputs(self) -> list[Any]:
@@ -94,13 +124,15 @@ def _told(fault: str) -> Any:
 
 def _setting(name: str, flags: Flags) -> Any:
     kind, text = flags[name]
-    label = LABELS.get(name, name.replace("_", " ").capitalize())
-    info = text[:1].upper() + text[1:] + "."
+    info = re.sub(r"--(\w+)", lambda flag: f"\u201c{_label(flag[1])}\u201d", text[:1].upper() + text[1:])
+    info = SAID.get(name, info).replace(" * ", " × ")
+    look = {"label": _label(name), "info": f"{info}.", "elem_id": f"setting-{name}"}
     if kind is bool:
-        choices = [(AS_IT_IS, ""), ("yes", True), ("no", False)]
-        return gr.Dropdown(choices, value="", label=label, info=info, filterable=False)
+        return gr.Dropdown([(AS_IT_IS, ""), ("yes", True), ("no", False)], value="", filterable=False, **look)
     if name in CHOICES:
-        return gr.Dropdown([(AS_IT_IS, ""), *CHOICES[name]], value="", label=label, info=info, filterable=False)
-    if kind is str:
-        return gr.Textbox(label=label, info=info)
-    return gr.Number(value=None, label=label, info=info, precision=0 if kind is int else None, step=1)
+        return gr.Dropdown([(AS_IT_IS, ""), *CHOICES[name]], value="", filterable=False, **look)
+    return gr.Textbox(placeholder=AS_IT_IS, **look)  # gr.Number shows 0 where nothing is given
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " ").capitalize())

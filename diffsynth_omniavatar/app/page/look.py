@@ -103,10 +103,10 @@ class Look(Work):
         footage = self.footage
         if footage is None:
             return []
-        numbered = [
-            (f"{number}: {footage.place(track)}", str(number)) for number, track in enumerate(footage.tracks, 1)
-        ]
-        return [("the largest of each scene", "largest"), ("who speaks", "speaking"), *numbered]
+        faces = [(f"{number}: {footage.place(track)}", str(number)) for number, track in enumerate(footage.tracks, 1)]
+        if len(faces) == 1:
+            return faces
+        return [("the largest of each scene", "largest"), *faces, ("who speaks in the video", "speaking")]
 
 
 def boxed_pictures(video: Path, footage: Footage) -> Sheet:

@@ -77,7 +77,9 @@ def _loras(app: PageApp) -> None:
         form.field("lora_file", gr.File(label="Send a file", file_count="single", height=110, elem_id="lora-file"))
     with gr.Row(equal_height=False):
         with gr.Column(min_width=140, elem_classes="field"):
-            model = form.field("lora_model", gr.Dropdown(names, label="Model", filterable=False, elem_id="lora-model"))
+            model = form.field(
+                "lora_model", gr.Dropdown(names, label="For the model", filterable=False, elem_id="lora-model")
+            )
         with gr.Column(min_width=200, elem_classes="field"):
             lora = form.field("lora", gr.Dropdown(lora_names(app), value=None, label="File", elem_id="lora-name"))
         with gr.Column(min_width=120, elem_classes="field"):
@@ -121,9 +123,12 @@ def _chosen(shelf: Shelf, model: str | None) -> str:
 
 def _doctor(app: PageApp) -> None:
     gr.Markdown("### Doctor\nLooks at the machine, the packages and a model's files, and tells what to mend.")
-    with gr.Row(equal_height=True):
-        model = gr.Dropdown(list(app.shelf.models), label="Model", filterable=False, elem_id="doctor-model")
-        run = gr.Button("Examine", elem_id="doctor-run")
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=200):
+            choices = [("the machine alone", ""), *app.shelf.models]
+            model = gr.Dropdown(choices, value="", label="Examine", filterable=False, elem_id="doctor-model")
+        with gr.Column(min_width=200):
+            run = gr.Button("Examine", elem_id="doctor-run")
     report = gr.HTML("", elem_classes="doctor", elem_id="doctor-report")
 
     def examine(name: str | None) -> str:

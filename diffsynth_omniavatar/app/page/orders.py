@@ -40,15 +40,28 @@ def settings_of(fields: Mapping[str, Any], preset: str, facts: CheckpointConfig 
     """The settings that were filled in, with the preset's steps where they say nothing of steps, and with a seed.
 
     Raises:
-        FieldFaults: there is no such preset.
+        FieldFaults: a number is none, or there is no such preset.
     """
     if preset not in PRESETS:
         raise FieldFaults({"preset": f"Choose one of {', '.join(PRESETS)}."})
-    settings = {name: value for name, value in fields.items() if value is not None and value != ""}
+    filled = {name: value for name, value in fields.items() if value is not None and value != ""}
+    settings = {name: _typed(name, value) for name, value in filled.items()}
     if not {"steps", "timesteps", "sampler"} & settings.keys():
         steps = preset_steps(preset, facts)
         settings |= {} if steps is None else {"steps": steps}
     return {"seed": secrets.randbelow(min(LARGEST_SEED, 2**31)), **settings}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as its flag takes it; numbers come as text."""
+    kind = ADVANCED_TALK[name][0] if name in ADVANCED_TALK else str
+    if kind not in (int, float) or not isinstance(value, str):
+        return value
+    try:
+        return kind(value.strip().replace(",", "."))
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise FieldFaults({name: f"{value[:40]} is not {wanted}."}) from error
 
 
 def chosen_model(shelf: Shelf, name: str | None, dubs: bool) -> Model:

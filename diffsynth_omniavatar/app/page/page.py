@@ -30,7 +30,7 @@ TABS = {"Talk": talk_tab, "Dub": dub_tab, "Train": train_tab, "Compare": compare
 def build_page(app: PageApp) -> gr.Blocks:
     """The page with all its tabs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
-        gr.Markdown(f"# {TITLE}")
+        gr.Markdown(f"# {TITLE}\nPortraits that talk, and videos in which somebody says something else.")
         with gr.Tabs():
             for name, lay_out in TABS.items():
                 with gr.Tab(name, id=name.lower()):
@@ -74,8 +74,16 @@ def serve(app: PageApp) -> None:
 
 def theme() -> gr.themes.Base:
     """Gradio's look with fonts that every machine has: none comes from the network."""
-    return gr.themes.Soft(
+    look = gr.themes.Default(
         primary_hue="indigo",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+    )
+    return look.set(  # gradio's own greys are too light to read
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_800",
     )

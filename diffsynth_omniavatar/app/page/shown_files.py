@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def shown_copy(path: Path, uploads: Path) -> Path:
     """
     found = path.stat()
     mark = f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"
-    copy = uploads / "shown" / f"{hashlib.sha256(os.fsencode(mark)).hexdigest()[:32]}{path.suffix.lower()}"
+    name = re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII)
+    copy = uploads / "shown" / hashlib.sha256(os.fsencode(mark)).hexdigest()[:32] / name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:

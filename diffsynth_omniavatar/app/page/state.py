@@ -10,6 +10,7 @@ from .shelf import Shelf
 from .uploads import Kind, kept_upload
 from .work_queue import WorkQueue
 
+UPLOADS = "uploads"
 CLOSING = 30.0
 """Seconds that a running job has at the end to keep what is done."""
 
@@ -42,7 +43,7 @@ class PageApp:
     @property
     def uploads(self) -> Path:
         """Where the server puts what people send, and copies of what it shows: the only files that it serves."""
-        return self.folder / "uploads"
+        return self.folder / UPLOADS
 
     @property
     def videos(self) -> Path:

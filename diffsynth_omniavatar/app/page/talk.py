@@ -75,7 +75,7 @@ def _checked(app: PageApp, owner: str, fields: dict[str, Any], folder: Path) -> 
         command=command_line(["generate"], words),
         files=files,
         notes=notes,
-        form={**form, **{name: str(path) for name, path in kept.items()}},
+        form={**form, **kept},
     )
     return VideoWork(owner, job, order, app.shelf)
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from .examples import talk_example
 from .faults import FieldFaults
 from .forms import Form, read_as_path
 from .orders import ADVANCED_TALK
+from .shown_files import shown_copy
 from .state import PageApp
 from .talk import order_talk
 from .video_fields import model_and_preset, prompt_field, speech_field
@@ -25,6 +27,7 @@ def talk_tab(app: PageApp) -> None:
             with gr.Column(elem_classes="field"):
                 form.field("image", _portrait())
             speech_field(form, "talk")
+            example = gr.Button("Fill in a drawn example", size="sm", elem_id="talk-example")
             prompt_field(form, "talk", PROMPT)
             model_and_preset(app, form, dubs=False, name="talk")
             with gr.Accordion("Advanced settings", open=False):
@@ -42,6 +45,13 @@ def talk_tab(app: PageApp) -> None:
         return [*form.told(None), *panel.show(work)]
 
     make.click(order, form.inputs, [*form.messages, *panel.outputs], show_progress="hidden", api_visibility="private")
+
+    def fill_in() -> list[str]:
+        *files, prompt = talk_example(app.folder / "examples")
+        return [*(str(shown_copy(path, app.uploads)) for path in files), prompt]
+
+    filled = [form.fields[name] for name in ("image", "audio", "prompt")]
+    example.click(fill_in, None, filled, show_progress="minimal", api_visibility="private")
     panel.connect()
 
 

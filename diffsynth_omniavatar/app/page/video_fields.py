@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
+from .examples import NANO_NOTE
 from .forms import QUIETLY, Form
 from .orders import PRESETS, preset_steps
 from .state import PageApp
@@ -40,11 +41,14 @@ def model_and_preset(app: PageApp, form: Form, dubs: bool, name: str) -> None:
     names = app.shelf.names(dubs)
     first = names[0] if names else None
     with gr.Row(equal_height=False):
-        with gr.Column(min_width=140, scale=1, elem_classes="field"):
+        with gr.Column(min_width=200, scale=1, elem_classes="field"):
             model = form.field(
-                "model", gr.Dropdown(names, value=first, label="Model", filterable=False, elem_id=f"{name}-model")
+                "model",
+                gr.Dropdown(
+                    names, value=first, label="Model", info=NANO_NOTE + ".", filterable=False, elem_id=f"{name}-model"
+                ),
             )
-        with gr.Column(min_width=280, scale=3, elem_classes="field"):
+        with gr.Column(min_width=300, scale=2, elem_classes="field"):
             preset = form.field(
                 "preset", gr.Radio(_presets(app, first), value="best", label="Quality", elem_id=f"{name}-preset")
             )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.context import Context
 
-from .forms import QUIETLY, Form
+from ...system.messages import counted
+from .forms import QUIETLY, Form, kept_by_browser
 from .markup import plain
+from .shown_files import shown_copy
 from .state import PageApp
 from .video_work import VideoWork, moving_picture
 from .work_queue import WorkQueue
@@ -38,8 +41,9 @@ class VideoPanel:
 
     def __init__(self, app: PageApp, name: str, form: Form) -> None:
         self._queue: WorkQueue = app.jobs
+        self._uploads = app.uploads
         self._name, self._form = name, form
-        self.number = gr.BrowserState("", storage_key=f"omniavatar-{name}")
+        self.number = kept_by_browser(name)
         self._seen = gr.State("")
         self._timer = gr.Timer(SECONDS, active=False)
         self._status = gr.HTML(EMPTY, elem_classes="status")
@@ -105,7 +109,7 @@ class VideoPanel:
         start = [work.id, preview, gr.Timer(active=not work.is_over), status(work, self._queue), moving]
         if seen.startswith(f"{now} "):
             return [gr.skip(), preview, gr.skip(), *start[3:], *[gr.skip()] * 6]
-        video = None if work.video is None else str(work.video)
+        video = None if work.video is None else self._shown(work.video)
         return [
             *start,
             gr.update(value=video, visible=video is not None),
@@ -139,7 +143,12 @@ class VideoPanel:
         owner = owner_of(request)
         running = next((work for work in self._works(owner) if not work.is_over), None)
         work = self._found(owner, number) or running
-        return [*self.show(work), *self._form.filled({} if work is None else work.order.form)]
+        values = {} if work is None else work.order.form
+        shown = {name: self._shown(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return [*self.show(work), *self._form.filled(shown)]
+
+    def _shown(self, path: Path) -> str | None:
+        return str(shown_copy(path, self._uploads)) if path.is_file() else None
 
     def _change(self, number: str | None, request: gr.Request) -> Shown:
         return self.show(self._found(owner_of(request), number))
@@ -158,7 +167,7 @@ def status(work: VideoWork, queue: WorkQueue) -> str:
     """Where a job is, as HTML."""
     if work.state == "waiting":
         ahead = queue.position(work)
-        return f'<p role="status">Waiting: {ahead} {"job" if ahead == 1 else "jobs"} before it.</p>'
+        return f'<p role="status">Waiting: {counted(ahead, "job")} before this one.</p>'
     if work.state == "failed":
         return f'<p role="alert" class="failed">{plain(work.fault)}</p>'
     if work.state == "stopped":

@@ -42,7 +42,7 @@ class Order:
     """The page's files that belong to it, and how people call them."""
     notes: tuple[str, ...]
     form: dict[str, Any]
-    """Values of the form's fields, by their names."""
+    """Values of the form's fields, by their names; files as the page keeps them."""
 
 
 class VideoWork(Work):
