@@ -125,7 +125,7 @@ def _told(fault: str) -> Any:
 def _setting(name: str, flags: Flags) -> Any:
     kind, text = flags[name]
     info = re.sub(r"--(\w+)", lambda flag: f"\u201c{_label(flag[1])}\u201d", text[:1].upper() + text[1:])
-    info = SAID.get(name, info).replace(" * ", " × ")
+    info = SAID.get(name, info).replace("*", "\\*")  # it is read as markdown
     look = {"label": _label(name), "info": f"{info}.", "elem_id": f"setting-{name}"}
     if kind is bool:
         return gr.Dropdown([(AS_IT_IS, ""), ("yes", True), ("no", False)], value="", filterable=False, **look)
