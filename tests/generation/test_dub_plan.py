@@ -30,7 +30,7 @@ def times_of(starts, stop, tick=MILLISECOND):
 def footage_of(*tracks, count=100, cuts=(), size=(160, 240)):
     times = times_of(range(count), count, Fraction(1, 25))
     return Footage(
-        path=Path("film.mp4"), size=size, times=times, cuts=cuts, duplicates=frozenset(), tracks=tuple(tracks)
+        source=Path("film.mp4"), size=size, times=times, cuts=cuts, duplicates=frozenset(), tracks=tuple(tracks)
     )
 
 
