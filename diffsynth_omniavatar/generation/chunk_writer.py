@@ -7,32 +7,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..media.clip import ClipWriter
-from ..media.writer import VideoWriter
+from ..media.images import to_bytes
+from ..media.writer import VideoWriter, not_finite
 from .masks import paste_outside_mouth
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """Frames on their way from a GPU: `ready` tells when they are there."""
+class _Arriving:
+    """Frames on their way to the CPU's memory."""
 
+    places: range
+    """Where they stand in the chunk."""
     frames: Tensor
-    ready: torch.cuda.Event | None
+    finite: Tensor
+    """Whether all their values were numbers."""
+    there: torch.cuda.Event | None
 
     @classmethod
-    def start(cls, frames: Tensor) -> _Copy:
+    def send(cls, places: range, frames: Tensor, as_bytes: bool) -> _Arriving:
+        """Frames [3, n, H, W] in [-1, 1]; as bytes a GPU makes the pixels of them, many times as fast."""
+        finite = torch.isfinite(frames).all()
+        sent = to_bytes(frames) if as_bytes else frames.float()
+        sent = sent.permute(1, 2, 3, 0).contiguous()
         if not frames.is_cuda:
-            return cls(frames, None)
-        copy = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
-        copy.copy_(frames, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return cls(copy, ready)
-
-    def wait(self) -> Tensor:
-        if self.ready is not None:
-            self.ready.synchronize()
-        return self.frames.float()
+            return cls(places, sent, finite, None)
+        copies = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in (sent, finite)]
+        for copy, one in zip(copies, (sent, finite), strict=True):
+            copy.copy_(one, non_blocking=True)
+        there = torch.cuda.Event()
+        there.record()
+        return cls(places, *copies, there)
 
 
 class ChunkWriter:
@@ -48,30 +52,39 @@ class ChunkWriter:
         source: what the chunk shows, [3, L, H, W] in [-1, 1].
     """
 
-    def __init__(self, writer: VideoWriter | ClipWriter, kept: range, pasted: Tensor | None, source: Tensor) -> None:
+    def __init__(self, writer: VideoWriter, kept: range, pasted: Tensor | None, source: Tensor) -> None:
         self._writer, self._kept, self._pasted, self._source = writer, kept, pasted, source
-        self._copy: tuple[range, _Copy] | None = None
+        self._arriving: _Arriving | None = None
         self._seen = 0
 
     def __call__(self, frames: Tensor) -> None:
         """Take the next frames, [3, n, H, W] in [-1, 1]."""
-        coming = range(self._seen, self._seen + frames.shape[1])
-        self._seen = coming.stop
-        copy = _Copy.start(frames)
+        start = self._seen
+        self._seen += frames.shape[1]
+        places = range(max(start, self._kept.start), min(self._seen, self._kept.stop))
+        arriving = None
+        if places:
+            shown = frames[:, places.start - start : places.stop - start]
+            arriving = _Arriving.send(places, shown, as_bytes=self._pasted is None)
         self.finish()
-        self._copy = coming, copy
+        self._arriving = arriving
 
     def finish(self) -> None:
-        """Write what is left."""
-        if self._copy is None:
+        """Write what is left.
+
+        Raises:
+            ValueError: frames have values that are no numbers.
+        """
+        if self._arriving is None:
             return
-        places, copy = self._copy
-        self._copy = None
-        shown = range(max(places.start, self._kept.start), min(places.stop, self._kept.stop))
-        if not shown:
-            return
-        frames = copy.wait()[:, shown.start - places.start : shown.stop - places.start]
+        arrived, self._arriving = self._arriving, None
+        if arrived.there is not None:
+            arrived.there.synchronize()
+        if not arrived.finite:
+            raise not_finite(self._writer.path)
+        frames = arrived.frames
         if self._pasted is not None:
-            mask = self._pasted if len(self._pasted) == 1 else self._pasted[shown.start : shown.stop]
-            frames = paste_outside_mouth(frames, self._source[:, shown.start : shown.stop], mask)
-        self._writer.write(frames.permute(1, 2, 3, 0))
+            places = slice(arrived.places.start, arrived.places.stop)
+            mask = self._pasted if len(self._pasted) == 1 else self._pasted[places]
+            frames = paste_outside_mouth(frames.permute(3, 0, 1, 2), self._source[:, places], mask).permute(1, 2, 3, 0)
+        self._writer.write(frames)

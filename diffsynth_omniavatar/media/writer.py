@@ -160,7 +160,7 @@ class VideoWriter:
             )
         if frames.is_floating_point():
             if not torch.isfinite(frames).all():
-                raise ValueError(f"{self.path}: frames have values that are not finite (NaN or infinity)")
+                raise not_finite(self.path)
         elif frames.dtype != torch.uint8:
             raise ValueError(f"{self.path}: got frames of {frames.dtype}; give uint8, or floats in [-1, 1]")
         if times is None:
@@ -241,6 +241,11 @@ class VideoWriter:
             self._container.close()
             self._part.unlink(missing_ok=True)
             os.close(self._lock)
+
+
+def not_finite(path: Path) -> ValueError:
+    """The error of frames that are no pictures."""
+    return ValueError(f"{path}: frames have values that are not finite (NaN or infinity)")
 
 
 def _encodable(sound: Sound) -> Sound:

@@ -89,7 +89,7 @@ class SpyWriter:
         return None
 
     def write(self, frames):
-        self.frames.append(to_bytes(frames))
+        self.frames.append(to_bytes(frames) if frames.is_floating_point() else frames)
 
 
 @pytest.fixture(scope="module")

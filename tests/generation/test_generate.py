@@ -24,6 +24,7 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.pixels import image_tensor
 from diffsynth_omniavatar.generation.speech import EncodedSpeech
 from diffsynth_omniavatar.media.images import to_bytes
+from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.timeline import latent_frames, ping_pong
 from diffsynth_omniavatar.media.video import probe_video, read_frames
@@ -105,7 +106,8 @@ def test_frames_are_written_as_they_come_as_they_would_be_together(masks):
     frames, source = (torch.rand(3, 13, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
     pasted = (torch.rand(masks, 16, 16, generator=generator) > 0.5).float() if masks else None
     written = []
-    writer = ChunkWriter(SimpleNamespace(write=written.append), range(3, 12), pasted, source)
+    video = SimpleNamespace(write=written.append, path="a.mp4")
+    writer = ChunkWriter(video, range(3, 12), pasted, source)
     for part, done in zip(frames.split([1, 4, 4, 4], dim=1), [0, 0, 2, 6], strict=True):
         writer(part.to(torch.bfloat16))
         assert sum(map(len, written)) == done  # a part waits for the next call
@@ -113,7 +115,13 @@ def test_frames_are_written_as_they_come_as_they_would_be_together(masks):
     together = frames.to(torch.bfloat16).float()
     if pasted is not None:
         together = paste_outside_mouth(together, source, pasted)
-    assert torch.equal(torch.cat(written), together[:, 3:12].permute(1, 2, 3, 0))
+    shown = torch.cat(written)
+    assert torch.equal(to_bytes(shown) if masks else shown, to_bytes(together[:, 3:12]).permute(1, 2, 3, 0))
+    writer(torch.full((3, 1, 16, 16), torch.nan))  # not kept
+    broken = ChunkWriter(video, range(1), pasted, source)
+    broken(torch.full((3, 1, 16, 16), torch.nan))
+    with pytest.raises(ValueError, match=r"^a.mp4: frames have values that are not finite"):
+        broken.finish()
 
 
 class Recorder:
