@@ -24,7 +24,6 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.generation.pixels import image_tensor
 from diffsynth_omniavatar.generation.speech import EncodedSpeech
 from diffsynth_omniavatar.media.images import to_bytes
-from diffsynth_omniavatar.media.images import to_bytes
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.timeline import latent_frames, ping_pong
 from diffsynth_omniavatar.media.video import probe_video, read_frames
