@@ -1,0 +1,74 @@
+"""Only files of the right kind and size are taken, from the folder of uploads alone; their names are the page's."""
+
+import pytest
+
+from diffsynth_omniavatar.app.page.faults import FieldFaults
+from diffsynth_omniavatar.app.page.safety import asks_elsewhere
+from diffsynth_omniavatar.app.page.uploads import MEGABYTE, PICTURE, SOUND, VIDEO, kept_upload
+
+pytestmark = pytest.mark.one_host("imports nothing of the host")
+
+
+@pytest.fixture
+def keep(tmp_path):
+    def keep(path, kind=PICTURE):
+        return kept_upload(path, "image", kind, tmp_path / "uploads", tmp_path / "job" / "portrait", 1)
+
+    (tmp_path / "uploads" / "hash").mkdir(parents=True)
+    keep.folder = tmp_path / "uploads" / "hash"
+    return keep
+
+
+def fault(keep, *given):
+    with pytest.raises(FieldFaults) as caught:
+        keep(*given)
+    assert list(caught.value.faults) == ["image"]
+    return caught.value.faults["image"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "<img src=x>.PNG", "-rf .png", "a;b.png", "..png", "$(x).png"])
+def test_a_copy_gets_a_name_of_the_page(keep, name):
+    sent = keep.folder / name
+    sent.write_bytes(b"picture")
+    copy = keep(str(sent))
+    assert copy.name == "portrait.png" and copy.read_bytes() == b"picture"
+
+
+def test_nothing_outside_the_uploads_is_taken(keep, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    (keep.folder / "link.png").symlink_to(secret)
+    paths = [secret, keep.folder / ".." / ".." / "secret.png", keep.folder / "link.png", keep.folder, "/etc/passwd"]
+    for path in map(str, paths):
+        assert "send it again" in fault(keep, path)
+    assert not (tmp_path / "job").exists()
+
+
+def test_other_kinds_and_sizes_are_told(keep):
+    text, large = keep.folder / "a.txt", keep.folder / "b.png"
+    text.write_text("hello")
+    large.write_bytes(bytes(MEGABYTE + 1))
+    assert "ends in .txt is not a picture; wanted .png" in fault(keep, str(text))
+    assert fault(keep, str(large)) == "The file is larger than 1 MB."
+    for nothing in (None, ""):
+        assert "Nothing here yet" in fault(keep, nothing)
+    odd = keep.folder / "a.<b>"
+    odd.write_text("hello")
+    assert "<" not in fault(keep, str(odd))
+
+
+def test_sound_may_come_in_a_video(keep):
+    assert set(VIDEO.suffixes) < set(SOUND.suffixes) and not set(PICTURE.suffixes) & set(SOUND.suffixes)
+
+
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("/gradio_api/file=/srv/uploads/a.mp4", False),
+        ("/gradio_api/file=http://example.org/a.mp4", True),
+        ("/gradio_api/file=HTTPS%3A%2F%2Fexample.org", True),
+        ("/gradio_api/upload", False),
+    ],
+)
+def test_the_server_fetches_nothing_from_elsewhere(path, refused):
+    assert asks_elsewhere(path) == refused
