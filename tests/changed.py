@@ -30,6 +30,8 @@ def tests_of(files: Iterable[str]) -> list[str]:
             chosen.add(file.relative_to("tests").as_posix())
         elif file.parts[0] in ("tests", "diffsynth_omniavatar") and len(file.parts) > 2:
             chosen.add(file.parts[1])
+        elif file.parts[0] == "integrations":
+            chosen.add("integrations")
         elif file.parts[0] == "patches":
             chosen.add("host")
         elif file.parts[0] in ("examples", "README.md", "docs"):

@@ -23,6 +23,8 @@ OF_WRITING = {"test_kills.py"}
 
 OF_THE_PAGE = {"app/page/test_orders.py", "app/page/test_training_form.py"}
 """How filled-in fields become requests and commands, which are the same with both hosts."""
+OF_COMFYUI = {"integrations/test_comfyui.py"}
+"""What the nodes for ComfyUI hand to the package."""
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def meets_the_host(file: Path) -> bool:
 def test_what_runs_on_one_host_imports_nothing_of_it():
     files = [path for path in TESTS.rglob("test_*.py") if "mark.one_host(" in path.read_text(encoding="utf-8")]
     meeting = {path.relative_to(TESTS).as_posix() for path in files if meets_the_host(path)}
-    known = OF_THE_SMALL_MODEL | OF_THE_LOSSES | OF_THE_COMPILER | OF_WRITING | OF_THE_PAGE
+    known = OF_THE_SMALL_MODEL | OF_THE_LOSSES | OF_THE_COMPILER | OF_WRITING | OF_THE_PAGE | OF_COMFYUI
     assert len(files) > 10 and meeting == known
 
 

@@ -78,6 +78,10 @@ class Dub(io.ComfyNode):
         original_audio: dict[str, Any] | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        if not model.dubs:
+            raise ValueError(
+                "model: this one animates portraits: connect OmniAvatar Talk, or load nano-v2v or a V2V checkpoint"
+            )
         own = None if original_audio is None else to_sound(original_audio, "original_audio", allow_silent=True)
         request = omni.DubRequest(
             video=to_clip(video, fps, "video", own),

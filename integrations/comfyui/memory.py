@@ -51,6 +51,11 @@ class HeldModel:
             pipe.model_loaded_weight_memory = size
             self._patcher = _WholePipeline(pipe, manager.get_torch_device(), manager.unet_offload_device(), size)
 
+    @property
+    def dubs(self) -> bool:
+        """Whether it changes mouths in videos; else it animates portraits."""
+        return self._pipe.dit.config.has_masked_video
+
     def ready(self) -> omni.OmniAvatarPipeline:
         """The pipeline on its device, with memory free to work in."""
         if self._patcher is not None:

@@ -63,6 +63,8 @@ class Talk(io.ComfyNode):
         crop_portrait: bool,
         sampling: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        if model.dubs:
+            raise ValueError("model: this one dubs videos: connect OmniAvatar Dub, or load one for portraits")
         request = omni.TalkRequest(
             image=to_picture(image, "image"),
             audio=to_sound(audio, "audio"),
