@@ -192,6 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives the exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
+    if argv[:1] == ["precompute"] and "--trajectories" in argv:
+        from ..train import main as train
+
+        return train(["--task", "distill:trajectories", *(word for word in argv[1:] if word != "--trajectories")])
     if argv[:1] == ["train"]:
         from ..train import main as train
 

@@ -213,6 +213,12 @@ def _finish(writer: CacheWriter, scan: Scan, parts: Sequence[tuple[Any, ...]]) -
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `omniavatar precompute`."""
     add_data_arguments(parser)
+    parser.add_argument(
+        "--trajectories",
+        action="store_true",
+        help="instead, write trajectories of a teacher, for distillation: all other flags are then those of "
+        "`omniavatar train`, --output_path the folder",
+    )
     parser.add_argument("cache", metavar="CACHE", help="folder of the cache; an unfinished cache is completed")
     parser.add_argument(
         "--model",

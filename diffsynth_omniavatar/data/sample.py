@@ -56,6 +56,8 @@ class TrainingSample:
     """[B, 16, T, h, w]."""
     audio_features: Tensor | None = None
     """[B, F, C], one row beside each frame."""
+    trajectory: Tensor | None = None
+    """[B, K, 16, T, h, w]: noisy latents on a teacher's way to `input_latents`, at K noise levels."""
     silent_features: Tensor | None = None
     """[F, C] of F frames of silence."""
     context: Tensor | None = None

@@ -25,13 +25,14 @@ from ..model.lora import joined_lora, split_lora
 from ..model.sampling import TRAIN_TIMESTEPS
 from .adapters import Adapters
 from .average import WeightAverage
-from .distill_settings import DistillSettings
+from .distill_settings import DistillSettings, Role
 from .loader import stream_seed
 from .memory_report import BACKWARD, ENCODING, FORWARD
 from .module import OmniAvatarTrainingModule
 from .settings import StepSettings
 
-STUDENT, CRITIC = "student", "critic"
+STUDENT: Role = "student"
+CRITIC: Role = "critic"
 ADAPTERS = (STUDENT, CRITIC)
 """Names of the two LoRAs."""
 
@@ -68,7 +69,9 @@ class DistillationModule(OmniAvatarTrainingModule):
         self.scale = teacher.cfg_scale if distillation.teacher_cfg is None else distillation.teacher_cfg
         self.negative_context: Tensor | None = None
         """Embedding [1, L, D] of the negative prompt; made when it is first needed, unless it is set."""
-        self.sampling = distillation.sampling(teacher)
+        self.teacher_sampling, self.sampling = teacher, distillation.sampling(teacher)
+        self.has_trajectories = False
+        """Whether samples bring trajectories of the teacher, which the student learns by heart: all steps are its."""
         conventions = dataclasses.replace(config.conventions, sampling=self.sampling)
         self.config = dataclasses.replace(config, conventions=conventions)
         pipe.conventions = conventions  # for the videos of validations
@@ -107,15 +110,37 @@ class DistillationModule(OmniAvatarTrainingModule):
         if self.memory is not None:
             self.memory.end_of(ENCODING, shared["input_latents"])
         steps, samples = self.progress()
-        role = self.distillation.role(steps)
-        sample = _Conditions(self, shared, positive, self.exit_step(samples))
-        loss, parts = sample.student_loss() if role == STUDENT else sample.critic_loss()
+        role = self.role(steps)
+        sample = Conditions(self, shared, positive, self.exit_step(samples))
+        if data.trajectory is not None:
+            loss, parts = sample.regression_loss(data.trajectory)
+        else:
+            loss, parts = sample.student_loss() if role == STUDENT else sample.critic_loss()
         self.adapters.use(role)
         if self.on_parts is not None:
             self.on_parts(parts)
         if self.memory is not None:
             self.memory.end_of(FORWARD)
         return loss
+
+    def role(self, step: int) -> Role:
+        """Whose the optimizer step of this number is, from 0."""
+        return STUDENT if self.has_trajectories else self.distillation.role(step)
+
+    def start_from(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Let the student start with the LoRA of an earlier one.
+
+        Raises:
+            ValueError: its layers or shapes are others.
+        """
+        shapes = [{name: tuple(value.shape) for name, value in of.items()} for of in (weights, self.student)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"--student_start {source} has other layers or another rank than this student's LoRA")
+        with torch.no_grad():
+            for name, weight in self.student.items():
+                weight.copy_(weights[name])
+        if self.average is not None:
+            self.average = WeightAverage(self.student, self.distillation.ema_decay)
 
     def exit_step(self, sample: int) -> int:
         """The student's step at which a sample's rollout ends, the same on all processes: they wait for each other."""
@@ -131,8 +156,8 @@ class DistillationModule(OmniAvatarTrainingModule):
 
     def after_step(self, steps: int) -> None:
         """Called after each optimizer step with how many are done."""
-        if self.average is not None and self.distillation.role(steps - 1) == STUDENT:
-            self.average.update(self.distillation.student_updates(steps))
+        if self.average is not None and self.role(steps - 1) == STUDENT:
+            self.average.update(steps if self.has_trajectories else self.distillation.student_updates(steps))
 
     def extra_state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the trained weights."""
@@ -173,7 +198,7 @@ class DistillationModule(OmniAvatarTrainingModule):
         save_safetensors(path, {**low_rank, **others}, dataclasses.replace(config, lora=lora))
 
 
-class _Conditions:
+class Conditions:
     """What a batch is conditioned on, and the flows that student, critic and teacher predict under it."""
 
     def __init__(
@@ -182,7 +207,8 @@ class _Conditions:
         self.module, self.exit_step = module, exit_step
         inputs = {**shared, **positive}
         latents, self.record = inputs.pop("input_latents"), inputs.pop("omni_record")
-        self.dtype, self.start = latents.dtype, inputs.pop("noise").float()
+        self.target, self.dtype = latents.float(), latents.dtype
+        self.start = inputs.pop("noise").float()
         self.inputs = inputs
 
     def flow(self, x: Tensor, level: Tensor, **other: Any) -> Tensor:
@@ -239,6 +265,16 @@ class _Conditions:
             gradient = dmd.dmd_gradient(made, fake, real)
         loss = dmd.student_loss(self.generated(clean), gradient, self.record.weight)
         return loss, {STUDENT: loss.detach(), "gap": (fake - real).abs().mean()}
+
+    def regression_loss(self, trajectory: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's squared error on a trajectory [B, K, 16, T, h, w], at the noise level number `exit_step`."""
+        x = trajectory[:, self.exit_step].to(self.start)
+        level = torch.full((len(x),), self.module.sampling.sigmas[self.exit_step], device=x.device)
+        with self.module.adapters.using(STUDENT):
+            clean = dmd.clean_of(x, level, self.flow(x, level))
+        error = (self.generated(clean) - self.generated(self.target)).square()
+        loss = (error if self.record.weight is None else self.record.weight * error).mean()
+        return loss, {STUDENT: loss.detach()}
 
     def critic_loss(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss on what the student makes."""

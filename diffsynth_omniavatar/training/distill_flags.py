@@ -11,6 +11,13 @@ from ..model.sampling import SOLVERS
 from .distill_settings import DISTILL_PRESETS, DistillSettings
 
 TASK = "distill"
+TRAJECTORIES = "distill:trajectories"
+"""The task that writes what --trajectories reads."""
+
+
+def distills(args: argparse.Namespace) -> bool:
+    """Whether the task is one of distillation."""
+    return args.task in (TASK, TRAJECTORIES)
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -113,6 +120,24 @@ def add_distill_flags(group: Any) -> None:
         help="Decay, per update of the student, of the average of its weights that checkpoints hold; 0 for no average.",
     )
 
+    add(
+        "--trajectories",
+        metavar="FOLDER",
+        help="Warm-up: instead of distilling, let the student learn these trajectories of the teacher, which "
+        "`omniavatar precompute --trajectories` wrote. (default: distil)",
+    )
+    add(
+        "--trajectory_steps",
+        type=int,
+        help="Denoising steps of the teacher in `precompute --trajectories`. (default: those of its checkpoint)",
+    )
+    add(
+        "--student_start",
+        metavar="FOLDER",
+        help="Checkpoint step-N of an earlier distillation, or warm-up, whose student this one starts as. (default: "
+        "the teacher without guidance)",
+    )
+
 
 NAMES = tuple(field.name for field in dataclasses.fields(DistillSettings))
 """The flags that are fields of `DistillSettings`."""
@@ -122,6 +147,8 @@ def distill_settings(args: argparse.Namespace) -> DistillSettings:
     """What the flags say; ValueError if a value is out of its range."""
     return DistillSettings(**{name: getattr(args, name) for name in NAMES})
 
+
+OTHERS = ("distill_preset", "trajectories", "trajectory_steps", "student_start")
 
 INSTEAD = {
     "trainable_models": "student and critic are LoRAs",
@@ -143,14 +170,19 @@ INSTEAD = {
 def distill_faults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> Iterator[str]:
     """Of flags that do not go together; `defaults` are those of the parser."""
     given = [name for name, value in vars(args).items() if value != defaults.get(name, value)]
-    if args.task != TASK:
-        flags = [f"--{name}" for name in given if name in (*NAMES, "distill_preset")]
+    if not distills(args):
+        flags = [f"--{name}" for name in given if name in (*NAMES, *OTHERS)]
         if flags:
             yield f"{', '.join(flags)} needs --task {TASK}"
         return
     yield from (f"--{name} does not go with --task {TASK}: {INSTEAD[name]}" for name in given if name in INSTEAD)
     if args.omniavatar_checkpoint is None:
         yield f"--task {TASK} needs a teacher: --omniavatar_checkpoint"
+    if args.trajectory_steps is not None and (args.task != TRAJECTORIES or args.trajectory_steps < 1):
+        yield "--trajectory_steps is a number from 1 for `precompute --trajectories`"
+    if args.task == TRAJECTORIES:
+        wrong = [name for name in given if name in ("trajectories", "student_start")]
+        yield from (f"--{name} does not go with --task {TRAJECTORIES}, which asks the teacher" for name in wrong)
     try:
         distill_settings(args)
     except ValueError as error:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate.utils import DistributedType
+from torch import Tensor
 
 from ..data.cache import CachedClip
 from ..data.cache_index import text_key
 from ..data.clips import ClipSource
 from ..generation.pipeline import OmniAvatarPipeline
-from ..model.checkpoint import load_checkpoint
+from ..model.checkpoint import load_checkpoint, normalise_keys, read_tensors
 from ..model.config import CheckpointConfig
+from ..model.lora import split_lora
 from .accelerator import OmniAccelerator
 from .distill import DistillationModule
 from .distill_flags import distill_settings
@@ -47,12 +50,15 @@ def make_distillation(
     checkpoint = load_checkpoint(args.omniavatar_checkpoint)
     fused = checkpoint if checkpoint.form == "lora" else None
     module = DistillationModule(pipe, config, settings, distill_settings(args), fused, args.seed)
+    module.has_trajectories = args.trajectories is not None
+    if args.student_start is not None:
+        module.start_from(*_student_of(Path(args.student_start)))
     key = text_key(module.negative_prompt)
     caches = {id(clip.cache): clip.cache for clip in clips if isinstance(clip, CachedClip)}
     cache = next((cache for cache in caches.values() if key in cache.texts), None)
     if cache is not None:
         module.negative_context = cache.context(key)[None]
-    elif pipe.text_encoder is None and module.scale != 1:
+    elif pipe.text_encoder is None and module.scale != 1 and not module.has_trajectories:
         raise FlagError(
             "training needs text_encoder for the teacher's negative prompt, which the cache does not hold: add it with "
             "--model_paths, write the cache again, or take the empty one with --teacher_negative_prompt ''"
@@ -60,3 +66,16 @@ def make_distillation(
     module.progress = lambda: (accelerator.steps_done, accelerator.loader.position)
     accelerator.companion = module
     return module
+
+
+def _student_of(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """The student's LoRA of a checkpoint that distillation wrote, by the keys of checkpoints; and its file.
+
+    Raises:
+        FlagError: there is none.
+    """
+    files = [folder / "student" / "lora.safetensors", folder / "model.safetensors"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise FlagError(f"--student_start {folder} is no checkpoint step-N of a distillation")
+    return split_lora(normalise_keys(read_tensors([file])))[0], str(file)

@@ -21,14 +21,14 @@ from ..system.messages import unknown_flags
 from ..system.output_folder import can_write, nearest_existing
 from .auxiliary import AuxiliaryLosses
 from .best import LOSS, Goal
-from .distill_flags import TASK, add_distill_flags, distill_faults, numbers
+from .distill_flags import TASK, TRAJECTORIES, add_distill_flags, distill_faults, distills, numbers
 from .distill_settings import DISTILL_PRESETS
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 from .validation_metrics import metric_names
 
 DENOISER_FILES = "diffusion_pytorch_model"
 """How the files of Wan's transformer begin."""
-TASKS = ("sft", "sft:data_process", "sft:train", TASK)
+TASKS = ("sft", "sft:data_process", "sft:train", TASK, TRAJECTORIES)
 
 UNUSED_HOST_FLAGS = {
     "lora_base_model": "the LoRA always goes on the denoiser",
@@ -378,7 +378,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     in_file = {} if known.config is None else _config_values(parser, Path(known.config))
     parser.set_defaults(**in_file)
     known = parser.parse_args(argv)
-    if known.task == TASK:
+    if distills(known):
         parser.set_defaults(**{**DISTILL_PRESETS[known.distill_preset], **in_file})
         known = parser.parse_args(argv)
     _check_flags(parser, known, defaults)
@@ -509,7 +509,7 @@ def _task_faults(args: argparse.Namespace) -> Iterator[str]:
         yield "give both --height and --width, or neither"
     elif args.height is not None and (fault := size_fault(args.height, args.width)):
         yield f"--height and --width are {fault}"
-    if not args.dataset_base_path and not args.dataset_metadata_path:
+    if not args.dataset_base_path and not args.dataset_metadata_path and args.trajectories is None:
         yield "name the data with --dataset_metadata_path and --dataset_base_path"
     if not args.output_path:
         yield "--output_path is empty; give a folder"

@@ -54,8 +54,8 @@ from .base_lora import check_same_base, named_loras, recorded_loras
 from .best import Goal, Progress
 from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints, refuse_old_best
 from .data_process import DataProcessAccelerator, process_data
-from .distill import ADAPTERS
-from .distill_flags import TASK
+from .distill import ADAPTERS, DistillationModule
+from .distill_flags import TRAJECTORIES, distill_settings, distills
 from .distill_setup import make_distillation
 from .ending import error_code
 from .first_checks import check_files, check_processes, check_same_clips
@@ -64,10 +64,12 @@ from .log_table import read_table
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
 from .settings import LoopSettings, StepSettings, steps_in_epochs
+from .trajectories import TrajectoryDataset, write_trajectories
 from .validation_setup import make_validations, read_validation
 
 logger = logging.getLogger(__name__)
 
+AnyDataset = OmniAvatarDataset | TrajectoryDataset
 MODE_CHANNELS = {"i2v": 33, "v2v": 49}
 
 
@@ -85,7 +87,7 @@ def load_training_pipeline(
 ) -> tuple[OmniAvatarPipeline, CheckpointConfig]:
     """The pipeline with LoRA and audio modules on it, and what its checkpoints will say."""
     channels, dtype = channels_of(args), DTYPES[args.dtype]
-    full, distills = args.trainable_models == "dit", args.task == TASK
+    full, is_teacher = args.trainable_models == "dit", distills(args)
     encoder = None if args.wav2vec2_path is None else AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
     options: dict[str, Any] = {"torch_dtype": dtype, "device": str(device)}
     if args.tokenizer_path is not None:
@@ -94,14 +96,14 @@ def load_training_pipeline(
         options["tokenizer_config"] = None if host.GENERATION == "wan_video" else _NoTokenizer()
     if args.omniavatar_checkpoint is not None:
         configs = [*_base_configs(args, device), host.ModelConfig(path=args.omniavatar_checkpoint)]
-        options["omniavatar_lora"] = "fused" if full or distills else "adapters"
+        options["omniavatar_lora"] = "fused" if full or is_teacher else "adapters"
         options["omniavatar_channels"] = channels
         options["omniavatar_loras"] = named_loras(args)
         pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
-        lora = None if distills else read_lora(args.omniavatar_checkpoint)
+        lora = None if is_teacher else read_lora(args.omniavatar_checkpoint)
         if lora is None and not full:
             lora = _lora_flags(args)
-            add_lora(pipe.dit, lora, args.seed, *([ADAPTERS] if distills else []))
+            add_lora(pipe.dit, lora, args.seed, *([ADAPTERS] if is_teacher else []))
     else:
         lora = _lora_flags(args)
         pipe = host.WanVideoPipeline.from_pretrained(model_configs=_base_configs(args, device), **options)
@@ -159,7 +161,7 @@ def _names_text_encoder(args: argparse.Namespace) -> bool:
 
 
 def _lora_flags(args: argparse.Namespace) -> LoRAConfig:
-    usual = args.lora_rank if args.task == TASK else args.lora_rank / 2
+    usual = args.lora_rank if distills(args) else args.lora_rank / 2
     alpha = usual if args.lora_alpha is None else args.lora_alpha
     return LoRAConfig(rank=args.lora_rank, alpha=alpha, target_modules=tuple(args.lora_target_modules.split(",")))
 
@@ -194,11 +196,11 @@ def recipe_of(args: argparse.Namespace, conventions: Conventions) -> Recipe:
     drops = ("text_drop_prob", "audio_drop_prob", "prefix_drop_prob")
     return Recipe(
         prefix_frames=conventions.prefix_frames,
-        **{name: 0.0 if args.task == TASK else getattr(args, name) for name in drops},
+        **{name: 0.0 if distills(args) else getattr(args, name) for name in drops},
         max_tokens=conventions.max_tokens,
         num_frames=args.num_frames,
         min_frames=args.min_frames,
-        dynamic_length=not args.fixed_length,
+        dynamic_length=not args.fixed_length and args.task != TRAJECTORIES,
     )
 
 
@@ -211,12 +213,15 @@ def clip_settings(args: argparse.Namespace, conventions: Conventions) -> ClipSet
         width=args.width,
         mouth_mask=None if args.mouth_mask is None else Path(args.mouth_mask),
         sound=args.use_sync_loss,
-        portraits=args.task == TASK,
+        portraits=distills(args),
     )
 
 
-def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAvatarDataset:
+def build_dataset(args: argparse.Namespace, conventions: Conventions) -> AnyDataset:
     """The samples that the flags name. In a distributed run every process must call it."""
+    if args.trajectories is not None:
+        levels = distill_settings(args).sampling(conventions.sampling).sigmas
+        return TrajectoryDataset(Path(args.trajectories), levels, args.dataset_repeat)
     clips = named_clips(args)
     check_same_clips(clips)
     return OmniAvatarDataset(
@@ -229,9 +234,7 @@ def build_dataset(args: argparse.Namespace, conventions: Conventions) -> OmniAva
     )
 
 
-def check_networks(
-    datasets: Sequence[OmniAvatarDataset], pipe: OmniAvatarPipeline, auxiliary: AuxiliaryLosses | None
-) -> None:
+def check_networks(datasets: Sequence[AnyDataset], pipe: OmniAvatarPipeline, auxiliary: AuxiliaryLosses | None) -> None:
     """Raise FlagError if the samples or the losses need a network that was not loaded."""
     needed = {name: purpose for dataset in reversed(datasets) for name, purpose in dataset.needed_networks().items()}
     if auxiliary is not None:
@@ -271,9 +274,9 @@ def load_auxiliary(args: argparse.Namespace, device: torch.device) -> AuxiliaryL
     )
 
 
-def check_lengths(dataset: OmniAvatarDataset, auxiliary: AuxiliaryLosses) -> None:
+def check_lengths(dataset: AnyDataset, auxiliary: AuxiliaryLosses) -> None:
     """Raise FlagError if samples can be shorter than a window of the losses."""
-    if dataset.recipe.shortest < auxiliary.shortest:
+    if isinstance(dataset, OmniAvatarDataset) and dataset.recipe.shortest < auxiliary.shortest:
         raise FlagError(
             f"samples can have {dataset.recipe.shortest} frames, but {' and '.join(auxiliary.names)} look at "
             f"{auxiliary.shortest} at once: --min_frames 17"
@@ -288,7 +291,7 @@ def print_plan(lines: Iterable[tuple[str, Any]]) -> None:
 
 def plan_of(
     args: argparse.Namespace,
-    dataset: OmniAvatarDataset,
+    dataset: AnyDataset,
     module: OmniAvatarTrainingModule,
     settings: LoopSettings,
     processes: int,
@@ -432,6 +435,23 @@ def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None
         print(f"{args.output_path}: {counted(report.encoded, 'clip')} encoded, {counted(len(report.faults), 'fault')}")
 
 
+def run_trajectories(args: argparse.Namespace, conventions: Conventions) -> None:
+    """`--task distill:trajectories`: write trajectories of the teacher to the output path."""
+    accelerator, dataset = OmniAccelerator(LoopSettings(max_steps=1)), build_dataset(args, conventions)
+    module = build_module(args, conventions, [dataset], accelerator).to(accelerator.device)
+    assert isinstance(module, DistillationModule) and isinstance(dataset, OmniAvatarDataset)
+    count = write_trajectories(
+        module,
+        dataset,
+        Path(args.output_path),
+        steps=args.trajectory_steps,
+        seed=args.seed,
+        share=accelerator.share(len(dataset)),
+        on_file=lambda path: logger.info("made %s", path),
+    )
+    print(f"{args.output_path}: {counted(count, 'trajectory', 'trajectories')} of {len(dataset)} made, the others kept")
+
+
 def train(args: argparse.Namespace) -> None:
     """Run what the flags say."""
     processes = check_processes()
@@ -442,6 +462,8 @@ def train(args: argparse.Namespace) -> None:
     with reserved(Path(args.output_path)) if is_writer else nullcontext():
         if args.task == "sft:data_process":
             run_data_process(args, conventions)
+        elif args.task == TRAJECTORIES:
+            run_trajectories(args, conventions)
         else:
             _train(args, conventions, processes)
 
@@ -459,7 +481,7 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     if resume is not None:
         check_same_base(resume, args)
         check_same_run(resume, load_state(resume), run_of(settings, processes, len(dataset)))
-    has_unused = args.find_unused_parameters or args.task == TASK  # of student and critic one has a loss at a time
+    has_unused = args.find_unused_parameters or distills(args)  # of student and critic one has a loss at a time
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=has_unused)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
     datasets = [dataset] if held_out.dataset is None else [dataset, held_out.dataset]
@@ -496,7 +518,7 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
 def build_module(
     args: argparse.Namespace,
     conventions: Conventions,
-    datasets: Sequence[OmniAvatarDataset],
+    datasets: Sequence[AnyDataset],
     accelerator: OmniAccelerator,
 ) -> OmniAvatarTrainingModule:
     """Load the networks, and make of them what the host's loop trains.
@@ -520,7 +542,7 @@ def build_module(
         check_lengths(datasets[0], auxiliary)
     check_networks(datasets, pipe, auxiliary)
     settings = StepSettings(**_given(args, StepSettings))
-    if args.task == TASK:
+    if distills(args):
         module: OmniAvatarTrainingModule = make_distillation(
             args, pipe, config, settings, datasets[0].clips, accelerator
         )

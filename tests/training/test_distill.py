@@ -10,7 +10,7 @@ from PIL import Image
 from processes import run_in_processes
 from safetensors.torch import load_file
 from synthetic_clips import noise, write_table
-from training_runs import FRAMES, flags, live_sample, run_all, write_inputs
+from training_runs import FRAMES, SIZE, flags, live_sample, run_all, write_inputs
 from training_toy import same
 
 from diffsynth_omniavatar import host
@@ -28,7 +28,7 @@ from diffsynth_omniavatar.model.small_family import family_configs
 from diffsynth_omniavatar.nano.family import write_random_family
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.accelerator import load_state
-from diffsynth_omniavatar.training.distill import ADAPTERS, CRITIC, STUDENT, DistillationModule
+from diffsynth_omniavatar.training.distill import ADAPTERS, CRITIC, STUDENT, Conditions, DistillationModule
 from diffsynth_omniavatar.training.distill_settings import DISTILL_PRESETS, DistillSettings
 from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
 from diffsynth_omniavatar.training.log_table import read_table
@@ -227,6 +227,39 @@ def test_the_mouth_weighs_more_in_both_losses(folders):
             patch.setattr(dmd, loss_of, lambda *a, of=original, seen=given: seen.append(a[-1]) or of(*a))
             module(sample)
         assert torch.equal(given[0], weight) and weight.max() > weight.min()
+
+
+def test_a_rollout_makes_what_generating_makes(folders):
+    """The x_0 of each step, from the same noise and the same inputs."""
+    module = distillation(folders[33], student_solver="euler", ema_decay=0)
+    portrait = Image.new("RGB", (SIZE, SIZE), "teal")
+    features = torch.randn(FRAMES, module.pipe.dit.config.audio_dim)
+    seen = []
+    call = {"prompt": "a man", "input_image": portrait, "audio_features": features, "height": SIZE, "width": SIZE}
+    call |= {"num_frames": FRAMES, "seed": 1, "on_step": lambda number, x: seen.append(x)}
+    module(lambda: module.pipe(**call, progress_bar_cmd=lambda steps: steps))
+    module.pipe.scheduler.set_timesteps(1000, training=True)
+    pixels = torch.full((SIZE, SIZE, 3), 128, dtype=torch.uint8) * torch.tensor([0, 1, 1], dtype=torch.uint8)  # teal
+    still = {"target_video": pixels.expand(1, FRAMES, -1, -1, -1), "reference_image": pixels[None], "prefix_frames": 1}
+    shared, positive, _ = module.prepare(live_sample(**still, waveforms=None, audio_features=features[None]))
+    noise = torch.randn(1, *seen[0].shape, generator=torch.Generator().manual_seed(1))
+    for number, wanted in enumerate(seen):
+        conditions = Conditions(module, {**shared, "noise": noise}, positive, number)
+        with torch.no_grad():
+            made = conditions.roll_out()
+        torch.testing.assert_close(made[0, :, 1:], wanted[:, 1:], rtol=0, atol=10 * ROUNDING)
+    assert len(seen) == 4
+
+
+def test_a_student_starts_as_an_earlier_one_of_the_same_shapes(folders):
+    module, earlier = distillation(folders[33]), {}
+    for name, value in module.student.items():
+        earlier[name] = torch.ones_like(value)
+    module.start_from(earlier, "x")
+    assert all((value == 1).all() for value in (*module.student.values(), *module.average.values.values()))
+    name = next(iter(earlier))
+    with pytest.raises(ValueError, match="--student_start x has other layers or another rank"):
+        module.start_from({**earlier, name: earlier[name][:1]}, "x")
 
 
 def test_the_exported_file_makes_the_students_frames_without_flags(folders, tmp_path):

@@ -379,6 +379,9 @@ ELSEWHERE = {
     "validation_syncnet_path": "test_weights_of_figures",
     "validation_inception_path": "test_weights_of_figures",
     "validation_fvd_path": "test_weights_of_figures",
+    "trajectories": "test_flags_of_a_warm_up",
+    "trajectory_steps": "test_flags_of_a_warm_up",
+    "student_start": "test_flags_of_a_warm_up",
 }
 """Flags whose effect is not found in a place -> the test of them."""
 
@@ -441,6 +444,20 @@ def test_weights_of_figures(folder: Path) -> None:
     found = networks_of(parse_arguments(flags(folder, folder, *data, *weights, *named)))
     assert (found.syncnet_path, found.stable_syncnet_path, found.vgg_path) == ("a", "b", "c")
     assert (found.inception_path, found.fvd_path, found.videomae_path) == ("d", "e", "f")
+
+
+def test_flags_of_a_warm_up(folder: Path) -> None:
+    """Their effect is in tests/training/test_trajectories.py."""
+    for more, message in [
+        (["--trajectories", "x"], "--trajectories needs --task distill"),
+        (["--task", "distill", "--trajectory_steps", "3"], "--trajectory_steps is a number from 1 for `precompute"),
+        (
+            ["--task", "distill:trajectories", "--student_start", "x"],
+            "--student_start does not go with --task distill:",
+        ),
+    ]:
+        with pytest.raises(FlagError, match=message):
+            parse_arguments(flags(folder, folder / "plain", *more))
 
 
 def test_every_flag_has_its_place() -> None:
