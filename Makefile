@@ -13,13 +13,14 @@ export UV_NO_PROGRESS := 1
 # Many short processes import the same packages: compiled once, those take half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-quick test-modern test-classic lint clean
+.PHONY: help demo test test-quick test-modern test-classic lint docs clean
 
 help:
 	@echo "make demo   generate, fine-tune on a new person, generate again, dub: demo/report.html, in 4 minutes"
 	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
 	@echo "make test-quick  of the rooms that differ from origin/main the quick tests, with 2.1"
 	@echo "make lint   ruff, mypy and the table of modules"
+	@echo "make docs   the pages as a site in build/site; links and anchors are checked"
 	@echo "make clean  remove the environments and what was built"
 
 demo: .venv/installed
@@ -48,6 +49,10 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -s tests/test_layers.py
 
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "To look at it: python3 -m http.server --directory build/site"
+
 .venv-uv/bin/uv:
 	$(PYTHON) -m venv .venv-uv
 	.venv-uv/bin/pip install --quiet uv
@@ -55,6 +60,10 @@ lint: .venv/installed
 .venv/installed: pyproject.toml $(UV_FILE)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python "diffsynth>=2.1,<2.2" --editable ".[test,dev]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(UV) pip install --quiet --python $(BIN)/python --editable ".[docs]"
 	touch $@
 
 .venv-classic/installed: pyproject.toml $(UV_FILE)

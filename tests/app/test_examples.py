@@ -1,10 +1,8 @@
-"""The scripts in examples/ and the commands in the documentation: every flag in them exists on this host."""
+"""The scripts in examples/: every flag in them exists on this host."""
 
 import argparse
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,22 +54,6 @@ def training_flags(launch: argparse.Namespace) -> argparse.Namespace:
     arguments = launch.training_script_args
     assert {flag for flag in arguments if flag.startswith("--")} <= set(build_parser()._option_string_actions)
     return parse_arguments(arguments)
-
-
-def documented_commands(file: Path) -> list[list[str]]:
-    """The shell commands in a page's blocks of bash, as words."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines]
-
-
-def flags_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
-    """The flags of a command of `omniavatar`, from its help."""
-    if command == "train":
-        return set(build_parser()._option_string_actions)
-    with pytest.raises(SystemExit):
-        cli.parse([command, "--help"])
-    return set(re.findall(r"--[\w-]+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("train_*.sh")))
@@ -131,23 +113,3 @@ def test_launch_files(file: str) -> None:
         assert config.fsdp_config["fsdp_version"] == 2
         block = sys.modules[host.WanModel.__module__].DiTBlock
         assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] == block.__name__
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/data.md", "docs/losses.md"])
-def test_flags_in_the_documentation(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    checked = 0
-    for words in documented_commands(ROOT / page):
-        if words[:2] == ["accelerate", "launch"]:
-            launch = launch_command_parser().parse_args(words[2:])
-            assert (ROOT / launch.config_file).is_file()
-            is_training = launch.training_script == "diffsynth_omniavatar.train"
-            words = ["omniavatar", *(["train"] if is_training else []), *launch.training_script_args]
-        elif "bash" in words and words[0] != "omniavatar":
-            script = Path(words[words.index("bash") + 1])
-            assert (ROOT / script).is_file()
-            words = ["omniavatar", "train", *words] if script.name.startswith("train_") else []
-        if words[:1] == ["omniavatar"] and words[1] not in ("--help", "--version"):
-            used = {word.split("=")[0] for word in words if word.startswith("--")}
-            assert used <= flags_of(words[1], capsys), words
-            checked += 1
-    assert checked
