@@ -21,7 +21,12 @@ def to_frames(images: Tensor, name: str) -> Tensor:
     """IMAGE as uint8 [n, H, W, 3]; `name` is the input's, for messages."""
     if images.ndim != 4 or images.shape[-1] < 3 or not len(images):
         raise ValueError(f"{name}: pictures of shape {list(images.shape)}, wanted [n, height, width, 3] with n from 1")
-    return images[..., :3].mul(255).round_().clamp_(0, 255).to(device="cpu", dtype=torch.uint8)
+    frames = torch.empty(*images.shape[:3], 3, dtype=torch.uint8)
+    for frame, image in zip(frames, images, strict=True):  # one at a time, as a copy of a long video is large
+        if not image.isfinite().all():
+            raise ValueError(f"{name}: pictures with values that are not finite (NaN or infinity)")
+        frame.copy_(image[..., :3].mul(255).round_().clamp_(0, 255))
+    return frames
 
 
 def to_picture(image: Tensor, name: str) -> Image.Image:

@@ -10,6 +10,8 @@ from diffsynth_omniavatar.generation.face_crops import cut_face, paste_face
 from diffsynth_omniavatar.generation.request import RequestError
 from diffsynth_omniavatar.media.clip import Clip
 
+pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
+
 
 def test_what_is_cut_out_goes_back_into_the_mouth(tmp_path):
     frames = torch.full((12, 96, 160, 3), 90, dtype=torch.uint8)

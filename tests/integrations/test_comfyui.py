@@ -187,6 +187,7 @@ def test_wrong_inputs_are_named(comfy):
         ("Talk", talk | {"model": dubbing}, "^model: this one dubs videos"),
         ("Talk", talk | {"image": picture[:0]}, r"^image: pictures of shape \[0, 40, 40, 3\]"),
         ("Talk", talk | {"image": picture.expand(2, -1, -1, -1)}, "^image: 2 pictures, wanted one"),
+        ("Talk", talk | {"image": picture / 0}, "^image: pictures with values that are not finite"),
         ("Talk", talk | {"audio": audio(level=0)}, "^audio: the given sound: the sound is silent"),
         ("Talk", talk | {"audio": audio(0.01)}, "^audio: the given sound: the sound lasts 10.0 ms"),
         ("Talk", talk | {"height": 64}, "give both height and width"),
