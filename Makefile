@@ -13,11 +13,13 @@ export UV_NO_PROGRESS := 1
 # Many short processes import the same packages: compiled once, those take half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-quick test-modern test-classic lint docs clean
+.PHONY: help demo page test test-page test-quick test-modern test-classic lint docs clean
 
 help:
 	@echo "make demo   generate, fine-tune on a new person, generate again, dub: demo/report.html, in 4 minutes"
 	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
+	@echo "make page   a page in the browser: talk, dub, train, compare; without a GPU with the small model"
+	@echo "make test-page   the page in chromium, in 3 minutes"
 	@echo "make test-quick  of the rooms that differ from origin/main the quick tests, with 2.1"
 	@echo "make lint   ruff, mypy and the table of modules"
 	@echo "make docs   the pages as a site in build/site; links and anchors are checked"
@@ -26,6 +28,9 @@ help:
 demo: .venv/installed
 	$(BIN)/omniavatar demo
 	@echo "For the commands on that page: source .venv/bin/activate"
+
+page: .venv/installed
+	$(BIN)/omniavatar page
 
 test: test-modern test-classic
 
@@ -40,8 +45,11 @@ test-modern: .venv/installed
 test-classic: .venv-classic/installed
 	OMP_NUM_THREADS=1 OMNIAVATAR_HOST_VIDEOS=$(HOST_VIDEOS) .venv-classic/bin/python $(PYTEST)
 
+test-page: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/browser
+
 test-quick: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow" $$($(BIN)/python tests/changed.py)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow and not browser" $$($(BIN)/python tests/changed.py)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from ...generation.dub_request import EXTENSIONS, PROMPT
 from .dub import order_dub, order_look
 from .examples import dub_example
 from .faults import FieldFaults
-from .forms import QUIETLY, Form, kept_by_browser, read_as_path
+from .forms import QUIETLY, Form, kept_by_browser
 from .look import Look
 from .markup import plain
 from .orders import ADVANCED
@@ -30,7 +30,7 @@ def dub_tab(app: PageApp) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
             video = gr.Video(label="Video", sources=["upload"], height=280, elem_id="dub-video", buttons=[])
-            faces = FacesPanel(app, form, read_as_path(video))
+            faces = FacesPanel(app, form, video)
             example = gr.Button("Fill in a drawn example", size="sm", elem_id="dub-example")
             speech_field(form, "dub")
             prompt_field(form, "dub", PROMPT)
@@ -62,6 +62,7 @@ def dub_tab(app: PageApp) -> None:
         order,
         [faces.number, *form.inputs],
         [*form.messages, *panel.outputs, faces.message],
+        preprocess=False,
         show_progress="hidden",
         api_visibility="private",
     )

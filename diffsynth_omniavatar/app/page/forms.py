@@ -53,12 +53,6 @@ def kept_by_browser(name: str) -> Any:
         Context.block = inside
 
 
-def read_as_path(component: Any) -> Any:
-    """Let a component of files hand over the path as it was sent; what cannot be read is found by the form's check."""
-    component.preprocess = lambda payload: payload and payload.path
-    return component
-
-
 class Form:
     """The fields of a form by the names of their flags."""
 
@@ -101,8 +95,13 @@ class Form:
         return list(self._messages.values())
 
     def values(self, given: Sequence[Any]) -> dict[str, Any]:
-        """What was filled in, by name."""
-        return dict(zip(self.fields, given, strict=True))
+        """What was filled in, by name.
+
+        Args:
+            given: as the browser sends it (`preprocess=False`): gradio would open pictures itself, and a bad one would
+                be told nowhere. Files become paths, which nobody has checked.
+        """
+        return {name: _sent(value) for name, value in zip(self.fields, given, strict=True)}
 
     def filled(self, values: Mapping[str, Any]) -> list[Any]:
         """Updates that fill in values; fields without one stay as they are."""
@@ -112,6 +111,10 @@ class Form:
         """Updates that show faults at their fields and clear the others."""
         faults: Mapping[str, str] = {} if error is None else error.placed(self.fields)
         return [_told(faults.get(name, "")) for name in self._messages]
+
+
+def _sent(value: Any) -> Any:
+    return value.get("path") if isinstance(value, dict) else value
 
 
 def _message() -> Any:

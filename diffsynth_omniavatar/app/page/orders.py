@@ -42,7 +42,7 @@ def settings_of(fields: Mapping[str, Any], preset: str, facts: CheckpointConfig 
     Raises:
         FieldFaults: a number is none, or there is no such preset.
     """
-    if preset not in PRESETS:
+    if preset not in tuple(PRESETS):  # a tuple, as a value that is no text may come
         raise FieldFaults({"preset": f"Choose one of {', '.join(PRESETS)}."})
     filled = {name: value for name, value in fields.items() if value is not None and value != ""}
     settings = {name: _typed(name, value) for name, value in filled.items()}

@@ -8,7 +8,7 @@ import gradio as gr
 
 from .examples import talk_example
 from .faults import FieldFaults
-from .forms import Form, read_as_path
+from .forms import Form
 from .orders import ADVANCED_TALK
 from .shown_files import shown_copy
 from .state import PageApp
@@ -44,7 +44,14 @@ def talk_tab(app: PageApp) -> None:
             return [*form.told(error), *[gr.skip()] * len(panel.outputs)]
         return [*form.told(None), *panel.show(work)]
 
-    make.click(order, form.inputs, [*form.messages, *panel.outputs], show_progress="hidden", api_visibility="private")
+    make.click(
+        order,
+        form.inputs,
+        [*form.messages, *panel.outputs],
+        preprocess=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
     def fill_in() -> list[str]:
         *files, prompt = talk_example(app.folder / "examples")
@@ -56,14 +63,11 @@ def talk_tab(app: PageApp) -> None:
 
 
 def _portrait() -> Any:
-    return read_as_path(
-        gr.Image(
-            label="Portrait",
-            type="filepath",
-            image_mode=None,
-            sources=["upload", "webcam", "clipboard"],
-            height=280,
-            elem_id="talk-image",
-            buttons=[],
-        )
+    return gr.Image(
+        label="Portrait",
+        type="filepath",
+        sources=["upload", "webcam", "clipboard"],
+        height=280,
+        elem_id="talk-image",
+        buttons=[],
     )

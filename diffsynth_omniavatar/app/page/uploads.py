@@ -39,9 +39,9 @@ def kept_upload(upload: str | None, field: str, kind: Kind, uploads: Path, targe
     Raises:
         FieldFaults: there is none, it is of another kind, too large, or lies elsewhere.
     """
-    if not upload:
+    if not isinstance(upload, str) or not upload:
         raise FieldFaults({field: f"Nothing here yet: give {kind.name}."})
-    path = Path(upload).resolve()
+    path = Path(upload.replace("\0", "")).resolve()
     if not path.is_relative_to(uploads.resolve()) or not path.is_file():
         raise FieldFaults({field: "This file is no longer there: send it again."})
     suffix = path.suffix.lower()

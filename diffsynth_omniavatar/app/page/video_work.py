@@ -62,8 +62,8 @@ class VideoWork(Work):
         self.made: GeneratedVideo | None = None
         self.preview: Preview | None = None
         self.steps_done = 0
-        self._began = 0.0
-        """When the first step did, seconds of `time.monotonic`."""
+        self._began = self._stepped_at = 0.0
+        """When the work on the video began, and when its last step was done, seconds of `time.monotonic`."""
 
     def run(self) -> None:
         """Load the model and make the video."""
@@ -80,8 +80,11 @@ class VideoWork(Work):
 
     def _stepped(self, preview: Preview) -> None:
         self.steps_done += 1
+        self._stepped_at = time.monotonic()
         self.preview = preview
-        self.stage = f"Chunk {preview.chunk} of {preview.chunks}, step {preview.step} of {preview.steps}"
+        is_last = preview.step == preview.steps
+        step = "turning latents into pictures" if is_last else f"step {preview.step + 1} of {preview.steps}"
+        self.stage = f"Chunk {preview.chunk} of {preview.chunks}, {step}"
         self.go_on()
 
     @property
@@ -96,10 +99,11 @@ class VideoWork(Work):
 
     @property
     def seconds_left(self) -> float | None:
-        """Until it is done, as the steps until now took; None before the second one."""
+        """Until it is done, as the steps until now took; None before the second one, and when it takes longer."""
         if self.steps_done < 2 or self.is_over:
             return None
-        return (time.monotonic() - self._began) * (1 / self.part_done - 1)
+        left = (self._stepped_at - self._began) * (1 / self.part_done - 1)
+        return max(left - (time.monotonic() - self._stepped_at), 0.0) or None
 
 
 @lru_cache(maxsize=8)
