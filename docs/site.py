@@ -23,7 +23,7 @@ def api_page() -> str:
     sys.path.insert(0, str(ROOT))
     import diffsynth_omniavatar as omni
 
-    entry = "::: diffsynth_omniavatar.{module}.{name}\n    options:\n      heading: omni.{name}\n      toc_label: {name}\n"
+    entry = "::: diffsynth_omniavatar.{module}.{name}\n    options:\n      heading: {name}\n"
     entries = [entry.format(module=omni._MODULES[name], name=name) for name in omni.__all__]
     return "\n".join(["# Python", "`import diffsynth_omniavatar as omni` has these names.", *entries])
 
