@@ -29,8 +29,39 @@ class Run:
     protocol: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How run B differs from run A."""
+
+    first: Run
+    second: Run
+    found: Mapping[str, Difference]
+    """By figure, B - A."""
+    together: Mapping[str, tuple[float, float]]
+    """Figures of all clips together, of A and of B."""
+
+
 def compare(a: Path, b: Path, out: Path) -> None:
     """Print the differences B - A, and write them to compare.json in `out`.
+
+    Raises:
+        ValueError: as `read_comparison`.
+    """
+    compared = read_comparison(a, b)
+    _print(compared.found, compared.together)
+    _print_lone(compared.first, compared.second)
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "a": str(a),
+        "b": str(b),
+        "differences": {name: _plain(vars(row)) for name, row in compared.found.items()},
+        "together": {name: {"a": one, "b": other} for name, (one, other) in compared.together.items()},
+    }
+    write_text_atomically(out / "compare.json", json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def read_comparison(a: Path, b: Path) -> Comparison:
+    """The differences of two evaluations, clip by clip.
 
     Raises:
         ValueError: a folder is no result of `omniavatar evaluate`, the two were measured differently, or they have no
@@ -53,16 +84,7 @@ def compare(a: Path, b: Path, out: Path) -> None:
     together = {
         name: (first.together[name], second.together[name]) for name in first.together if name in second.together
     }
-    _print(found, together)
-    _print_lone(first, second)
-    out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "a": str(a),
-        "b": str(b),
-        "differences": {name: _plain(vars(row)) for name, row in found.items()},
-        "together": {name: {"a": one, "b": other} for name, (one, other) in together.items()},
-    }
-    write_text_atomically(out / "compare.json", json.dumps(content, indent=1, ensure_ascii=False))
+    return Comparison(first, second, found, together)
 
 
 def read_run(folder: Path) -> Run:

@@ -70,9 +70,10 @@ def chosen_model(shelf: Shelf, name: str | None, dubs: bool) -> Model:
     Raises:
         FieldFaults: it is not there, or does something else.
     """
-    if name not in shelf.names(dubs):
+    model = shelf.find(name)
+    if model is None or model.dubs != dubs:
         raise FieldFaults({"model": "Choose a model that is there; the tab Models says what is missing of the others."})
-    return shelf.models[name]
+    return model
 
 
 def new_folder(parent: Path) -> Path:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...host.versions import UnsupportedHostError
-from ...model.checkpoint import needed_sources
-from ...model.config import CheckpointConfig, has_masked_video
+from ...model.checkpoint import needed_sources, read_facts
+from ...model.config import PRESETS, CheckpointConfig, has_masked_video
 from ...model.files import NANO_MODELS, PUBLISHED, SMALL_FAMILY, HubFiles, model_files
 from ..model_flags import MODEL_FLAGS, facts, given, load_model
 from .command_lines import shown_path
@@ -49,7 +49,7 @@ class Model:
     def flags(self) -> dict[str, Any]:
         """The flags of the command line that name it."""
         folder = self.args.models_folder
-        return {"model": self.name, "models_folder": folder and Path(folder), **given(self.args, MODEL_FLAGS)}
+        return {"model": self.args.model, "models_folder": folder and Path(folder), **given(self.args, MODEL_FLAGS)}
 
 
 def lora_flag(lora: tuple[Path, float]) -> str:
@@ -73,6 +73,7 @@ class Shelf:
         self.loras: dict[str, LoRAs] = {}
         """What people add, by the model's name."""
         self.models: dict[str, Model] = {}
+        self._checkpoints: dict[str, Model] = {}
         self.look()
 
     def look(self) -> None:
@@ -80,6 +81,27 @@ class Shelf:
         names = [self._args.model] if self._args.model else PUBLISHED
         found = [_model(self._args, name) for name in dict.fromkeys((*names, *NANO_MODELS))]
         self.models = {model.name: model for model in found}
+
+    def find(self, name: str | None) -> Model | None:
+        """The model or added checkpoint of that name, if all of it is there."""
+        model = self.models.get(name or "") or self._checkpoints.get(name or "")
+        return None if model is None or model.lacks else model
+
+    def add_checkpoint(self, name: str, checkpoint: Path) -> Model:
+        """Take a checkpoint up under a name of its own, with the other parts of the model that it fits.
+
+        Raises:
+            ValueError, OSError: it cannot be read, or no model that is there has its sizes.
+        """
+        known = read_facts((checkpoint,))
+        assert known is not None
+        base = next((model for model in self.models.values() if _fits(model, known)), None)
+        if base is None:
+            raise ValueError(f"{name} fits no model that is there")
+        own = argparse.Namespace(**vars(base.args) | {"omniavatar": str(checkpoint)})
+        model = Model(name, own, facts(own), "")
+        self._checkpoints[name] = model
+        return model
 
     def names(self, dubs: bool) -> list[str]:
         """The models that dub videos, or those that make portraits talk: the best first."""
@@ -97,7 +119,10 @@ class Shelf:
             ValueError, OSError: it cannot be loaded.
         """
         with self._lock:
-            args = self.models[name].args
+            model = self.find(name)
+            if model is None:
+                raise ValueError(f"the model {name} is no longer there")
+            args = model.args
             if hasattr(args, "quantize"):  # LoRAs go in before the weights become 8 bits
                 args = argparse.Namespace(**vars(args) | {"lora": [*(args.lora or ()), *map(lora_flag, loras)]})
                 is_loaded = self._loaded == (name, loras)
@@ -153,6 +178,16 @@ def _model(args: argparse.Namespace, name: str) -> Model:
         return Model(name, own, None if lacks else facts(own), lacks)
     except (ValueError, OSError, UnsupportedHostError) as error:
         return Model(name, own, None, str(error))
+
+
+def _fits(model: Model, checkpoint: CheckpointConfig) -> bool:
+    """Whether a checkpoint has the sizes of a model; those that do not tell theirs are of a published one."""
+    if model.facts is None or model.lacks:
+        return False
+    own = PRESETS.get(model.name) or model.facts.model
+    if checkpoint.model is None or own is None:
+        return model.name in PUBLISHED and checkpoint.model is None
+    return (own.dim, own.num_layers) == (checkpoint.model.dim, checkpoint.model.num_layers)
 
 
 def _lacks(args: argparse.Namespace, is_named: bool) -> str:

@@ -20,7 +20,7 @@ LONGEST_PROMPT = 5000
 """Letters; the text encoder reads some 500 words."""
 
 
-def order_talk(app: PageApp, owner: str, fields: Mapping[str, Any]) -> VideoWork:
+def order_talk(app: PageApp, owner: str, fields: Mapping[str, Any], tab: str = "talk") -> VideoWork:
     """Check what was filled in and put the job into the queue.
 
     Args:
@@ -28,13 +28,14 @@ def order_talk(app: PageApp, owner: str, fields: Mapping[str, Any]) -> VideoWork
         owner: who asks.
         fields: image and audio, files that were sent; prompt, preset, model; and settings of `orders.ADVANCED_TALK`,
             None or "" where they were left alone.
+        tab: where.
 
     Raises:
         FieldFaults: something is wrong, by the field.
     """
     folder = new_folder(app.videos)
     try:
-        work = _checked(app, owner, dict(fields), folder)
+        work = _checked(app, owner, dict(fields), folder, tab)
         with field_faults():
             app.jobs.add(work)
     except BaseException:
@@ -43,7 +44,7 @@ def order_talk(app: PageApp, owner: str, fields: Mapping[str, Any]) -> VideoWork
     return work
 
 
-def _checked(app: PageApp, owner: str, fields: dict[str, Any], folder: Path) -> VideoWork:
+def _checked(app: PageApp, owner: str, fields: dict[str, Any], folder: Path, tab: str) -> VideoWork:
     form = dict(fields)
     model = chosen_model(app.shelf, fields.pop("model"), dubs=False)
     loras = app.shelf.loras.get(model.name, ())
@@ -67,7 +68,7 @@ def _checked(app: PageApp, owner: str, fields: dict[str, Any], folder: Path) -> 
     notes = tuple(named(str(RequestError(note)).removeprefix("warning: image "), files) for note in job.notes)
     words = {**model_words(model, loras), "prompt": prompt, **kept, "out": out, **settings}
     order = Order(
-        tab="talk",
+        tab=tab,
         title=prompt,
         model=model.name,
         loras=loras,

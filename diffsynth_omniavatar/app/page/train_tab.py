@@ -39,7 +39,7 @@ def train_tab(app: PageApp) -> None:
             new = NewRun(app, readable, runs)
         with gr.Column(min_width=320):
             panel = RunPanel(app.uploads, runs)
-    new.connect(panel)
+    new.connect(panel, Context.block)
     panel.connect()
 
 
@@ -137,10 +137,11 @@ class NewRun:
                         fields[name].render()
                         self.form.field(name, fields[name])
 
-    def connect(self, panel: RunPanel) -> None:
+    def connect(self, panel: RunPanel, tab: Any) -> None:
         """React to what is filled in and pressed."""
         load = Context.root_block.load
         load(self._offer, [self._data], [self._data], **QUIETLY)
+        tab.select(self._offer, [self._data], [self._data], **QUIETLY)
         load(self._planned, self.form.inputs, [self._plan], **QUIETLY)
         fields = self.form.fields
         self._model.input(

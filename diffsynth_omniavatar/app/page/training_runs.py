@@ -28,7 +28,7 @@ from ...system.output_folder import reserved
 from ...system.text_files import parse_json, read_text
 from ...training.log_table import Row, read_table
 
-RECORD, LOG = "page.json", "train.log"
+RECORD, LOG, BEST = "page.json", "train.log", "best"
 LAUNCHER = (sys.executable, "-m", "accelerate.commands.accelerate_cli")
 """What runs the `accelerate` of a command, of this very Python."""
 NAME = re.compile(r"\w(?:[\w .-]{0,58}\w)?")
@@ -160,7 +160,7 @@ class TrainingRun:
     def checkpoints(self) -> list[Path]:
         """The complete ones, the newest first; `best` is the last."""
         steps = [path for path in self.folder.glob("step-*") if _step(path) is not None]
-        best = self.folder / "best"
+        best = self.folder / BEST
         return [*sorted(steps, key=lambda path: _step(path) or 0, reverse=True), *([best] if best.is_dir() else [])]
 
     def steps_saved(self) -> int:

@@ -30,7 +30,7 @@ class Order:
     """What somebody has filled in and the page has checked."""
 
     tab: str
-    """Where: "talk" or "dub"."""
+    """Where: "talk", "dub" or "compare"."""
     title: str
     """In a line."""
     model: str

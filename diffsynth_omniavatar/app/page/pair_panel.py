@@ -1,0 +1,195 @@
+"""The part of the tab Compare in which two checkpoints make the same video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+
+from .checkpoints import offered_checkpoints
+from .faults import FieldFaults
+from .forms import QUIETLY, Form, kept_by_browser, read_as_path
+from .markup import plain
+from .orders import PRESETS
+from .pair import SIDES, TAB, order_pair
+from .player import lay_out_player, player
+from .readable import Readable
+from .state import PageApp
+from .training_runs import TrainingRuns
+from .video_panel import owner_of, status
+from .video_work import VideoWork
+
+SECONDS = 1.0
+"""Between two looks at the jobs."""
+PROMPT = "A realistic video of a person speaking directly to the camera, with the head still."
+EMPTY = '<p class="empty">The two videos appear here.</p>'
+
+
+class PairPanel:
+    """The form, and the two videos side by side.
+
+    Args:
+        app: the page.
+        runs: the trainings.
+        readable: where checkpoints may lie.
+    """
+
+    def __init__(self, app: PageApp, runs: TrainingRuns, readable: Readable) -> None:
+        self._app, self._runs, self._readable = app, runs, readable
+        self._form = Form()
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=320):
+                self._lay_out_form()
+            with gr.Column(min_width=320):
+                self._numbers = kept_by_browser("compare")
+                self._status = gr.HTML(EMPTY, elem_classes="status", elem_id="compare-status")
+                self._player = lay_out_player("compare-player")
+                self._cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="compare-cancel")
+                self._commands = gr.Textbox(
+                    label="The same on the command line",
+                    visible=False,
+                    interactive=False,
+                    lines=4,
+                    max_lines=10,
+                    buttons=["copy"],
+                    elem_id="compare-commands",
+                )
+                self._seen = gr.State("")
+                self._timer = gr.Timer(SECONDS, active=False)
+        self._outputs = [
+            self._numbers,
+            self._seen,
+            self._timer,
+            self._status,
+            self._player,
+            self._cancel,
+            self._commands,
+        ]
+
+    def _lay_out_form(self) -> None:
+        for side, letter in zip(SIDES, "AB", strict=True):
+            with gr.Column(elem_classes="field"):
+                self._form.field(
+                    side,
+                    gr.Dropdown(
+                        [],
+                        label=f"Checkpoint {letter}",
+                        info="A model, a step of a training, or a path in the folders of --data."
+                        if letter == "A"
+                        else None,
+                        allow_custom_value=True,
+                        elem_id=f"compare-{letter.lower()}",
+                    ),
+                )
+        with gr.Column(elem_classes="field"):
+            image = gr.Image(
+                label="Portrait",
+                type="filepath",
+                image_mode=None,
+                sources=["upload"],
+                height=220,
+                buttons=[],
+                elem_id="compare-image",
+            )
+            self._form.field("image", read_as_path(image))
+        with gr.Column(elem_classes="field"):
+            self._form.field(
+                "audio",
+                gr.Audio(
+                    label="Speech",
+                    type="filepath",
+                    sources=["upload", "microphone"],
+                    buttons=[],
+                    elem_id="compare-audio",
+                ),
+            )
+        with gr.Column(elem_classes="field"):
+            self._form.field("prompt", gr.Textbox(PROMPT, label="Prompt", lines=2, elem_id="compare-prompt"))
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=200, elem_classes="field"):
+                self._form.field("preset", gr.Radio(list(PRESETS), value="fast", label="Quality"))
+            with gr.Column(min_width=120, elem_classes="field"):
+                self._form.field(
+                    "seed", gr.Number(42, label="Seed of both", precision=0, step=1, elem_id="compare-seed")
+                )
+        self._make = gr.Button("Make both videos", variant="primary", elem_id="compare-make")
+        self._form.general_message()
+
+    def connect(self, tab: Any) -> None:
+        """Follow the jobs from when the page is loaded; offer what is there when the tab is opened."""
+        fields = self._form.fields
+        sides = [fields[side] for side in SIDES]
+        Context.root_block.load(self._offer, sides, sides, **QUIETLY)
+        tab.select(self._offer, sides, sides, **QUIETLY)
+        Context.root_block.load(self._look_again, [self._numbers], self._outputs, **QUIETLY)
+        self._timer.tick(self._look, [self._numbers, self._seen], self._outputs, **QUIETLY)
+        self._cancel.click(self._stop, [self._numbers, self._seen], self._outputs, **QUIETLY)
+        self._make.click(
+            self._order,
+            self._form.inputs,
+            [*self._form.messages, *self._outputs],
+            show_progress="minimal",
+            api_visibility="private",
+        )
+
+    def _offer(self, *chosen: str | None) -> list[Any]:
+        offered = offered_checkpoints(self._app.shelf, self._runs)
+        defaults = [*offered, None, None][:2]
+        return [
+            gr.update(choices=offered, value=value or default) for value, default in zip(chosen, defaults, strict=True)
+        ]
+
+    def _order(self, request: gr.Request, *given: Any) -> list[Any]:
+        fields = self._form.values(given)
+        try:
+            pair = order_pair(self._app, owner_of(request), fields, self._runs, self._readable)
+        except FieldFaults as error:
+            return [*self._form.told(error), *[gr.skip()] * len(self._outputs)]
+        return [*self._form.told(None), *self._show(pair, "")]
+
+    def _found(self, numbers: str | None, request: gr.Request) -> list[VideoWork]:
+        works = {work.id: work for work in self._app.jobs.of(owner_of(request))}
+        named = [works.get(number) for number in (numbers or "").split()]
+        return [work for work in named if isinstance(work, VideoWork) and work.order.tab == TAB]
+
+    def _look(self, numbers: str | None, seen: str, request: gr.Request) -> list[Any]:
+        return self._show(self._found(numbers, request), seen)
+
+    def _look_again(self, numbers: str | None, request: gr.Request) -> list[Any]:
+        return self._show(self._found(numbers, request), "")
+
+    def _stop(self, numbers: str | None, seen: str, request: gr.Request) -> list[Any]:
+        works = self._found(numbers, request)
+        for work in reversed(works):  # else the second one begins
+            self._app.jobs.stop(work)
+        return self._show(works, seen)
+
+    def _show(self, works: Sequence[VideoWork], seen: str) -> list[Any]:
+        """Updates for the two jobs; those of what `seen` has shown already are left out."""
+        if len(works) != 2:
+            return ["", "", gr.Timer(active=False), EMPTY, *[gr.update(visible=False)] * 3]
+        queue = self._app.jobs
+        told = "".join(
+            f"<h4>{letter}: {plain(work.order.model)}</h4>{status(work, queue)}"
+            for letter, work in zip("AB", works, strict=True)
+        )
+        now = " ".join(f"{work.id} {work.state} {work.is_stopping}" for work in works)
+        if seen == now:
+            return [gr.skip(), gr.skip(), gr.skip(), told, *[gr.skip()] * 3]
+        is_over = all(work.is_over for work in works)
+        videos = [
+            (f"{letter}: {work.order.model}", work.video)
+            for letter, work in zip("AB", works, strict=True)
+            if work.video is not None
+        ]
+        return [
+            " ".join(work.id for work in works),
+            now,
+            gr.Timer(active=not is_over),
+            told,
+            gr.update(value=player(videos, self._app.uploads) if videos else "", visible=bool(videos)),
+            gr.update(visible=not is_over),
+            gr.update(value="\n".join(work.order.command for work in works), visible=True),
+        ]
