@@ -109,7 +109,10 @@ class PairPanel:
             self._form.field("prompt", gr.Textbox(PROMPT, label="Prompt", lines=2, elem_id="compare-prompt"))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=200, elem_classes="field"):
-                self._form.field("preset", gr.Radio(list(PRESETS), value="fast", label="Quality"))
+                self._form.field(
+                    "preset",
+                    gr.Radio(list(PRESETS), value="fast", label="Quality", elem_id="compare-preset"),
+                )
             with gr.Column(min_width=120, elem_classes="field"):
                 self._form.field(
                     "seed", gr.Number(42, label="Seed of both", precision=0, step=1, elem_id="compare-seed")

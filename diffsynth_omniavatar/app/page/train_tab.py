@@ -114,19 +114,37 @@ class NewRun:
         count, memory = gpus_here()
         fields = {
             "size": gr.Textbox(
-                start.size, label="Size of samples", info="Height x width x frames.", max_lines=1, render=False
+                start.size,
+                label="Size of samples",
+                info="Height x width x frames.",
+                max_lines=1,
+                render=False,
+                elem_id="train-size",
             ),
-            "lora_rank": _number(start.lora_rank, "Rank of a new LoRA", info="A checkpoint with a LoRA keeps its own."),
-            "learning_rate": gr.Number(start.learning_rate, label="Learning rate", step=1e-5, render=False),
-            "batch_size": _number(1, "Clips in a step"),
-            "videos": _number(start.videos, "Validation videos", info="Of held-out clips, five times in a run."),
-            "gpu": gr.Number(round(memory, 1) or 24, label="Memory of a GPU", info="In GiB, to plan.", render=False),
-            "gpus": _number(1, "GPUs", info=f"PyTorch sees {count}."),
+            "lora_rank": _number(
+                start.lora_rank, "Rank of a new LoRA", "train-rank", info="A checkpoint with a LoRA keeps its own."
+            ),
+            "learning_rate": gr.Number(
+                start.learning_rate, label="Learning rate", step=1e-5, render=False, elem_id="train-rate"
+            ),
+            "batch_size": _number(1, "Clips in a step", "train-batch"),
+            "videos": _number(
+                start.videos, "Validation videos", "train-videos", info="Of held-out clips, five times in a run."
+            ),
+            "gpu": gr.Number(
+                round(memory, 1) or 24,
+                label="Memory of a GPU",
+                info="In GiB, for the plan.",
+                render=False,
+                elem_id="train-gpu",
+            ),
+            "gpus": _number(1, "GPUs", "train-gpus", info=f"PyTorch sees {count}."),
             "caption": gr.Textbox(
                 label="What clips show",
                 info="For clips in a folder without text files beside them.",
                 lines=2,
                 render=False,
+                elem_id="train-caption",
             ),
         }
         names = list(fields)
@@ -277,7 +295,7 @@ class NewRun:
         return [*self.form.told(error), _note(note), gr.update(visible=False), ("", ()), start]
 
 
-def _number(value: int | None, label: str, elem_id: str | None = None, **more: Any) -> Any:
+def _number(value: int, label: str, elem_id: str, **more: Any) -> Any:
     """A field for a whole number, to be laid out later."""
     return gr.Number(value, label=label, precision=0, step=1, elem_id=elem_id, render=False, **more)
 
