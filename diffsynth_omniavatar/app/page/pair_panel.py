@@ -10,7 +10,7 @@ from gradio.context import Context
 
 from .checkpoints import offered_checkpoints
 from .faults import FieldFaults
-from .forms import QUIETLY, Form, kept_by_browser, read_as_path
+from .forms import QUIETLY, Form, kept_by_browser
 from .markup import plain
 from .orders import PRESETS
 from .pair import SIDES, TAB, order_pair
@@ -18,6 +18,7 @@ from .player import lay_out_player, player
 from .readable import Readable
 from .state import PageApp
 from .training_runs import TrainingRuns
+from .video_fields import prompt_field, speech_field
 from .video_panel import owner_of, status
 from .video_work import VideoWork
 
@@ -84,29 +85,19 @@ class PairPanel:
                     ),
                 )
         with gr.Column(elem_classes="field"):
-            image = gr.Image(
-                label="Portrait",
-                type="filepath",
-                image_mode=None,
-                sources=["upload"],
-                height=220,
-                buttons=[],
-                elem_id="compare-image",
-            )
-            self._form.field("image", read_as_path(image))
-        with gr.Column(elem_classes="field"):
             self._form.field(
-                "audio",
-                gr.Audio(
-                    label="Speech",
+                "image",
+                gr.Image(
+                    label="Portrait",
                     type="filepath",
-                    sources=["upload", "microphone"],
+                    sources=["upload"],
+                    height=220,
                     buttons=[],
-                    elem_id="compare-audio",
+                    elem_id="compare-image",
                 ),
             )
-        with gr.Column(elem_classes="field"):
-            self._form.field("prompt", gr.Textbox(PROMPT, label="Prompt", lines=2, elem_id="compare-prompt"))
+        speech_field(self._form, "compare")
+        prompt_field(self._form, "compare", PROMPT)
         with gr.Row(equal_height=False):
             with gr.Column(min_width=200, elem_classes="field"):
                 self._form.field(
@@ -133,6 +124,7 @@ class PairPanel:
             self._order,
             self._form.inputs,
             [*self._form.messages, *self._outputs],
+            preprocess=False,
             show_progress="minimal",
             api_visibility="private",
         )
