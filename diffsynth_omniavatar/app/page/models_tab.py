@@ -106,9 +106,14 @@ def _loras(app: PageApp) -> None:
         return [*form.told(None), gr.update(choices=lora_names(app), value=name), None]
 
     outputs = [*form.messages, chosen]
-    form.fields["lora_file"].upload(send, [form.fields["lora_file"]], [*form.messages, lora, form.fields["lora_file"]])
-    add.click(lambda to, name, much: told(lambda: add_lora(app, to, name, much), to), [model, lora, strength], outputs)
-    clear.click(lambda to: told(lambda: clear_loras(app, to), to), [model], outputs)
+    file = form.fields["lora_file"]
+    file.upload(send, [file], [*form.messages, lora, file], api_visibility="private")
+
+    def add_it(to: str | None, name: str | None, much: Any) -> list[Any]:
+        return told(lambda: add_lora(app, to, name, much), to)
+
+    add.click(add_it, [model, lora, strength], outputs, show_progress="hidden", api_visibility="private")
+    clear.click(lambda to: told(lambda: clear_loras(app, to), to), [model], outputs, **QUIETLY)
     model.change(lambda to: _chosen(app.shelf, to), [model], [chosen], **QUIETLY)
     Context.root_block.load(lambda to: _chosen(app.shelf, to), [model], [chosen], **QUIETLY)
 

@@ -22,6 +22,8 @@ TITLE = "OmniAvatar"
 CSS = Path(__file__).with_name("page.css")
 CHECKED_AT_ONCE = 4
 """Forms that are checked at a time."""
+MOST_UPLOADS = 20
+"""Uploads of the largest size that are kept at a time."""
 CACHE_SECONDS = 24 * 3600
 """For how long uploads and copies of what was shown are kept."""
 TABS = {"Talk": talk_tab, "Dub": dub_tab, "Train": train_tab, "Compare": compare_tab, "Models": models_tab}
@@ -46,13 +48,15 @@ def serve(app: PageApp) -> None:
     """
     args = app.args
     page = build_page(app)
+    largest = args.max_upload * MEGABYTE
+    safety = Middleware(Safety, uploads=app.uploads, most_bytes=MOST_UPLOADS * largest)
     try:
         _, address, shared = page.queue(default_concurrency_limit=CHECKED_AT_ONCE).launch(
             server_name=args.host,
             server_port=args.port,
             share=args.share,
             auth=args.auth,
-            max_file_size=args.max_upload * MEGABYTE,
+            max_file_size=largest,
             theme=theme(),
             css=CSS.read_text(encoding="utf-8"),
             footer_links=[],
@@ -63,7 +67,7 @@ def serve(app: PageApp) -> None:
             mcp_server=False,
             quiet=True,
             prevent_thread_lock=True,
-            app_kwargs={"middleware": [Middleware(Safety)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            app_kwargs={"middleware": [safety], "docs_url": None, "redoc_url": None, "openapi_url": None},
         )
         say(f"the page is at {address}{f' and {shared}' if shared else ''}; Ctrl-C ends it.")
         threading.Event().wait()

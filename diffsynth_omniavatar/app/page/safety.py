@@ -1,8 +1,10 @@
-"""What the server adds to gradio's own: nothing from elsewhere is loaded, and nothing elsewhere is asked for."""
+"""What the server refuses beside what gradio does: addresses of others, and uploads without end."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -41,10 +43,12 @@ class Safety:
 
     Args:
         app: the server.
+        uploads: the folder of uploads.
+        most_bytes: that may lie in it before another one is refused.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self._app = app
+    def __init__(self, app: Callable[..., Awaitable[None]], uploads: Path, most_bytes: int) -> None:
+        self._app, self._uploads, self._most_bytes = app, uploads, most_bytes
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -54,14 +58,36 @@ class Safety:
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
-        if scope["type"] == "http" and asks_elsewhere(scope["path"]):
-            await with_headers({"type": "http.response.start", "status": 403, "headers": []})
-            await with_headers({"type": "http.response.body", "body": b"The page serves its own files alone."})
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self._app(scope, receive, with_headers)
             return
-        await self._app(scope, receive, with_headers)
+        status, text = refusal
+        await with_headers({"type": "http.response.start", "status": status, "headers": []})
+        await with_headers({"type": "http.response.body", "body": text.encode()})
+
+    def _refusal(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
+        """Status and text for what is not answered."""
+        path = scope["path"]
+        if asks_elsewhere(path):
+            return 403, "The page serves its own files alone."
+        is_upload = scope["method"] == "POST" and path.rstrip("/").endswith("/upload")
+        if is_upload and bytes_in(self._uploads) > self._most_bytes:
+            return 507, "There are too many uploads: try again tomorrow, or start the page again."
+        return None
 
 
 def asks_elsewhere(path: str) -> bool:
-    """Whether a path asks the server to fetch an address: gradio's file=http://..."""
+    """Whether a path asks the server to fetch an address: gradio's proxy=..., and its file=http://..."""
     _, found, file = path.partition("/file=")
-    return bool(found) and "://" in unquote(file)
+    return (bool(found) and "://" in unquote(file)) or "/proxy=" in path
+
+
+def bytes_in(folder: Path) -> int:
+    """Size of the files in a folder; a file that has several names counts nothing, as it takes no room of its own."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            found = file.lstat()
+            total += found.st_size if found.st_nlink == 1 else 0
+    return total

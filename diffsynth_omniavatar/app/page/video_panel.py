@@ -65,7 +65,7 @@ class VideoPanel:
             elem_id=f"{name}-command",
         )
         self._others = gr.Dropdown(
-            [], label="Your videos", visible=False, filterable=False, interactive=True, elem_id=f"{name}-videos"
+            [], label="Videos of this page", visible=False, filterable=False, interactive=True, elem_id=f"{name}-videos"
         )
 
     @property

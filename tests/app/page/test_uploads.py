@@ -1,9 +1,11 @@
 """Only files of the right kind and size are taken, from the folder of uploads alone; their names are the page's."""
 
+import asyncio
+
 import pytest
 
 from diffsynth_omniavatar.app.page.faults import FieldFaults
-from diffsynth_omniavatar.app.page.safety import asks_elsewhere
+from diffsynth_omniavatar.app.page.safety import Safety, asks_elsewhere
 from diffsynth_omniavatar.app.page.uploads import MEGABYTE, PICTURE, SOUND, VIDEO, kept_upload
 
 pytestmark = pytest.mark.one_host("imports nothing of the host")
@@ -67,8 +69,39 @@ def test_sound_may_come_in_a_video(keep):
         ("/gradio_api/file=/srv/uploads/a.mp4", False),
         ("/gradio_api/file=http://example.org/a.mp4", True),
         ("/gradio_api/file=HTTPS%3A%2F%2Fexample.org", True),
+        ("/gradio_api/proxy=https://example.org", True),
         ("/gradio_api/upload", False),
     ],
 )
 def test_the_server_fetches_nothing_from_elsewhere(path, refused):
     assert asks_elsewhere(path) == refused
+
+
+def answers(safety, method, path):
+    """Status and headers of the answer to a request."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(safety({"type": "http", "method": method, "path": path}, None, send))
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+def test_uploads_do_not_fill_the_disk_and_pages_load_nothing_from_elsewhere(tmp_path):
+    async def server(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    safety = Safety(server, tmp_path, most_bytes=100)
+    (tmp_path / "a.png").write_bytes(bytes(100))
+    assert answers(safety, "POST", "/gradio_api/upload")[0] == 200
+    (tmp_path / "b.png").write_bytes(bytes(1))
+    assert answers(safety, "POST", "/gradio_api/upload")[0] == 507
+    status, headers = answers(safety, "GET", "/")
+    assert status == 200 and b"default-src 'self'" in headers[b"content-security-policy"]
+    status, headers = answers(safety, "GET", "/gradio_api/file=https://example.org/a.js")
+    assert status == 403 and b"content-security-policy" in headers
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "c.png").write_bytes(bytes(200))
+    (tmp_path / "d.png").hardlink_to(tmp_path / "c.png")
+    assert answers(safety, "POST", "/gradio_api/upload")[0] == 200
