@@ -50,8 +50,9 @@ logger = logging.getLogger(__name__)
 
 OnFrames = Callable[[Tensor], None]
 
-UNTILED_PIXELS = 512 * 512
-"""Up to this picture size the VAE runs without tiles, which shift the colours."""
+UNTILED_PIXELS = 720 * 720
+"""Up to this picture size, the largest trained one, the VAE runs without tiles: they shift the colours, leave seams and
+take several times as long."""
 
 TEA_CACHE_MODELS = {5120: "Wan2.1-T2V-14B", 1536: "Wan2.1-T2V-1.3B"}
 """Names of the host's TeaCache coefficients by the width of the denoiser."""
@@ -190,7 +191,7 @@ class OmniAvatarPipeline(host.WanVideoPipeline):
             audio_cfg_scale: audio guidance a: three passes, `n + s (o - n) + a (p - o)`; equal to s, or with s = 1, it
                 takes two.
             apg_eta, guidance_rescale, guidance_from, guidance_to: see `model.sampling.Sampling`.
-            tiled: run the VAE in tiles; None for "above 512x512".
+            tiled: run the VAE in tiles; None for "above 720x720".
             tea_cache_l1_thresh: skip steps that change little (upstream's value is 0.14); None computes all.
             tea_cache_model_id: whose coefficients; None for the denoiser's own.
             output_type: "quantized" for PIL images, "floatpoint" for a tensor [3, F, H, W] in [-1, 1].

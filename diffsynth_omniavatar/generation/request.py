@@ -131,7 +131,7 @@ class Settings:
     seed: int = 42
     """Random seed; chunk k starts from the noise of seed + k."""
     tiled: bool | None = None
-    """Run the VAE in tiles; None for "above 512x512"."""
+    """Run the VAE in tiles; None for "above 720x720"."""
     tea_cache_l1_thresh: float | None = None
     """TeaCache: skip steps that change less; None computes all."""
     tea_cache_model_id: str | None = None

@@ -435,11 +435,11 @@ def test_a_clip_is_as_long_as_its_sound_and_the_frames_before_it(call, leading, 
 
 
 def test_defaults_of_a_call(call):
-    """Upstream's negative prompt; tiles above 512x512 alone; TeaCache's coefficients by the width of the denoiser."""
+    """Upstream's negative prompt; tiles above 720x720 alone; TeaCache's coefficients by the width of the denoiser."""
     spy = call()
     assert spy.host["negative_prompt"] == NEGATIVE_PROMPT and not spy.host["tiled"]
     assert call(negative_prompt="").host["negative_prompt"] == ""
-    assert [call(height=512, width=width, num_frames=5).host["tiled"] for width in (512, 528)] == [False, True]
+    assert [call(height=512, width=width, num_frames=5).host["tiled"] for width in (512, 1040)] == [False, True]
     assert call(tea_cache_l1_thresh=0.1).host["tea_cache_model_id"] == "Wan2.1-T2V-1.3B"
     assert call(tea_cache_l1_thresh=0.0).host["tea_cache_l1_thresh"] is None
 
