@@ -30,11 +30,11 @@ def steps_done(page):
 
 
 def wait_for_step(page, step):
-    page.wait_for_function(
-        """step => Number((document.querySelector("#train-status").innerText.match(/step (\\d+) of/) ?? [])[1]) >= step""",
-        arg=step,
-        timeout=PATIENCE,
-    )
+    told = """step => {
+        const found = document.querySelector("#train-status").innerText.match(/step (\\d+) of/);
+        return found && Number(found[1]) >= step;
+    }"""
+    page.wait_for_function(told, arg=step, timeout=PATIENCE)
 
 
 def test_a_training_is_followed_through_a_reload_stopped_and_its_checkpoint_compared(page, files, folder):
@@ -86,14 +86,9 @@ def test_a_training_is_followed_through_a_reload_stopped_and_its_checkpoint_comp
     page.locator("#compare-preset").get_by_label("draft").check()
     page.locator("#compare-make").click()
     page.locator("#compare-player video").nth(1).wait_for(timeout=PATIENCE)
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('#compare-player video')].every(one => one.readyState >= 2)"
-    )
+    videos = "[...document.querySelectorAll('#compare-player video')]"
+    page.wait_for_function(f"() => {videos}.every(video => video.readyState >= 2)")
     page.locator("#compare-player").get_by_role("button", name="Play both").click()
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('#compare-player video')].every(one => one.currentTime > 0.2)"
-    )
-    apart = page.evaluate(
-        "() => { const [a, b] = document.querySelectorAll('#compare-player video'); return Math.abs(a.currentTime - b.currentTime) }"
-    )
-    assert apart < 0.5
+    page.wait_for_function(f"() => {videos}.every(video => video.currentTime > 0.2)")
+    first, second = page.evaluate(f"() => {videos}.map(video => video.currentTime)")
+    assert abs(first - second) < 0.5
