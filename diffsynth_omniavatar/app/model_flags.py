@@ -151,7 +151,10 @@ SHARED_FLAGS: Flags = {
         "part of the steps after which there is no guidance, 0 to 1 (default: the checkpoint's, else 1)",
     ),
     "seed": (int, "random seed; the same seed makes the same video (default: 42)"),
-    "tiled": (bool, "run the VAE in tiles: less memory, several times as slow (default: yes above 720x720 pixels, else no)"),
+    "tiled": (
+        bool,
+        "run the VAE in tiles: less memory, several times as slow (default: yes above 720x720 pixels, else no)",
+    ),
     "tea_cache_l1_thresh": (
         float,
         "TeaCache threshold: skip steps that change less; OmniAvatar uses 0.14 (default: skip none)",

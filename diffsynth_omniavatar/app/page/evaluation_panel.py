@@ -165,6 +165,7 @@ class EvaluationPanel:
                 ]
         except (ValueError, OSError):
             videos = []
+        videos = [(title, path) for title, path in videos if self._readable.holds(path)]  # not what a link leads to
         return gr.update(value=player(videos, self._app.uploads) if videos else "", visible=bool(videos))
 
 

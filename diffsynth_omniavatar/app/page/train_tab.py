@@ -231,8 +231,8 @@ class NewRun:
         from .training_command import command_of
 
         command = command_of(training, folder)
-        if training.gpus:
-            self._app.shelf.release()
+        if training.gpus and not self._app.shelf.release():
+            raise ValueError("a video is being made with the GPU; start again when it is done")
         folder.mkdir(parents=True)
         try:
             training.data.write(folder, training.videos, is_v2v=training.is_v2v)

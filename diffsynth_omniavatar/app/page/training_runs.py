@@ -266,6 +266,14 @@ class TrainingRuns:
             raise ValueError(f"there is a run {name} already: choose another name, or go on with that one")
         return folder
 
+    def running(self) -> TrainingRun | None:
+        """One that is going, if there is one."""
+        for run in self.all():
+            with contextlib.suppress(ValueError, OSError):  # of a damaged record nobody knows
+                if run.state().is_alive:
+                    return run
+        return None
+
     def start(self, command: Sequence[str], max_steps: int, folder: Path) -> TrainingRun:
         """Start a run.
 
@@ -275,7 +283,8 @@ class TrainingRuns:
             folder: its --output_path, from `new_folder`; files that the command reads may be in it.
 
         Raises:
-            ValueError: another run writes there, with the words of training itself; OSError: nothing can be written.
+            ValueError: another run is going, or writes there, with the words of training itself; OSError: nothing can
+                be written.
         """
         return self._launch(folder, tuple(command), (), max_steps)
 
@@ -287,7 +296,7 @@ class TrainingRuns:
             max_steps: another number of steps in all; None for the same.
 
         Raises:
-            ValueError: it is going, or others write into its folder.
+            ValueError: it or another one is going, or others write into its folder.
         """
         record = run.record()
         steps = record.max_steps if max_steps is None else max_steps
@@ -299,8 +308,8 @@ class TrainingRuns:
     def _launch(self, folder: Path, command: tuple[str, ...], more: tuple[str, ...], max_steps: int) -> TrainingRun:
         run = TrainingRun(folder)
         with self._lock:
-            if (folder / RECORD).is_file() and run.state().is_alive:
-                raise ValueError(f"{run.name} is running; stop it first, or choose another name")
+            if (other := self.running()) is not None:
+                raise ValueError(f"{other.name} is running: wait for its end, or stop it")
             with reserved(folder):
                 pass  # training does the same when it has imported what it needs; here it is told at once
             folder.mkdir(parents=True, exist_ok=True)

@@ -78,11 +78,11 @@ def wait_for_word(run, word):
 
 
 def test_a_run_ends_by_itself_and_is_told_by_its_files(runs):
-    finished, failed, died = start(runs, "a b"), start(runs, "c", "--fails"), start(runs, "d", "--dies")
-    assert wait_for(finished, "finished", "failed").name == "finished"
-    state = wait_for(failed, "finished", "failed")
-    assert state.name == "failed" and state.message.endswith("error: the disk is full")
-    assert wait_for(died, "finished", "failed").name == "failed"
+    ends = [
+        wait_for(start(runs, *words), "finished", "failed") for words in (["a b"], ["c", "--fails"], ["d", "--dies"])
+    ]
+    assert [state.name for state in ends] == ["finished", "failed", "failed"]
+    assert ends[1].message.endswith("error: the disk is full")
     assert [run.name for run in runs.all()] == ["d", "c", "a b"]
 
 
@@ -167,6 +167,10 @@ def test_two_runs_do_not_write_into_one_folder(runs):
         runs.new_folder("a")
     with pytest.raises(ValueError, match="a is running"):
         runs.resume(run)
+    with pytest.raises(ValueError, match="a is running"):
+        start(runs, "c")
+    run.stop()
+    wait_for(run, "stopped", "failed")
     holding = "from diffsynth_omniavatar.system.output_folder import reserved; from pathlib import Path; import sys\n"
     holding += "with reserved(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     folder = runs.new_folder("b")
