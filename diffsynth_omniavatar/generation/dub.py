@@ -27,6 +27,7 @@ from .dub_debug import DebugVideo
 from .dub_inputs import DubInputs, FaceInputs, ReferenceClip, read_dub_inputs
 from .dub_plan import Chunk, PlacedTrack, Span
 from .dub_request import DubRequest
+from .footage import OnPicture
 from .pipeline import OmniAvatarPipeline
 from .preview import OnPreview
 from .progress import ChunkProgress, progress
@@ -46,6 +47,7 @@ def dub(
     inputs: DubInputs | None = None,
     show_progress: bool = True,
     on_preview: OnPreview | None = None,
+    on_picture: OnPicture | None = None,
     **arguments: Any,
 ) -> DubbedVideo:
     """Make somebody in a video say something else, and write it while it is made.
@@ -62,6 +64,7 @@ def dub(
         inputs: of this request, where they were read before.
         show_progress: draw a bar with chunk, step, speed and remaining time.
         on_preview: as for `generate`.
+        on_picture: called while faces are looked for, see `footage.OnPicture`.
 
     Raises:
         RequestError: an input is missing, unreadable or does not fit the checkpoint, or there is no face to dub; the
@@ -74,7 +77,8 @@ def dub(
         raise TypeError(f"dub() got a request and {', '.join(arguments)}: give the request alone")
     if inputs is None:
         shows = show_progress and pipe.is_first_process
-        inputs = read_dub_inputs(request, pipe.dit.config.in_dim, pipe.conventions, show_progress=shows)
+        in_dim, conventions = pipe.dit.config.in_dim, pipe.conventions
+        inputs = read_dub_inputs(request, in_dim, conventions, show_progress=shows, on_picture=on_picture)
         logger.info("%s", inputs.told())
     maker = ChunkMaker(pipe, request, inputs.size, inputs.chunks, on_preview)
     steps = maker.sampling.steps

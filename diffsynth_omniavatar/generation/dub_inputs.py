@@ -25,7 +25,7 @@ from ..system.messages import counted
 from .dub_faces import choose_tracks
 from .dub_plan import NO_SPEECH, FacePlan, PlacedTrack, place_track, plan_face
 from .dub_request import DubRequest
-from .footage import Footage, find_footage
+from .footage import Footage, OnPicture, find_footage
 from .inputs import known_overlap
 from .masks import load_mouth_mask
 from .playback import Playback, plan_playback
@@ -112,6 +112,7 @@ def read_dub_inputs(
     *,
     footage: Footage | None = None,
     show_progress: bool = False,
+    on_picture: OnPicture | None = None,
 ) -> DubInputs:
     """Read and check what a request names; look for the faces of the video.
 
@@ -121,6 +122,7 @@ def read_dub_inputs(
         conventions: of the checkpoint.
         footage: of the request's video, where it was looked at before.
         show_progress: show how far the search for faces is.
+        on_picture: as for `find_footage`.
 
     Raises:
         RequestError: an input is missing, unreadable or does not fit the checkpoint, or there is no face to dub; the
@@ -150,7 +152,9 @@ def read_dub_inputs(
             probe_video(request.video)
     if footage is None:
         with faults_of("detections" if request.detections is not None else "video"):
-            footage = find_footage(request.video, request.detections, show_progress=show_progress)
+            footage = find_footage(
+                request.video, request.detections, show_progress=show_progress, on_picture=on_picture
+            )
     chosen = choose_tracks(footage, request.faces)
     waveforms = [speech_waveform(speech) for speech in speeches]
     spans = [speech_spans(waveform) for waveform in waveforms] if request.keep_audio == "gaps" else None

@@ -18,7 +18,7 @@ from ..media.images import Size
 from ..media.timeline import DEFAULT_OVERLAP, chunk_length
 from .dub_faces import choose_tracks
 from .dub_plan import PlacedTrack, place_track, plan_face
-from .footage import find_footage
+from .footage import OnPicture, find_footage
 from .masks import load_mouth_mask
 from .playback import plan_playback
 from .request import RequestError, faults_of
@@ -46,6 +46,7 @@ def cut_face(
     *,
     template: Template = LATENTSYNC,
     detections: str | Path | None = None,
+    on_picture: OnPicture | None = None,
 ) -> tuple[Tensor, FacePlaces]:
     """Find a face of a clip, follow it and cut it out.
 
@@ -55,6 +56,7 @@ def cut_face(
         size: height and width of the crops.
         template: where the face lies in them.
         detections: a file of faces as docs/faces.md describes, instead of those that are found.
+        on_picture: as for `find_footage`.
 
     Returns:
         Crops, float32 [F, h, w, 3], RGB in 0..255; and where they lie.
@@ -63,7 +65,7 @@ def cut_face(
         RequestError: there is no face, or not that one.
     """
     with faults_of("video"):
-        footage = find_footage(clip, detections)
+        footage = find_footage(clip, detections, on_picture=on_picture)
     placed = [place_track(track, footage, template) for track in choose_tracks(footage, [face])[0]]
     length = chunk_length(*CROP_SIZE)  # of chunks, which nobody makes
     plan = plan_face(footage, plan_playback(footage.times, 0, "stop"), placed, length=length, overlap=DEFAULT_OVERLAP)

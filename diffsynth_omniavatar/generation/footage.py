@@ -26,6 +26,9 @@ from ..system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
+OnPicture = Callable[[int, int], None]
+"""Called while faces are looked for, with the whole seconds that were looked at and those of the video."""
+
 MOST_TOLD = 8
 """Faces of a video that a message tells of."""
 
@@ -71,7 +74,7 @@ def find_footage(
     detections: str | Path | None = None,
     *,
     show_progress: bool = False,
-    on_picture: Callable[[int, int], None] | None = None,
+    on_picture: OnPicture | None = None,
 ) -> Footage:
     """Look at a video once, in little memory.
 
@@ -79,7 +82,7 @@ def find_footage(
         source: the video: a file, or a clip in memory.
         detections: a file of its faces, with which none are looked for.
         show_progress: draw a bar with the seconds of the video that were looked at, or log that it begins.
-        on_picture: called after each picture with the whole seconds that were looked at, and those of the video.
+        on_picture: called after each picture.
 
     Raises:
         ValueError: the video or the file cannot be read, there is no face, or the file has faces for pictures that the

@@ -93,5 +93,8 @@ class Dub(io.ComfyNode):
             keep_audio=keep_audio,
             **(sampling or {}),
         )
-        clip = omni.dub(model.ready(), request, show_progress=False, on_preview=Progress()).clip
+        shown = Progress()
+        clip = omni.dub(
+            model.ready(), request, show_progress=False, on_preview=shown.on_preview, on_picture=shown.on_picture
+        ).clip
         return io.NodeOutput(to_images(clip.frames), to_audio(clip.sound), float(clip.frame_rate))

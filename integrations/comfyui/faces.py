@@ -11,6 +11,7 @@ from diffsynth_omniavatar.media.faces.template import HEAD, LATENTSYNC
 from . import kinds
 from .convert import to_clip, to_frames, to_images
 from .dub import FACE, FPS
+from .progress import Progress
 
 FRAMINGS = {"face, as V2V models take it": LATENTSYNC, "head": HEAD}
 
@@ -41,7 +42,9 @@ class AlignFace(io.ComfyNode):
     @classmethod
     def execute(cls, video: Tensor, fps: float, face: str, framing: str, size: int) -> io.NodeOutput:
         clip = to_clip(video, fps, "video")
-        crops, places = omni.cut_face(clip, face.strip(), (size, size), template=FRAMINGS[framing])
+        crops, places = omni.cut_face(
+            clip, face.strip(), (size, size), template=FRAMINGS[framing], on_picture=Progress().on_picture
+        )
         return io.NodeOutput(to_images(crops), places)
 
 

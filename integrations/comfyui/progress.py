@@ -1,4 +1,4 @@
-"""ComfyUI's progress bar, preview and interruption, as the package's `on_preview` takes them."""
+"""ComfyUI's progress bar, preview and interruption, as the package takes them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ PREVIEW_SIDE = 512
 
 
 class Progress:
-    """Called after each step: shows how far the video is and what it will be, and stops where ComfyUI is told to."""
+    """Shows how far a video is, and stops it where ComfyUI is told to."""
 
     def __init__(self) -> None:
         self._bar = comfy.utils.ProgressBar(1)
 
-    def __call__(self, preview: Preview) -> None:
+    def on_picture(self, seconds: int, duration: int) -> None:
+        """While faces are looked for."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(seconds, duration, None)
+
+    def on_preview(self, preview: Preview) -> None:
+        """After each step: also what the chunk will be."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         done = (preview.chunk - 1) * preview.steps + preview.step
         picture = ("JPEG", sheet(preview.pictures), PREVIEW_SIDE)

@@ -76,5 +76,5 @@ class Talk(io.ComfyNode):
             crop_portrait=crop_portrait,
             **(sampling or {}),
         )
-        clip = omni.generate(model.ready(), request, show_progress=False, on_preview=Progress()).clip
+        clip = omni.generate(model.ready(), request, show_progress=False, on_preview=Progress().on_preview).clip
         return io.NodeOutput(to_images(clip.frames), to_audio(clip.sound), float(clip.frame_rate))

@@ -162,8 +162,10 @@ def test_a_portrait_talks_in_comfyuis_own_memory_and_progress(comfy):
 def test_a_face_in_frames_is_dubbed(comfy):
     video = torch.from_numpy(draw_film(1, 10).frames[:5]).float() / 255
     model = load(comfy, "nano-v2v")
+    comfy.management.progress.clear()
     given = {"model": model, "video": video, "audio": audio(0.2), "fps": 20.0, "extend": "stop"}
     images, sound, fps = run(comfy, "Dub", **given, sampling={**QUICK, "height": 64, "width": 64})
+    assert [place[:2] for place in comfy.management.progress] == [(0, 1)] * 5 + [(1, 1)]  # pictures, then a step
     changed = (images - video).abs().amax(dim=(0, 3)) > 1 / 512
     assert images.shape == video.shape and fps == 20.0 and sound["waveform"].shape[-1] == round(5 / 20 * 24000)
     assert changed.any() and changed.float().mean() < 0.1
@@ -171,6 +173,9 @@ def test_a_face_in_frames_is_dubbed(comfy):
 
 def test_a_face_is_cut_out_and_put_back(comfy):
     video = torch.from_numpy(draw_film(1, 12).frames[:6]).float() / 255
+    comfy.management.interrupted = True
+    with pytest.raises(InterruptProcessingException):
+        run(comfy, "AlignFace", video=video, size=96)
     crops, places = run(comfy, "AlignFace", video=video, size=96)
     assert crops.shape == (6, 96, 96, 3) and 0 <= crops.min() < crops.max() <= 1
     (same,) = run(comfy, "PasteFace", video=video, crops=crops, places=places)
