@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..media.clip import ClipWriter
 from ..media.images import to_bytes
 from ..media.writer import VideoWriter, not_finite
 from .masks import paste_outside_mouth
@@ -31,12 +32,13 @@ class _Arriving:
         sent = sent.permute(1, 2, 3, 0).contiguous()
         if not frames.is_cuda:
             return cls(places, sent, finite, None)
-        copies = [torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in (sent, finite)]
-        for copy, one in zip(copies, (sent, finite), strict=True):
-            copy.copy_(one, non_blocking=True)
+        pixels, numbers = (
+            torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True)
+            for one in (sent, finite)
+        )
         there = torch.cuda.Event()
         there.record()
-        return cls(places, *copies, there)
+        return cls(places, pixels, numbers, there)
 
 
 class ChunkWriter:
@@ -52,7 +54,7 @@ class ChunkWriter:
         source: what the chunk shows, [3, L, H, W] in [-1, 1].
     """
 
-    def __init__(self, writer: VideoWriter, kept: range, pasted: Tensor | None, source: Tensor) -> None:
+    def __init__(self, writer: VideoWriter | ClipWriter, kept: range, pasted: Tensor | None, source: Tensor) -> None:
         self._writer, self._kept, self._pasted, self._source = writer, kept, pasted, source
         self._arriving: _Arriving | None = None
         self._seen = 0

@@ -61,6 +61,9 @@ class ClipWriter:
         sound_delay: seconds by which the sound starts after the picture.
     """
 
+    path = "the clip in memory"
+    """What messages call it."""
+
     def __init__(
         self, frames: int, height: int, width: int, frame_rate: Fraction, sound: Sound, sound_delay: float = 0.0
     ) -> None:

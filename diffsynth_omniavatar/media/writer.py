@@ -243,7 +243,7 @@ class VideoWriter:
             os.close(self._lock)
 
 
-def not_finite(path: Path) -> ValueError:
+def not_finite(path: Path | str) -> ValueError:
     """The error of frames that are no pictures."""
     return ValueError(f"{path}: frames have values that are not finite (NaN or infinity)")
 

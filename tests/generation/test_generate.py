@@ -211,6 +211,10 @@ def test_what_stays_in_memory_is_what_a_file_gets(tmp_path, monkeypatch):
     made = generate(FakePipe(Conventions(max_tokens=80)), **common, **FAST)
     assert made.path is None and made.chunks > 1 and len(made.clip.frames) == made.frames
     assert torch.equal(made.clip.frames, to_bytes(torch.cat(written)))
+    level = torch.full((1, 13, 64, 64), torch.nan).expand(3, -1, -1, -1)
+    monkeypatch.setattr(FakePipe, "__call__", lambda _, **inputs: (inputs["on_frames"](level), level)[1])
+    with pytest.raises(ValueError, match=r"^the clip in memory: frames have values that are not finite"):
+        generate(FakePipe(Conventions(max_tokens=80)), **common, **FAST)
     # One frame before the sound, 0.3 s of silence, the sound; as in the file.
     samples = made.clip.sound.samples[0]
     assert made.clip.frame_rate == 25 and not samples[: 640 + 4800].any()
