@@ -58,7 +58,7 @@ def dub_tab(app: PageApp) -> None:
             return [*form.told(error), *[gr.skip()] * len(panel.outputs), faces.told(fault)]
         return [*form.told(None), *panel.show(work), faces.told("")]
 
-    make.click(
+    ordered = make.click(
         order,
         [faces.number, *form.inputs],
         [*form.messages, *panel.outputs, faces.message],
@@ -66,6 +66,7 @@ def dub_tab(app: PageApp) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+    ordered.then(None, js=panel.scroll)
 
     def fill_in() -> list[str]:
         return [str(shown_copy(path, app.uploads)) for path in dub_example(app.folder / "examples")]
@@ -91,7 +92,7 @@ class FacesPanel:
         self.message = gr.HTML("", visible=False, elem_classes="fault", elem_id="dub-video-message")
         self._status = gr.HTML("", visible=False, elem_classes="status")
         self._sheet = gr.Image(
-            label="Faces: choose one by its box or below",
+            show_label=False,
             interactive=False,
             visible=False,
             elem_id="dub-faces",
@@ -99,7 +100,7 @@ class FacesPanel:
             alt_text="Pictures of the video with a numbered box around each face",
         )
         with gr.Column(elem_classes="field"):
-            self._face = gr.Radio([], label="Whose mouth", visible=False, elem_id="dub-face")
+            self._face = gr.Radio([], label="Whose mouth: choose a box or a line", visible=False, elem_id="dub-face")
             form.field("face", self._face)
 
     @property

@@ -20,6 +20,8 @@ from .uploads import MEGABYTE
 
 TITLE = "OmniAvatar"
 CSS = Path(__file__).with_name("page.css")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Addresses that only this machine reaches."""
 CHECKED_AT_ONCE = 4
 """Forms that are checked at a time."""
 MOST_UPLOADS = 20
@@ -69,6 +71,8 @@ def serve(app: PageApp) -> None:
             prevent_thread_lock=True,
             app_kwargs={"middleware": [safety], "docs_url": None, "redoc_url": None, "openapi_url": None},
         )
+        if not args.auth and (args.share or args.host not in LOOPBACK):
+            say("warning: whoever reaches this address can use the page; --auth USER:PASSWORD asks for a password.")
         say(f"the page is at {address}{f' and {shared}' if shared else ''}; Ctrl-C ends it.")
         threading.Event().wait()
     finally:

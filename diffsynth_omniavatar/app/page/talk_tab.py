@@ -44,7 +44,7 @@ def talk_tab(app: PageApp) -> None:
             return [*form.told(error), *[gr.skip()] * len(panel.outputs)]
         return [*form.told(None), *panel.show(work)]
 
-    make.click(
+    ordered = make.click(
         order,
         form.inputs,
         [*form.messages, *panel.outputs],
@@ -52,6 +52,7 @@ def talk_tab(app: PageApp) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
+    ordered.then(None, js=panel.scroll)
 
     def fill_in() -> list[str]:
         *files, prompt = talk_example(app.folder / "examples")

@@ -19,6 +19,12 @@ from .work_queue import WorkQueue
 SECONDS = 1.0
 """Between two looks at a job."""
 
+SCROLL = """() => {
+    const fault = [...document.querySelectorAll('.fault [role=alert]')].find(one => one.checkVisibility());
+    (fault || document.getElementById('%s')).scrollIntoView({block: fault ? 'center' : 'nearest'});
+}"""
+"""Brings the first fault or how the job stands into view; on a phone both are far from the button."""
+
 Shown = list[Any]
 """Updates of a panel's components."""
 
@@ -46,7 +52,9 @@ class VideoPanel:
         self.number = kept_by_browser(name)
         self._seen = gr.State("")
         self._timer = gr.Timer(SECONDS, active=False)
-        self._status = gr.HTML(EMPTY, elem_classes="status")
+        self._status = gr.HTML(EMPTY, elem_classes="status", elem_id=f"{name}-status")
+        self.scroll = SCROLL % f"{name}-status"
+        """What the browser does when the form was sent."""
         self._preview = gr.HTML("", visible=False, elem_classes="preview")
         self._video = gr.Video(
             label="Result", interactive=False, visible=False, elem_id=f"{name}-result", buttons=["download"]
