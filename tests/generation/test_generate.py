@@ -210,7 +210,7 @@ def test_what_stays_in_memory_is_what_a_file_gets(tmp_path, monkeypatch):
     generate(FakePipe(Conventions(max_tokens=80)), out=tmp_path / "a.mp4", **common, **FAST)
     made = generate(FakePipe(Conventions(max_tokens=80)), **common, **FAST)
     assert made.path is None and made.chunks > 1 and len(made.clip.frames) == made.frames
-    assert torch.equal(made.clip.frames, to_bytes(torch.cat(written)))
+    assert torch.equal(made.clip.frames, torch.cat(written))
     level = torch.full((1, 13, 64, 64), torch.nan).expand(3, -1, -1, -1)
     monkeypatch.setattr(FakePipe, "__call__", lambda _, **inputs: (inputs["on_frames"](level), level)[1])
     with pytest.raises(ValueError, match=r"^the clip in memory: frames have values that are not finite"):
