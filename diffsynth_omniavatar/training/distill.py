@@ -88,6 +88,10 @@ class DistillationModule(OmniAvatarTrainingModule):
         lora = self.config.lora
         return None if lora is None else dataclasses.replace(lora, rank=2 * lora.rank)
 
+    @property
+    def extra_memory(self) -> dict[str, int]:
+        return {} if self.average is None else {"student's average": 4 * sum(w.numel() for w in self.student.values())}
+
     def trainable_modules(self) -> Any:
         """The parameter groups of the host's optimizer, with rates and moments of their own."""
         betas = self.distillation.adam_betas
@@ -161,18 +165,29 @@ class DistillationModule(OmniAvatarTrainingModule):
 
     def extra_state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside the trained weights."""
-        return {} if self.average is None else self.average.values
+        return {**self._facts(), **({} if self.average is None else self.average.values)}
+
+    def _facts(self) -> dict[str, Tensor]:
+        """What makes a step count mean the same steps, so that a resumed run must share it."""
+        levels = torch.tensor(self.sampling.sigmas, dtype=torch.float64)
+        cycle = [self.distillation.critic_updates, int(self.has_trajectories), int(self.average is not None)]
+        return {"levels": levels, "cycle": torch.tensor(cycle)}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Take it back.
 
         Raises:
-            ValueError: it is of a run with another --ema_decay.
+            ValueError: it is of a run with other steps of the student, or another cycle.
         """
-        if bool(state) != (self.average is not None):
-            raise ValueError("--ema_decay is 0 in one of this run and that of the checkpoint; give the same")
+        facts = self._facts()
+        if any(name not in state or not torch.equal(state[name], value) for name, value in facts.items()):
+            raise ValueError(
+                "the checkpoint to resume is of a run with another --student_steps, --student_timesteps, "
+                "--student_shift, --critic_updates or --trajectories, or an --ema_decay of 0 in one of both; give "
+                "the same, or start a new run with --student_start"
+            )
         if self.average is not None:
-            self.average.load(state)
+            self.average.load({name: value for name, value in state.items() if name not in facts})
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The student's LoRA, its average where there is one, and the teacher's patch embedding and audio modules."""

@@ -52,7 +52,7 @@ def make_distillation(
     module = DistillationModule(pipe, config, settings, distill_settings(args), fused, args.seed)
     module.has_trajectories = args.trajectories is not None
     if args.student_start is not None:
-        module.start_from(*_student_of(Path(args.student_start)))
+        module.start_from(*student_of(Path(args.student_start)))
     key = text_key(module.negative_prompt)
     caches = {id(clip.cache): clip.cache for clip in clips if isinstance(clip, CachedClip)}
     cache = next((cache for cache in caches.values() if key in cache.texts), None)
@@ -68,7 +68,7 @@ def make_distillation(
     return module
 
 
-def _student_of(folder: Path) -> tuple[dict[str, Tensor], str]:
+def student_of(folder: Path) -> tuple[dict[str, Tensor], str]:
     """The student's LoRA of a checkpoint that distillation wrote, by the keys of checkpoints; and its file.
 
     Raises:

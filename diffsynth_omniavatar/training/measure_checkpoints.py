@@ -14,6 +14,8 @@ from ..model.small_family import register_family
 from ..system.tensor_files import read_safetensors
 from .accelerator import OmniAccelerator
 from .callbacks import WEIGHTS_FILE, checkpoint_step, find_checkpoints, untouched_training_state
+from .distill import DistillationModule
+from .distill_setup import student_of
 from .first_checks import check_files
 from .flags import parse_arguments
 from .module import OmniAvatarTrainingModule
@@ -101,6 +103,9 @@ def load_weights(module: OmniAvatarTrainingModule, path: Path) -> None:
     Raises:
         ValueError: the file holds other tensors than those that train.
     """
+    if isinstance(module, DistillationModule):
+        module.start_from(*student_of(path.parent))
+        return
     loaded, trained = read_safetensors(path), module.trained_tensors()
     if {name: value.shape for name, value in loaded.items()} != {name: value.shape for name, value in trained.items()}:
         raise ValueError(f"{path} holds other tensors than the flags of its run say")

@@ -251,6 +251,11 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         """A LoRA with as many weights as train; None where all weights do."""
         return self.config.lora
 
+    @property
+    def extra_memory(self) -> dict[str, int]:
+        """Bytes beside the denoiser, its gradients and AdamW, by what has them."""
+        return {}
+
     def trained_tensors(self) -> dict[str, Tensor]:
         """The tensors of the checkpoint: adapters, patch embedding and audio modules, or all weights."""
         if self.config.lora is None:

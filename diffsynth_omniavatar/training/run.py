@@ -331,6 +331,7 @@ def plan_of(
         ("trainable parameters", f"{trained:,}"),
         ("encoders", size_text(others)),
         *memory,
+        *((name, f"{size_text(size)}, not counted in the peak") for name, size in module.extra_memory.items()),
         *([("quantised", "not counted")] if is_quantized(module.pipe.dit) else []),
     ]
 
@@ -544,7 +545,7 @@ def build_module(
     settings = StepSettings(**_given(args, StepSettings))
     if distills(args):
         module: OmniAvatarTrainingModule = make_distillation(
-            args, pipe, config, settings, datasets[0].clips, accelerator
+            args, pipe, config, settings, [clip for one in datasets for clip in one.clips], accelerator
         )
     else:
         module = OmniAvatarTrainingModule(pipe, config, settings, auxiliary)

@@ -321,11 +321,21 @@ def test_a_resumed_distillation_of_two_processes_equals_the_uninterrupted_one(fo
     states = [load_state(tmp_path / name / "step-6") for name in ("whole", "again")]
     assert states[0]["step"] == 6 and same(*states) and len(states[0]["rng"]) == 2
     trained, optimizer = states[0]["trained"], states[0]["optimizer"]
-    assert {name.split(".")[-2] for name in trained} == {STUDENT, CRITIC} and states[0]["extra"]
+    assert {name.split(".")[-2] for name in trained} == {STUDENT, CRITIC}
+    assert len(states[0]["extra"]) > len(trained) / 2  # the average of the student
     assert {int(state["step"]) for state in optimizer.values()} == {2, 4} and len(optimizer) == len(trained)
     rows = read_table(tmp_path / "whole" / "loss.csv")
     assert ["student" in row for row in rows] == [False, False, True] * 2
     assert same(*(load_file(tmp_path / name / "step-6" / "model.safetensors") for name in ("whole", "again")))
+
+
+def test_a_resumed_run_has_the_same_cycle_and_steps(folders):
+    module = distillation(folders[33])
+    state = {name: value.clone() for name, value in module.extra_state().items()}
+    module.load_extra_state(state)
+    for other in ({"levels": state["levels"] / 2}, {"cycle": state["cycle"] + 1}, {"levels": state["levels"][:1]}):
+        with pytest.raises(ValueError, match=r"the checkpoint to resume is of a run with another --student_steps"):
+            module.load_extra_state({**state, **other})
 
 
 def write_portraits(folder):
