@@ -13,7 +13,7 @@ PAGES = ("*.md", "docs/*.md", "benchmarks/*.md", "patches/*.md", "integrations/*
 LINKED = (
     "Dockerfile", "compose.yaml", "LICENSE", "docs/*.svg", "docs/*.webp", "docs/**/*.png", "docs/**/*.webp",
     "examples/*", "diffsynth_omniavatar/media/faces/weights/*S*",
-    "integrations/**/*.png", "integrations/**/*.json",
+    "integrations/**/*.jpg", "integrations/**/*.json",
 )  # fmt: skip
 API = "docs/api.md"
 
