@@ -21,7 +21,10 @@ OF_THE_COMPILER = {"model/test_blocks.py"}
 OF_WRITING = {"test_kills.py"}
 """How files are written, and what a killed process leaves: the package's own."""
 
-OF_THE_PAGE = {"app/page/test_orders.py", "app/page/test_training_form.py"}
+OF_THE_PAGE = {
+    *("app/page/test_checkpoints.py", "app/page/test_orders.py"),
+    *("app/page/test_shelf.py", "app/page/test_training_form.py"),
+}
 """How filled-in fields become requests and commands, which are the same with both hosts."""
 OF_COMFYUI = {"integrations/test_comfyui.py"}
 """What the nodes for ComfyUI hand to the package."""

@@ -9,11 +9,7 @@ import pytest
 from diffsynth_omniavatar.app.cli import parse
 from diffsynth_omniavatar.media.video import probe_video
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.one_host("the page needs packages that DiffSynth 1.1.9 does not go with"),
-]
+pytestmark = pytest.mark.browser
 
 NASTY = "A person <img src=x onerror=\"document.title='broken'\"> ${1 + 1} {{2}} talks."
 
