@@ -12,10 +12,11 @@ from nasty import drawn_people, encode
 from synthetic_clips import write_table
 
 from diffsynth_omniavatar.data import check
-from diffsynth_omniavatar.data.clip_faces import FaceFaults, cut_frames, face_crops
+from diffsynth_omniavatar.data.clip_faces import FaceFaults, SeenFaces, cut_frames, face_crops
 from diffsynth_omniavatar.data.clips import ClipSettings
 from diffsynth_omniavatar.data.scan import check_dataset
 from diffsynth_omniavatar.data.tables import read_clips
+from diffsynth_omniavatar.media.faces.face import Face, Track
 from diffsynth_omniavatar.media.faces.template import LATENTSYNC
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
@@ -126,3 +127,12 @@ def test_training_refuses_faces_that_only_precompute_cuts_out(clips: Path) -> No
     facts = clip.inspect(settings, RECIPE_OF_256)
     with pytest.raises(ValueError, match="by precompute alone"):
         clip.load(facts, settings, 9, 0.0)
+
+
+def test_the_main_person_is_seen_most_and_surely() -> None:
+    face = Face(box=(0, 0, 40, 40), score=0.9, flag=0.9, anchors=((0, 0), (1, 0), (0, 1)), openness=0, width=0.5,
+                yaw=0, pitch=0, roll=0, nose_offset=0)  # fmt: skip
+    longer, unsure = Track(start=0, faces=(face, None, face, face)), replace(face, score=0.1, box=(0, 0, 90, 90))
+    larger = Track(start=0, faces=(replace(face, box=(0, 0, 90, 90)), *[unsure] * 5))
+    tracks = SeenFaces(6, 100, 100, (), frozenset(), (larger, longer))
+    assert tracks.main_track() is longer  # 120 pixels over its frames, the other 90
