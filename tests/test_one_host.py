@@ -15,6 +15,8 @@ its own.
 """
 OF_THE_LOSSES = {"training/test_auxiliary.py"}
 """How losses on decoded frames add up, which is the package's own; one of its tests meets each host's decoder."""
+OF_DISTILLATION = {"training/test_distill.py", "training/test_trajectories.py"}
+"""What losses and data of distillation are; the tests of its blocks, runs and checkpoints meet both hosts."""
 OF_THE_COMPILER = {"model/test_blocks.py"}
 """What torch's compiler makes of pieces of blocks, which are the package's own."""
 
@@ -64,7 +66,9 @@ def meets_the_host(file: Path) -> bool:
 def test_what_runs_on_one_host_imports_nothing_of_it():
     files = [path for path in TESTS.rglob("test_*.py") if "mark.one_host(" in path.read_text(encoding="utf-8")]
     meeting = {path.relative_to(TESTS).as_posix() for path in files if meets_the_host(path)}
-    known = OF_THE_SMALL_MODEL | OF_THE_LOSSES | OF_THE_COMPILER | OF_WRITING | OF_THE_PAGE | OF_COMFYUI
+    known = (
+        OF_THE_SMALL_MODEL | OF_THE_LOSSES | OF_DISTILLATION | OF_THE_COMPILER | OF_WRITING | OF_THE_PAGE | OF_COMFYUI
+    )
     assert len(files) > 10 and meeting == known
 
 

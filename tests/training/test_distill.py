@@ -1,7 +1,9 @@
 """Distillation: adapters switch exactly, each step trains one of them, what is exported generates as the student."""
 
+import functools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -23,11 +25,13 @@ from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses import dmd
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions, LoRAConfig
+from diffsynth_omniavatar.model.dit import model_fn_omniavatar
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.small_family import family_configs
 from diffsynth_omniavatar.nano.family import write_random_family
 from diffsynth_omniavatar.training import run
 from diffsynth_omniavatar.training.accelerator import load_state
+from diffsynth_omniavatar.training.adapters import Adapters
 from diffsynth_omniavatar.training.distill import ADAPTERS, CRITIC, STUDENT, Conditions, DistillationModule
 from diffsynth_omniavatar.training.distill_settings import DISTILL_PRESETS, DistillSettings
 from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
@@ -35,6 +39,10 @@ from diffsynth_omniavatar.training.log_table import read_table
 from diffsynth_omniavatar.training.module import add_lora
 from diffsynth_omniavatar.training.settings import StepSettings
 
+one_host = pytest.mark.one_host("losses, flags and data of distillation are the package's own")
+LORA = LoRAConfig(rank=2, alpha=2.0)
+ROLES = (CRITIC, STUDENT)
+"""Of the steps 0 and 1 of these modules."""
 ROUNDING = 1e-5
 """Of float32 sums in another order, against numbers of about 1."""
 
@@ -49,28 +57,31 @@ def folder(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("distillation"))
 
 
-def teacher_pipe(folder):
+@functools.cache
+def teacher_pipe(folder, adapters=()):
+    """A pipeline with the checkpoint's LoRA in its weights, and fresh LoRAs on them."""
     configs = family_configs(folder)
-    return OmniAvatarPipeline.from_pretrained(
+    pipe = OmniAvatarPipeline.from_pretrained(
         torch_dtype=torch.float32, device="cpu", omniavatar_lora="fused", **configs
     )
+    if adapters:
+        add_lora(pipe.dit, LORA, 3, adapters)
+    return pipe
 
 
 def distillation(folder, settings=None, **given):
-    """A module whose two LoRAs do something."""
-    pipe = teacher_pipe(folder)
+    """A module whose two LoRAs do something; it takes the pipeline over from the one before."""
+    pipe = teacher_pipe(folder, ADAPTERS)
+    pipe.model_fn, pipe.conventions = model_fn_omniavatar, Conventions(leading_audio_rows=0)
     fused = checkpoint.load_checkpoint(folder / FILES["omniavatar"])
-    lora = LoRAConfig(rank=2, alpha=2.0)
-    add_lora(pipe.dit, lora, 3, ADAPTERS)
-    pipe.conventions = Conventions(leading_audio_rows=0)
-    config = CheckpointConfig(in_dim=33, lora=lora, model=pipe.dit.config, conventions=pipe.conventions)
+    config = CheckpointConfig(in_dim=33, lora=LORA, model=pipe.dit.config, conventions=pipe.conventions)
     options = settings or StepSettings(use_gradient_checkpointing=False)
     module = DistillationModule(pipe, config, options, DistillSettings(critic_updates=1, **given), fused)
+    module.zero_grad()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for weights in (module.student, module.critic):
-            for weight in weights.values():
-                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+        for weight in (*module.student.values(), *module.critic.values()):
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
     return module
 
 
@@ -90,12 +101,10 @@ def flow_of(module, name):
 def test_adapters_switch_exactly(folders, blocks):
     way = {"activation_memory": 0.0} if blocks == "own" else {}
     module = distillation(folders[33], StepSettings(**way))
+    before = {name: flow_of(module, name) for name in (None, *ADAPTERS)}
     base = teacher_pipe(folders[33])
     base.dit.runner = module.pipe.dit.runner
-    module_of_base = module.adapters.using(None)
-    with module_of_base:
-        assert torch.equal(flow_of(module, None), _flow_of_pipe(base))
-    before = {name: flow_of(module, name) for name in (None, *ADAPTERS)}
+    assert torch.equal(before[None], flow_of(SimpleNamespace(pipe=base, adapters=Adapters(base.dit)), None))
     assert not any(torch.equal(before[a], before[b]) for a, b in [(None, STUDENT), (None, CRITIC), ADAPTERS])
     with torch.no_grad():
         for weight in module.critic.values():
@@ -105,44 +114,32 @@ def test_adapters_switch_exactly(folders, blocks):
     assert module.adapters.active is None
 
 
-def _flow_of_pipe(pipe):
-    """`flow_of` without adapters."""
-
-    class Plain:
-        adapters = type("", (), {"using": staticmethod(lambda name: torch.no_grad())})
-
-    plain = Plain()
-    plain.pipe = pipe
-    return flow_of(plain, None)
-
-
-@pytest.mark.parametrize("way", [{}, {"use_gradient_checkpointing": True}, {"activation_memory": 0.0}])
-def test_each_step_gives_one_of_both_a_gradient_and_nothing_else(folders, way):
-    """The same gradients however the blocks are computed, and computed again."""
-    module = distillation(folders[33], StepSettings(**{"use_gradient_checkpointing": False} | way))
-    plain = distillation(folders[33])
-    for steps, role, other in ((0, module.critic, module.student), (1, module.student, module.critic)):
-        losses = []
-        for one in (module, plain):
-            one.progress = lambda steps=steps: (steps, 1)
-            torch.manual_seed(1)
-            loss = one(live_sample())
-            loss.backward()
-            losses.append(loss.item())
-        assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in role.values())
-        assert all(weight.grad is None for weight in other.values())
-        wanted = plain.student if steps else plain.critic
-        for name, weight in role.items():
-            scale = wanted[name].grad.abs().max()
-            assert (weight.grad - wanted[name].grad).abs().max() <= 1e-4 * scale, name  # of float32, through the blocks
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        module.zero_grad(), plain.zero_grad()
+def gradients(folder, step, **way):
+    """The loss of a step, and the gradients that the weights of critic and student get."""
+    module = distillation(folder, StepSettings(**{"use_gradient_checkpointing": False} | way))
+    module.progress = lambda: (step, 1)
+    torch.manual_seed(1)
+    loss = module(live_sample())
+    loss.backward()
     trained = {id(weight) for weights in (module.student, module.critic) for weight in weights.values()}
-    assert {id(p) for p in module.parameters() if p.requires_grad} == trained
-    rates = [group.get("lr") for group in module.trainable_modules()]
-    assert rates == [None, module.distillation.critic_learning_rate]
+    assert {id(weight) for weight in module.parameters() if weight.requires_grad} == trained
+    return loss.item(), *({k: w.grad for k, w in of.items()} for of in (module.critic, module.student))
 
 
+@pytest.mark.parametrize("step", [0, 1], ids=ROLES)
+def test_a_step_gives_one_of_both_a_gradient_and_nothing_else(folders, step):
+    """The same gradients however the blocks are computed, and computed again."""
+    wanted = gradients(folders[33], step)
+    for way in ({"use_gradient_checkpointing": True}, {"activation_memory": 0.0}):
+        found = gradients(folders[33], step, **way)
+        assert found[0] == pytest.approx(wanted[0], rel=1e-4)
+        assert all(gradient is None for gradient in found[2 - step].values())
+        for name, gradient in found[1 + step].items():
+            scale = wanted[1 + step][name].abs().max()
+            assert scale > 0 and (gradient - wanted[1 + step][name]).abs().max() <= 1e-4 * scale, name  # of float32
+
+
+@one_host
 def test_the_losses_are_those_of_the_formulas(folders, monkeypatch):
     """The student's with the teacher's guidance, of the frames behind the known ones; known frames reach all passes."""
     module = distillation(folders[33], teacher_cfg=3.0)
@@ -181,6 +178,7 @@ def test_the_losses_are_those_of_the_formulas(folders, monkeypatch):
     assert all(torch.equal(inputs["omni_prefix_latents"], prefix) for _, inputs, _ in seen)
 
 
+@one_host
 def test_known_frames_get_no_gradient(folders):
     """Neither loss changes with what the passes predict of known frames."""
     module = distillation(folders[33])
@@ -200,6 +198,7 @@ def test_known_frames_get_no_gradient(folders):
         assert losses[0] == losses[1]
 
 
+@one_host
 @pytest.mark.parametrize("timestep", [600.0, 900.0])
 def test_guidance_of_the_teacher_has_its_range_and_its_mode(folders, timestep):
     module = distillation(
@@ -215,6 +214,7 @@ def test_guidance_of_the_teacher_has_its_range_and_its_mode(folders, timestep):
     assert all(torch.equal(inputs["omni_audio"], passes[0]["omni_audio"]) for inputs in passes)
 
 
+@one_host
 def test_the_mouth_weighs_more_in_both_losses(folders):
     """With the weight 0 outside, what is outside does not count."""
     module = distillation(folders[49], StepSettings(use_gradient_checkpointing=False, mouth_weight=4.0))
@@ -251,6 +251,7 @@ def test_a_rollout_makes_what_generating_makes(folders):
     assert len(seen) == 4
 
 
+@one_host
 def test_a_student_starts_as_an_earlier_one_of_the_same_shapes(folders):
     module, earlier = distillation(folders[33]), {}
     for name, value in module.student.items():
@@ -329,6 +330,7 @@ def test_a_resumed_distillation_of_two_processes_equals_the_uninterrupted_one(fo
     assert same(*(load_file(tmp_path / name / "step-6" / "model.safetensors") for name in ("whole", "again")))
 
 
+@one_host
 def test_a_resumed_run_has_the_same_cycle_and_steps(folders):
     module = distillation(folders[33])
     state = {name: value.clone() for name, value in module.extra_state().items()}
@@ -348,6 +350,7 @@ def write_portraits(folder):
     return write_table(folder / "portraits.csv", rows)
 
 
+@one_host
 def test_portraits_and_speech_are_enough(folder, tmp_path, capsys):
     """From a table and from its cache, with the denoiser alone, the same losses; fine-tuning refuses both."""
     table, family = write_portraits(tmp_path), folder / "family"
@@ -363,7 +366,7 @@ def test_portraits_and_speech_are_enough(folder, tmp_path, capsys):
         steps = ["--max_steps", "3", "--prefix_frames", "1", "--num_frames", "9", *data]
         assert run.main(distill_flags(folder, tmp_path / name, *steps)) == 0
         losses[name] = [row["loss"] for row in read_table(tmp_path / name / "loss.csv")]
-        assert run.main(flags(folder, tmp_path / f"sft {name}", *data, "--prefix_frames", "1")) == 2
+        assert run.main(flags(folder, tmp_path / "sft", *data, "--prefix_frames", "1")) == 2
         assert "it has no video" in capsys.readouterr().err
     assert losses["live"] == pytest.approx(losses["cached"], rel=ROUNDING)
     settings = ClipSettings(height=32, width=32, portraits=True)
@@ -373,6 +376,7 @@ def test_portraits_and_speech_are_enough(folder, tmp_path, capsys):
     assert (sample.target_video == sample.reference_image[:, None]).all()
 
 
+@one_host
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -394,6 +398,7 @@ def test_flags_that_do_not_go_with_distillation_are_refused(folder, tmp_path, mo
         parse_arguments(flags(folder, tmp_path, "--task", "distill", *more))
 
 
+@one_host
 def test_a_preset_is_overridden_by_a_file_and_both_by_the_command_line(folder, tmp_path):
     file = tmp_path / "flags.yaml"
     file.write_text("teacher_cfg: 2\nadam_betas: [0.5, 0.9]\nmax_grad_norm: 3\n")

@@ -15,6 +15,8 @@ from diffsynth_omniavatar.training.accelerator import load_state
 from diffsynth_omniavatar.training.log_table import read_table
 from diffsynth_omniavatar.training.trajectories import TrajectoryDataset, follow, merged_levels
 
+pytestmark = pytest.mark.one_host("the package's own steps, and files")
+
 STUDENT_LEVELS = [1.0, 5 / 6]
 """Two steps of shift 5."""
 
