@@ -47,7 +47,7 @@ def dub_tab(app: PageApp) -> None:
                 form.settings(ADVANCED)
             make = gr.Button("Dub the video", variant="primary", elem_id="dub-make")
             form.general_message()
-        with gr.Column(min_width=320):
+        with gr.Column(min_width=320, elem_classes="result"):
             panel = VideoPanel(app, "dub", form)
 
     def order(look: str | None, request: gr.Request, *given: Any) -> list[Any]:
@@ -63,7 +63,8 @@ def dub_tab(app: PageApp) -> None:
         [faces.number, *form.inputs],
         [*form.messages, *panel.outputs, faces.message],
         preprocess=False,
-        show_progress="hidden",
+        show_progress="minimal",
+        show_progress_on=panel.status,
         api_visibility="private",
     )
     ordered.then(None, js=panel.scroll)

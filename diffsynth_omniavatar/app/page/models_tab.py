@@ -102,7 +102,7 @@ def _loras(app: PageApp) -> None:
         try:
             name = keep_lora(app, upload)
         except FieldFaults as error:
-            return [*form.told(error), gr.skip(), gr.skip()]
+            return [*form.told(error), gr.skip(), None]
         return [*form.told(None), gr.update(choices=lora_names(app), value=name), None]
 
     outputs = [*form.messages, chosen]
@@ -112,7 +112,8 @@ def _loras(app: PageApp) -> None:
     def add_it(to: str | None, name: str | None, much: Any) -> list[Any]:
         return told(lambda: add_lora(app, to, name, much), to)
 
-    add.click(add_it, [model, lora, strength], outputs, show_progress="hidden", api_visibility="private")
+    waiting: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": chosen, "api_visibility": "private"}
+    add.click(add_it, [model, lora, strength], outputs, **waiting)
     clear.click(lambda to: told(lambda: clear_loras(app, to), to), [model], outputs, **QUIETLY)
     model.change(lambda to: _chosen(app.shelf, to), [model], [chosen], **QUIETLY)
     Context.root_block.load(lambda to: _chosen(app.shelf, to), [model], [chosen], **QUIETLY)

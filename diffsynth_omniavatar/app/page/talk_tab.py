@@ -34,7 +34,7 @@ def talk_tab(app: PageApp) -> None:
                 form.settings(ADVANCED_TALK)
             make = gr.Button("Make the video", variant="primary", elem_id="talk-make")
             form.general_message()
-        with gr.Column(min_width=320):
+        with gr.Column(min_width=320, elem_classes="result"):
             panel = VideoPanel(app, "talk", form)
 
     def order(request: gr.Request, *given: Any) -> list[Any]:
@@ -49,7 +49,8 @@ def talk_tab(app: PageApp) -> None:
         form.inputs,
         [*form.messages, *panel.outputs],
         preprocess=False,
-        show_progress="hidden",
+        show_progress="minimal",
+        show_progress_on=panel.status,
         api_visibility="private",
     )
     ordered.then(None, js=panel.scroll)

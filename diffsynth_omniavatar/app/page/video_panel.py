@@ -52,7 +52,7 @@ class VideoPanel:
         self.number = kept_by_browser(name)
         self._seen = gr.State("")
         self._timer = gr.Timer(SECONDS, active=False)
-        self._status = gr.HTML(EMPTY, elem_classes="status", elem_id=f"{name}-status")
+        self.status = gr.HTML(EMPTY, elem_classes="status", elem_id=f"{name}-status")
         self.scroll = SCROLL % f"{name}-status"
         """What the browser does when the form was sent."""
         self._preview = gr.HTML("", visible=False, elem_classes="preview")
@@ -83,7 +83,7 @@ class VideoPanel:
             self.number,
             self._seen,
             self._timer,
-            self._status,
+            self.status,
             self._preview,
             self._video,
             self._cancel,
