@@ -11,7 +11,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("*.md", "docs/*.md", "benchmarks/*.md", "patches/*.md", "integrations/**/*.md", "diffsynth_omniavatar/**/*.md")
 LINKED = (
-    "Dockerfile", "compose.yaml", "LICENSE", "docs/*.svg", "docs/*.webp", "docs/**/*.png", "docs/**/*.webp",
+    "docs/site.css", "Dockerfile", "compose.yaml", "LICENSE",
+    "docs/*.svg", "docs/*.webp", "docs/**/*.png", "docs/**/*.webp",
     "examples/*", "diffsynth_omniavatar/media/faces/weights/*S*",
     "integrations/**/*.jpg", "integrations/**/*.json",
 )  # fmt: skip

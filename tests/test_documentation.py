@@ -18,7 +18,7 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 OF_OTHERS = {"--build-arg", "--quiet", "--version"}
 """Flags of Docker and accelerate, and one that is no command's."""
-PLACES = re.compile(r"(benchmarks|examples|tests|docs)/[\w./-]+\.(py|sh|yaml|txt|ipynb)")
+PLACES = re.compile(r"(?<![\w./-])(benchmarks|examples|tests|docs)/[\w./-]+\.(py|sh|yaml|txt|ipynb)")
 
 
 @functools.cache
