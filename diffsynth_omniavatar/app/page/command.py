@@ -13,6 +13,7 @@ from .state import UPLOADS, PageApp
 
 PIP = "pip install 'diffsynth-omniavatar[ui]'"
 FOLDER = "outputs/page"
+LAST_PORT = 65535
 MAX_UPLOAD = 500
 """MB."""
 
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     for data in args.data:
         if not Path(data).is_dir():
             raise ValueError(f"--data {data} is no folder")
+    if not 1 <= args.port <= LAST_PORT:
+        raise ValueError(f"--port is {args.port}, wanted 1 to {LAST_PORT}.")
     if args.max_upload < 1:
         raise ValueError(f"--max_upload is {args.max_upload}, wanted 1 MB or more.")
     if getattr(args, "use_usp", False):
