@@ -13,7 +13,7 @@ export UV_NO_PROGRESS := 1
 # Many short processes import the same packages: compiled once, those take half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo page test test-page test-quick test-modern test-classic lint docs clean
+.PHONY: help demo page test test-page test-quick test-modern test-classic lint docs docs-commands clean
 
 help:
 	@echo "make demo   generate, fine-tune on a new person, generate again, dub: demo/report.html, in 4 minutes"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-quick  of the rooms that differ from origin/main the quick tests, with 2.1"
 	@echo "make lint   ruff, mypy and the table of modules"
 	@echo "make docs   the pages as a site in build/site; links and anchors are checked"
+	@echo "make docs-commands  runs the commands of README and docs that the small model can run, in 2 minutes"
 	@echo "make clean  remove the environments and what was built"
 
 demo: .venv/installed
@@ -60,6 +61,9 @@ lint: .venv/installed
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "To look at it: python3 -m http.server --directory build/site"
+
+docs-commands: .venv/installed
+	OMP_NUM_THREADS=2 $(BIN)/python docs/run_commands.py
 
 .venv-uv/bin/uv:
 	$(PYTHON) -m venv .venv-uv

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("*.md", "docs/*.md", "benchmarks/*.md", "patches/*.md", "integrations/**/*.md", "diffsynth_omniavatar/**/*.md")
 LINKED = (
     "docs/site.css", "Dockerfile", "compose.yaml", "LICENSE",
+    "docs/pictures.py",
     "docs/*.svg", "docs/*.webp", "docs/**/*.png", "docs/**/*.webp",
     "examples/*", "diffsynth_omniavatar/media/faces/weights/*S*",
     "integrations/**/*.jpg", "integrations/**/*.json",
