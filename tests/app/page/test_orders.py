@@ -27,7 +27,7 @@ from diffsynth_omniavatar.nano.stage import write_video
 
 pytestmark = pytest.mark.one_host("the same requests with both")
 
-PROMPT = "A person's <b>head</b> $(talks) {x}."
+PROMPT = "--A person's <b>head</b> $(talks) {x}."
 
 
 class Queue:
