@@ -27,7 +27,7 @@ from diffsynth_omniavatar.nano.stage import write_video
 
 pytestmark = pytest.mark.one_host("the same requests with both")
 
-PROMPT = "--A person's <b>head</b> $(talks) {x}."
+PROMPT = "A person's <b>head</b> $(talks) {x}."
 
 
 class Queue:
@@ -118,7 +118,14 @@ def test_talk_makes_the_request_of_its_command_line(page, fields, monkeypatch):
         "diffsynth_omniavatar.app.page.talk.talk_job",
         lambda request, *_, **__: made.append(request) or SimpleNamespace(notes=(), out=request.out),
     )
-    settings = {"cfg_scale": "4,5", "overlap": "5", "match_colours": False, "solver": "renoise", "seed": "-3"}
+    settings = {
+        "cfg_scale": "4,5",
+        "overlap": "5",
+        "match_colours": False,
+        "solver": "renoise",
+        "seed": "-3",
+        "negative_prompt": "-blurry",
+    }
     work = order_talk(page, "me", {**fields, **settings})
     args = parsed(work.order.command)
     assert (args.model, args.prompt, args.seed, args.steps) == ("nano", PROMPT, -3, 2)
