@@ -149,7 +149,7 @@ def check_encoders() -> Iterator[Finding]:
     try:
         import av
     except (ImportError, OSError) as error:
-        yield Finding("problem", f"PyAV cannot be imported: {error}", "pip install 'av>=14'")
+        yield Finding("problem", f"PyAV cannot be imported: {error}", "pip install 'av>=17,<19'")
         return
     missing = [name for name in ENCODERS if name not in av.codecs_available]
     if missing:
