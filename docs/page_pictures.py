@@ -26,6 +26,8 @@ def main(address: str = "http://127.0.0.1:7860") -> None:
         save(page, "page_talk.webp")
         dub(page)
         save(page, "page_dub.webp")
+        train(page)
+        save(page, "page_train.webp")
         browser.close()
 
 
@@ -46,6 +48,18 @@ def dub(page: Page) -> None:
     page.locator("#dub-faces img").wait_for()
     page.locator("#dub-face").get_by_label("2: ").check()
     page.wait_for_timeout(1000)
+
+
+def train(page: Page) -> None:
+    """A run of the small model on its drawn clips, until it has ended."""
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-draw").click()
+    page.get_by_text("Drawn: ").wait_for()
+    page.locator("#train-name").locator("input, textarea").fill("drawn person")
+    page.locator("#train-steps input").fill("20")
+    page.locator("#train-start").click()
+    page.locator("#train-status").get_by_text("Finished").wait_for(timeout=1_200_000)
+    page.wait_for_timeout(3000)
 
 
 def save(page: Page, name: str) -> None:

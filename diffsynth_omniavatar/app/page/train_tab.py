@@ -250,7 +250,7 @@ class NewRun:
             fields: the form's.
             accepted: fields whose clips were shown to have faults, and which.
         """
-        yield self._said(None, "Looking at the fields."), None
+        yield self._said(None, "Getting ready; the first time takes some seconds."), None
         try:
             training, folder = check_form(fields, self._app.shelf, self._readable, self._runs)
         except FieldFaults as error:
@@ -271,7 +271,7 @@ class NewRun:
         try:
             faults = looking.result()
         except (ValueError, OSError) as error:
-            yield self._said(FieldFaults({"data": str(error)})), None
+            yield self._said(FieldFaults({"": str(error)})), None
             return
         if faults:
             yield self._shown(training, faults, repr(fields)), None

@@ -109,7 +109,7 @@ def _model_flags(training: Training, *, live: bool) -> list[str]:
     checkpoint = _whole(paths["omniavatar"])
     named = [paths["dit"]] if "dit" in paths else []
     if live:
-        named += [paths["text_encoder"], paths["vae"]]
+        named += [paths["text_encoder"][:1], paths["vae"][:1]]  # a hub may have brought them in two forms
     words = ["--model_paths", json.dumps([_one(group) for group in named])]
     if live:
         words += ["--tokenizer_path", str(_whole(paths["tokenizer"]))]

@@ -1,19 +1,23 @@
 """What is filled in under Train becomes a command that training takes; what is wrong is told at its field."""
 
 import csv
+import json
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from synthetic_clips import write_texture
 
 from diffsynth_omniavatar.app.cli import parse
+from diffsynth_omniavatar.app.measured import Size
 from diffsynth_omniavatar.app.page.faults import FieldFaults
 from diffsynth_omniavatar.app.page.readable import Readable
 from diffsynth_omniavatar.app.page.shelf import Shelf
-from diffsynth_omniavatar.app.page.training_command import MODULE, clip_faults, command_of
+from diffsynth_omniavatar.app.page.training_command import MODULE, Training, clip_faults, command_of
 from diffsynth_omniavatar.app.page.training_data import CAPTION, find_data
 from diffsynth_omniavatar.app.page.training_form import check_form, plan_text
 from diffsynth_omniavatar.app.page.training_runs import TrainingRuns
 from diffsynth_omniavatar.generation.samples import read_samples
+from diffsynth_omniavatar.model.files import NANO_V2V, ModelFiles
 from diffsynth_omniavatar.training.first_checks import check_files
 from diffsynth_omniavatar.training.flags import parse_arguments
 from diffsynth_omniavatar.training.run import named_clips
@@ -127,6 +131,41 @@ def test_training_takes_the_command(places, shelf, tmp_path, mode, kind):
     check_files(args)
     assert len(named_clips(args)) == 2 and args.max_steps == 20 and args.output_path == str(folder)
     assert args.validation_steps == args.save_steps == 4
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_command_of_a_published_model(places, tmp_path, gpus):
+    names = {"dit": ("dit-1", "dit-2"), "text_encoder": ("text_encoder", "the same"), "vae": ("vae",)}
+    names |= {"tokenizer": ("tokenizer",), "wav2vec2": ("wav2vec2",)}
+    paths = {part: tuple(tmp_path / name for name in files) for part, files in names.items()}
+    for path in (path for files in paths.values() for path in files):
+        path.touch()
+    paths["omniavatar"] = (NANO_V2V,)
+    training = Training(
+        data=find_data(places / "data/clips", Readable([places / "data"])),
+        mode="v2v",
+        files=ModelFiles(paths),
+        is_nano=False,
+        size=Size(512, 512, 81),
+        steps=2000,
+        rank=128,
+        learning_rate=1e-4,
+        batch=1,
+        videos=2,
+        gpus=gpus,
+        memory_flags=("--compile", "--activation_memory", "auto"),
+    )
+    command = command_of(training, tmp_path / "run")
+    launch = launch_command_parser().parse_args(command[2:])
+    assert launch.num_processes == gpus and launch.multi_gpu == (gpus > 1) and not launch.cpu
+    args = parse_arguments(launch.training_script_args)
+    dit, text_encoder, vae = json.loads(args.model_paths)
+    assert [dit, text_encoder, vae] == [
+        [str(tmp_path / "dit-1"), str(tmp_path / "dit-2")],
+        str(tmp_path / "text_encoder"),
+        str(tmp_path / "vae"),
+    ]
+    assert args.compile and args.dtype == "bfloat16" and args.offload_frozen and args.save_steps == 400
 
 
 def test_clips_with_faults_are_found_and_left_out_of_tables_that_the_page_writes(places, shelf, tmp_path):
