@@ -203,9 +203,8 @@ class TrainingRun:
         try:
             return (
                 os.getpgid(process.pid) == record.pid
-                and process.status() != psutil.STATUS_ZOMBIE
                 and process.create_time() > record.started - SAME_START
-                and str(self.folder) in process.cmdline()
+                and str(self.folder) in process.cmdline()  # of a zombie it is empty
             )
         except (psutil.Error, OSError):
             return False

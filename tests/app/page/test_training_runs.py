@@ -39,6 +39,8 @@ if "--fails" in sys.argv and "--resume" not in sys.argv:
 if "--dies" in sys.argv:
     os.kill(os.getpid(), signal.SIGKILL)
 (out / f"step-{steps}").mkdir()
+if "--fails-late" in sys.argv:
+    print("diffsynth_omniavatar.train: error: the last validation")
 """
 LAUNCHING = """
 import subprocess, sys
@@ -84,6 +86,8 @@ def test_a_run_ends_by_itself_and_is_told_by_its_files(runs):
     assert [state.name for state in ends] == ["finished", "failed", "failed"]
     assert ends[1].message.endswith("error: the disk is full")
     assert [run.name for run in runs.all()] == ["d", "c", "a b"]
+    late = start(runs, "e", "--fails-late")
+    assert wait_for(late, "finished", "failed").name == "failed" and late.steps_saved() == 3
 
 
 def test_a_run_outlives_a_page_that_is_killed_and_is_stopped_by_the_next_one(runs):
