@@ -19,7 +19,7 @@ help:
 	@echo "make demo   generate, fine-tune on a new person, generate again, dub: demo/report.html, in 4 minutes"
 	@echo "make test   all tests, with DiffSynth-Studio 2.1 and 1.1.9"
 	@echo "make page   a page in the browser: talk, dub, train, compare; without a GPU with the small model"
-	@echo "make test-page   the page in chromium, in 3 minutes"
+	@echo "make test-page   the page in chromium, in 5 minutes"
 	@echo "make test-quick  of the rooms that differ from origin/main the quick tests, with 2.1"
 	@echo "make lint   ruff, mypy and the table of modules"
 	@echo "make docs   the pages as a site in build/site; links and anchors are checked"

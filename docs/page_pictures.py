@@ -27,7 +27,7 @@ def main(address: str = "http://127.0.0.1:7860") -> None:
         dub(page)
         save(page, "page_dub.webp")
         train(page)
-        save(page, "page_train.webp")
+        save(page, "page_train.webp", above="#train-command")
         browser.close()
 
 
@@ -62,9 +62,13 @@ def train(page: Page) -> None:
     page.wait_for_timeout(3000)
 
 
-def save(page: Page, name: str) -> None:
-    """Write the whole page as a picture."""
-    Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB").save(DOCS / name, quality=80, method=6)
+def save(page: Page, name: str, above: str | None = None) -> None:
+    """Write the page as a picture: the whole of it, or what is above an element."""
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    if above is not None:
+        top = page.locator(above).evaluate("element => element.getBoundingClientRect().top + scrollY")
+        picture = picture.crop((0, 0, picture.width, int(top)))
+    picture.save(DOCS / name, quality=80, method=6)
 
 
 if __name__ == "__main__":
