@@ -48,6 +48,8 @@ def one_by_one(pipe, take, sampling, seed, out, **more):
 
 
 def evaluate_bytes(frames):
+    if not frames.is_floating_point():
+        return frames.numpy()
     return (frames.float().add(1).mul(127.5).round().clamp(0, 255)).to(torch.uint8).numpy()
 
 
