@@ -38,6 +38,8 @@ FAST = {"steps": 1, "cfg_scale": 1.0, "show_progress": False}
 class FakePipe:
     """Counts rows in its features and frames in its pictures, so that a test sees where everything goes."""
 
+    shows_corners = False
+
     def __init__(self, conventions=None):
         self.conventions = conventions or Conventions()
         self.dit = SimpleNamespace(config=SimpleNamespace(in_dim=33))
@@ -60,7 +62,7 @@ class FakePipe:
         level = torch.linspace(-1, 1, inputs["num_frames"]) * 0.5 + 0.01 * len(self.calls)
         frames = level.view(1, -1, 1, 1).expand(3, -1, height, width)
         if inputs["on_frames"] is not None:
-            inputs["on_frames"](frames)
+            inputs["on_frames"](frames[:, :, :1, :1] if self.shows_corners else frames)
         return frames
 
 
@@ -75,6 +77,7 @@ def test_chunks_go_through_the_pipeline_as_upstream_plans(goldens, tmp_path, mon
     assert len(cases) >= 3
     for case in cases:
         pipe = FakePipe(Conventions(prefix_frames=(1, 5, 9, 13) if case["random_prefix_frames"] else (1,)))
+        pipe.shows_corners = True  # `Recorder` looks at nothing else
         written.clear()
         height, width = case["size"]
         result = generate(
