@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ..jobs import dub_job
 from .command_lines import command_line, shown_path
 from .faults import FieldFaults, field_faults
 from .look import Look
-from .orders import chosen_model, model_words, new_folder, settings_of
+from .orders import chosen_model, job_folder, model_words, settings_of
 from .state import PageApp
 from .talk import check_prompt
 from .uploads import SOUND, VIDEO
@@ -25,10 +24,8 @@ def order_look(app: PageApp, owner: str, upload: str | None) -> Look:
     Raises:
         FieldFaults: there is no video, or too much work.
     """
-    folder = new_folder(app.videos)
-    video = app.keep(upload, "video", VIDEO, folder / "source")
-    look = Look(owner, video)
-    with field_faults():
+    with job_folder(app.videos) as folder, field_faults():
+        look = Look(owner, app.keep(upload, "video", VIDEO, folder / "source"))
         app.looks.add(look)
     return look
 
@@ -48,14 +45,9 @@ def order_dub(app: PageApp, owner: str, look: Look | None, fields: Mapping[str, 
     """
     if look is None or look.footage is None:
         raise FieldFaults({"video": "Give a video, and wait until its faces are found."})
-    folder = new_folder(app.videos)
-    try:
+    with job_folder(app.videos) as folder, field_faults():
         work = _checked(app, owner, look, dict(fields), folder)
-        with field_faults():
-            app.jobs.add(work)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        app.jobs.add(work)
     return work
 
 

@@ -11,9 +11,8 @@ from ...generation.dub_request import EXTENSIONS, PROMPT
 from .dub import order_dub, order_look
 from .examples import dub_example
 from .faults import FieldFaults
-from .forms import QUIETLY, Form, kept_by_browser
+from .forms import QUIETLY, Form, kept_by_browser, told_fault
 from .look import Look
-from .markup import plain
 from .orders import ADVANCED
 from .shown_files import shown_copy
 from .state import PageApp
@@ -55,19 +54,10 @@ def dub_tab(app: PageApp) -> None:
             work = order_dub(app, owner_of(request), faces.find(look, request), form.values(given))
         except FieldFaults as error:
             fault = error.faults.pop("video", "")
-            return [*form.told(error), *[gr.skip()] * len(panel.outputs), faces.told(fault)]
-        return [*form.told(None), *panel.show(work), faces.told("")]
+            return [*form.told(error), *[gr.skip()] * len(panel.outputs), told_fault(fault)]
+        return [*form.told(None), *panel.show(work), told_fault("")]
 
-    ordered = make.click(
-        order,
-        [faces.number, *form.inputs],
-        [*form.messages, *panel.outputs, faces.message],
-        preprocess=False,
-        show_progress="minimal",
-        show_progress_on=panel.status,
-        api_visibility="private",
-    )
-    ordered.then(None, js=panel.scroll)
+    panel.made_by(make, order, [faces.number], [faces.message])
 
     def fill_in() -> list[str]:
         return [str(shown_copy(path, app.uploads)) for path in dub_example(app.folder / "examples")]
@@ -120,10 +110,6 @@ class FacesPanel:
         look = self._app.looks.find(owner_of(request), number or "")
         return look if isinstance(look, Look) else None
 
-    def told(self, fault: str) -> Any:
-        """An update that says what is wrong with the video."""
-        return gr.update(value=f'<p role="alert">{plain(fault)}</p>' if fault else "", visible=bool(fault))
-
     def _sent(self, upload: str | None, number: str | None, request: gr.Request) -> list[Any]:
         before = self.find(number, request)
         if before is not None:
@@ -135,7 +121,9 @@ class FacesPanel:
         try:
             return self._shown(order_look(self._app, owner_of(request), upload))
         except FieldFaults as error:
-            return [*self._shown(None)[:2], self.told("; ".join(error.faults.values())), *self._shown(None)[3:]]
+            nothing = self._shown(None)
+            nothing[self._outputs.index(self.message)] = told_fault("; ".join(error.faults.values()))
+            return nothing
 
     def _look(self, number: str | None, request: gr.Request) -> list[Any]:
         return self._shown(self.find(number, request))
@@ -149,18 +137,18 @@ class FacesPanel:
     def _shown(self, look: Look | None) -> list[Any]:
         hidden = gr.update(visible=False)
         if look is None or look.state == "stopped":
-            return ["", gr.Timer(active=False), self.told(""), hidden, hidden, gr.update(visible=False, value=None)]
+            return ["", gr.Timer(active=False), told_fault(""), hidden, hidden, gr.update(visible=False, value=None)]
         if look.state == "failed":
-            return [look.id, gr.Timer(active=False), self.told(look.fault), hidden, hidden, hidden]
+            return [look.id, gr.Timer(active=False), told_fault(look.fault), hidden, hidden, hidden]
         if not look.is_over:
             status = gr.update(value=_progress(look, self._app.looks.position(look)), visible=True)
-            return [look.id, gr.Timer(active=True), self.told(""), status, hidden, hidden]
+            return [look.id, gr.Timer(active=True), told_fault(""), status, hidden, hidden]
         assert look.sheet is not None
         choices = look.choices()
         return [
             look.id,
             gr.Timer(active=False),
-            self.told(""),
+            told_fault(""),
             hidden,
             gr.update(value=look.sheet.image, visible=True),
             gr.update(choices=choices, value=choices[0][1], visible=True),

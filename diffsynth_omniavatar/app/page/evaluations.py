@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from ..evaluate_compare import FIGURES_FILE, Comparison
 from ..evaluate_page import MAIN_FIGURES, VIDEOS
 from .readable import Readable
 
-MOST_OFFERED = 100
 SUMMARY_HEAD = ["figure", "mean", "median", "worst", "better is", "what it is"]
 COMPARISON_HEAD = ["figure", "A", "B", "B - A", "95 % interval", "what it says"]
 PLAYABLE = (".mp4", ".m4v", ".webm", ".mov", ".mkv")
@@ -44,20 +42,7 @@ class EvaluationTables:
 
 def evaluations(readable: Readable) -> list[str]:
     """Folders with results, in the folders that the page may read and two levels below."""
-    found = itertools.chain.from_iterable(_evaluations(folder, 2) for folder in readable.folders)
-    return [str(path) for path in itertools.islice(found, MOST_OFFERED)]
-
-
-def _evaluations(folder: Path, deeper: int) -> Iterator[Path]:
-    try:
-        inside = sorted(folder.iterdir())
-    except OSError:
-        return
-    if (folder / FIGURES_FILE).is_file():
-        yield folder
-    for path in inside if deeper else ():
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-            yield from _evaluations(path, deeper - 1)
+    return readable.search(lambda folder, _: (folder / FIGURES_FILE).is_file(), within_found=True)
 
 
 def evaluation_folder(path: Path) -> Path:

@@ -110,7 +110,20 @@ class Form:
     def told(self, error: FieldFaults | None) -> list[Any]:
         """Updates that show faults at their fields and clear the others."""
         faults: Mapping[str, str] = {} if error is None else error.placed(self.fields)
-        return [_told(faults.get(name, "")) for name in self._messages]
+        return [told_fault(faults.get(name, "")) for name in self._messages]
+
+
+def command_field(elem_id: str, lines: int = 3, most_lines: int = 8) -> Any:
+    """The equal command line, to copy; hidden until there is one."""
+    return gr.Textbox(
+        label="The same on the command line",
+        visible=False,
+        interactive=False,
+        lines=lines,
+        max_lines=most_lines,
+        buttons=["copy"],
+        elem_id=elem_id,
+    )
 
 
 def _sent(value: Any) -> Any:
@@ -121,7 +134,8 @@ def _message() -> Any:
     return gr.HTML("", visible=False, elem_classes="fault")
 
 
-def _told(fault: str) -> Any:
+def told_fault(fault: str) -> Any:
+    """An update of a message: what is wrong, or "" for nothing."""
     return gr.update(value=f'<p role="alert">{plain(fault)}</p>' if fault else "", visible=bool(fault))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,17 @@ def chosen_model(shelf: Shelf, name: str | None, dubs: bool) -> Model:
     return model
 
 
-def new_folder(parent: Path) -> Path:
-    """The place of a new job: named by the time, and by what nobody can guess. It is not made yet."""
-    return parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+@contextmanager
+def job_folder(parent: Path) -> Iterator[Path]:
+    """The place of a new job: named by the time, and by what nobody can guess. It is not made yet; if an error ends the
+    block, it is removed.
+    """
+    folder = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(8)}"
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def model_words(model: Model, loras: LoRAs) -> dict[str, Any]:

@@ -10,21 +10,19 @@ from gradio.context import Context
 
 from .checkpoints import offered_checkpoints
 from .faults import FieldFaults
-from .forms import QUIETLY, Form, kept_by_browser
+from .forms import QUIETLY, Form, command_field, kept_by_browser
 from .markup import plain
 from .orders import PRESETS
 from .pair import SIDES, TAB, order_pair
 from .player import lay_out_player, player
 from .readable import Readable
 from .state import PageApp
+from .talk import PROMPT
 from .training_runs import TrainingRuns
 from .video_fields import prompt_field, speech_field
-from .video_panel import owner_of, status
+from .video_panel import SECONDS, owner_of, status
 from .video_work import VideoWork
 
-SECONDS = 1.0
-"""Between two looks at the jobs."""
-PROMPT = "A realistic video of a person speaking directly to the camera, with the head still."
 EMPTY = '<p class="empty">The two videos appear here.</p>'
 
 
@@ -48,15 +46,7 @@ class PairPanel:
                 self._status = gr.HTML(EMPTY, elem_classes="status", elem_id="compare-status")
                 self._player = lay_out_player("compare-player")
                 self._cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="compare-cancel")
-                self._commands = gr.Textbox(
-                    label="The same on the command line",
-                    visible=False,
-                    interactive=False,
-                    lines=4,
-                    max_lines=10,
-                    buttons=["copy"],
-                    elem_id="compare-commands",
-                )
+                self._commands = command_field("compare-commands", 4, 10)
                 self._seen = gr.State("")
                 self._timer = gr.Timer(SECONDS, active=False)
         self._outputs = [

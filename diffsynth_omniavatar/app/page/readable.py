@@ -6,7 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...data.cache_index import CACHE_INDEX
@@ -15,7 +15,7 @@ from ...data.prepare.sources import SUFFIXES
 TABLE = "metadata.csv"
 """As `omniavatar prepare` calls it."""
 MOST_OFFERED = 100
-"""Data sets that are offered to choose from."""
+"""Data sets, or evaluations, that are offered to choose from."""
 
 
 class Readable:
@@ -60,19 +60,36 @@ class Readable:
 
     def data_sets(self) -> list[str]:
         """Paths of what training can read, in the folders and two levels below."""
-        found = itertools.chain.from_iterable(_data_sets(folder, 2) for folder in self.folders)
+        return self.search(_is_data_set, within_found=False)
+
+    def search(self, is_wanted: Callable[[Path, Sequence[Path]], bool], *, within_found: bool) -> list[str]:
+        """The first folders of a kind, in the folders and two levels below.
+
+        Args:
+            is_wanted: called with a folder and what is in it.
+            within_found: whether to look for more in one that is wanted.
+        """
+        found = itertools.chain.from_iterable(_search(folder, is_wanted, within_found, 2) for folder in self.folders)
         return [str(path) for path in itertools.islice(found, MOST_OFFERED)]
 
 
-def _data_sets(folder: Path, deeper: int) -> Iterator[Path]:
+def _search(
+    folder: Path, is_wanted: Callable[[Path, Sequence[Path]], bool], within_found: bool, deeper: int
+) -> Iterator[Path]:
     try:
         inside = sorted(folder.iterdir())
     except OSError:
         return
-    names = {path.name for path in inside}
-    if CACHE_INDEX in names or TABLE in names or any(path.suffix.lower() in SUFFIXES for path in inside):
+    found = is_wanted(folder, inside)
+    if found:
         yield folder
-    elif deeper:
-        for path in inside:
-            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-                yield from _data_sets(path, deeper - 1)
+    if not deeper or (found and not within_found):
+        return
+    for path in inside:
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            yield from _search(path, is_wanted, within_found, deeper - 1)
+
+
+def _is_data_set(_: Path, inside: Sequence[Path]) -> bool:
+    names = {path.name for path in inside}
+    return CACHE_INDEX in names or TABLE in names or any(path.suffix.lower() in SUFFIXES for path in inside)

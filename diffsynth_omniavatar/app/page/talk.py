@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from ...generation.request import RequestError, TalkRequest
 from ..jobs import talk_job
 from .command_lines import command_line
 from .faults import FieldFaults, field_faults, named
-from .orders import chosen_model, model_words, new_folder, settings_of
+from .orders import chosen_model, job_folder, model_words, settings_of
 from .state import PageApp
 from .uploads import PICTURE, SOUND
 from .video_work import Order, VideoWork
 
+PROMPT = "A realistic video of a person speaking directly to the camera, with the head still."
 LONGEST_PROMPT = 5000
 """Letters; the text encoder reads some 500 words."""
 
@@ -33,14 +33,9 @@ def order_talk(app: PageApp, owner: str, fields: Mapping[str, Any], tab: str = "
     Raises:
         FieldFaults: something is wrong, by the field.
     """
-    folder = new_folder(app.videos)
-    try:
+    with job_folder(app.videos) as folder, field_faults():
         work = _checked(app, owner, dict(fields), folder, tab)
-        with field_faults():
-            app.jobs.add(work)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        app.jobs.add(work)
     return work
 
 

@@ -12,11 +12,9 @@ from .forms import Form
 from .orders import ADVANCED_TALK
 from .shown_files import shown_copy
 from .state import PageApp
-from .talk import order_talk
+from .talk import PROMPT, order_talk
 from .video_fields import model_and_preset, prompt_field, speech_field
 from .video_panel import VideoPanel, owner_of
-
-PROMPT = "A realistic video of a person speaking directly to the camera, with the head still."
 
 
 def talk_tab(app: PageApp) -> None:
@@ -44,16 +42,7 @@ def talk_tab(app: PageApp) -> None:
             return [*form.told(error), *[gr.skip()] * len(panel.outputs)]
         return [*form.told(None), *panel.show(work)]
 
-    ordered = make.click(
-        order,
-        form.inputs,
-        [*form.messages, *panel.outputs],
-        preprocess=False,
-        show_progress="minimal",
-        show_progress_on=panel.status,
-        api_visibility="private",
-    )
-    ordered.then(None, js=panel.scroll)
+    panel.made_by(make, order)
 
     def fill_in() -> list[str]:
         *files, prompt = talk_example(app.folder / "examples")

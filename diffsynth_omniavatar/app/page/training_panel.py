@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.context import Context
 
 from . import training_view as view
-from .forms import QUIETLY
+from .forms import QUIETLY, command_field
 from .shown_files import shown_copy
 from .training_runs import LOG, RunState, TrainingRun, TrainingRuns
 
@@ -60,15 +60,7 @@ class RunPanel:
                 )
                 for number in range(1, VIDEOS + 1)
             ]
-        command = gr.Textbox(
-            label="The same on the command line",
-            visible=False,
-            interactive=False,
-            lines=3,
-            max_lines=8,
-            buttons=["copy"],
-            elem_id="train-command",
-        )
+        command = command_field("train-command")
         log = gr.Textbox(
             label="Log",
             visible=False,

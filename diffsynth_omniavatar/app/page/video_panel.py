@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import gradio as gr
 from gradio.context import Context
 
 from ...system.messages import counted
-from .forms import QUIETLY, Form, kept_by_browser
+from .forms import QUIETLY, Form, command_field, kept_by_browser
 from .markup import plain
 from .shown_files import shown_copy
 from .state import PageApp
@@ -52,9 +53,7 @@ class VideoPanel:
         self.number = kept_by_browser(name)
         self._seen = gr.State("")
         self._timer = gr.Timer(SECONDS, active=False)
-        self.status = gr.HTML(EMPTY, elem_classes="status", elem_id=f"{name}-status")
-        self.scroll = SCROLL % f"{name}-status"
-        """What the browser does when the form was sent."""
+        self._status = gr.HTML(EMPTY, elem_classes="status", elem_id=f"{name}-status")
         self._preview = gr.HTML("", visible=False, elem_classes="preview")
         self._video = gr.Video(
             label="Result", interactive=False, visible=False, elem_id=f"{name}-result", buttons=["download"]
@@ -63,15 +62,7 @@ class VideoPanel:
             self._cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id=f"{name}-cancel")
             self._download = gr.DownloadButton("Download the video", visible=False, elem_id=f"{name}-download")
         self._facts = gr.HTML("", visible=False, elem_classes="facts")
-        self._command = gr.Textbox(
-            label="The same on the command line",
-            visible=False,
-            interactive=False,
-            lines=3,
-            max_lines=8,
-            buttons=["copy"],
-            elem_id=f"{name}-command",
-        )
+        self._command = command_field(f"{name}-command")
         self._others = gr.Dropdown(
             [], label="Videos of this page", visible=False, filterable=False, interactive=True, elem_id=f"{name}-videos"
         )
@@ -83,7 +74,7 @@ class VideoPanel:
             self.number,
             self._seen,
             self._timer,
-            self.status,
+            self._status,
             self._preview,
             self._video,
             self._cancel,
@@ -92,6 +83,29 @@ class VideoPanel:
             self._command,
             self._others,
         ]
+
+    def made_by(
+        self, button: Any, order: Callable[..., Any], inputs: Sequence[Any] = (), messages: Sequence[Any] = ()
+    ) -> None:
+        """Let a button start a job: the form is sent, and what is wrong, or how the job stands, brought into view.
+
+        Args:
+            button: the component.
+            order: gets the values of `inputs` and the form's; gives updates of the form's messages, of `outputs`, and
+                of `messages`.
+            inputs: components beside the form's.
+            messages: likewise.
+        """
+        made = button.click(
+            order,
+            [*inputs, *self._form.inputs],
+            [*self._form.messages, *self.outputs, *messages],
+            preprocess=False,
+            show_progress="minimal",
+            show_progress_on=self._status,
+            api_visibility="private",
+        )
+        made.then(None, js=SCROLL % f"{self._name}-status")
 
     def connect(self) -> None:
         """Follow the job from when the page is loaded; cancel; change to another one."""
