@@ -27,7 +27,6 @@ from .adapters import Adapters
 from .average import WeightAverage
 from .distill_settings import DistillSettings, Role
 from .loader import stream_seed
-from .memory_report import BACKWARD, ENCODING, FORWARD
 from .module import OmniAvatarTrainingModule
 from .settings import StepSettings
 
@@ -100,19 +99,16 @@ class DistillationModule(OmniAvatarTrainingModule):
             {"params": [*self.critic.values()], "betas": betas, "lr": self.distillation.critic_learning_rate},
         ]
 
-    def forward(self, data: TrainingSample | Callable[[], Any], inputs: Any = None) -> Any:
-        """The loss of a sample, a scalar, of the one whose turn it is; or what a function returns, for validation.
+    def between_steps(self, function: Callable[[], Any]) -> Any:
+        """What a function returns with the student's averaged weights."""
+        with self.adapters.using(STUDENT), nullcontext() if self.average is None else self.average.applied():
+            return function()
+
+    def loss(self, data: TrainingSample, shared: Any, positive: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of the one whose turn it is.
 
         The LoRA whose loss it is goes on acting: blocks that are computed again in the backward pass need it.
         """
-        if callable(data):
-            with self.adapters.using(STUDENT), nullcontext() if self.average is None else self.average.applied():
-                return data()
-        if self.memory is not None:
-            self.memory.end_of(BACKWARD)
-        shared, positive, _ = self.prepare(data)
-        if self.memory is not None:
-            self.memory.end_of(ENCODING, shared["input_latents"])
         steps, samples = self.progress()
         role = self.role(steps)
         sample = Conditions(self, shared, positive, self.exit_step(samples))
@@ -121,11 +117,7 @@ class DistillationModule(OmniAvatarTrainingModule):
         else:
             loss, parts = sample.student_loss() if role == STUDENT else sample.critic_loss()
         self.adapters.use(role)
-        if self.on_parts is not None:
-            self.on_parts(parts)
-        if self.memory is not None:
-            self.memory.end_of(FORWARD)
-        return loss
+        return loss, parts
 
     def role(self, step: int) -> Role:
         """Whose the optimizer step of this number is, from 0."""

@@ -148,21 +148,28 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
     def forward(self, data: TrainingSample | Callable[[], Any], inputs: Any = None) -> Any:
         """The loss of a sample, a scalar; or what a function returns that needs the weights whole, for validation."""
         if callable(data):
-            return data()
+            return self.between_steps(data)
         if self.memory is not None:
             self.memory.end_of(BACKWARD)
         shared, positive, _ = self.prepare(data)
         if self.memory is not None:
             self.memory.end_of(ENCODING, shared["input_latents"])
-        model_inputs = {**shared, **positive}
-        loss = flow_loss(self.pipe, model_inputs)
-        if self.auxiliary is not None:
-            loss, parts = self.auxiliary(self.pipe.vae, model_inputs, loss)
-            if self.on_parts is not None:
-                self.on_parts(parts)
+        loss, parts = self.loss(data, shared, positive)
+        if parts and self.on_parts is not None:
+            self.on_parts(parts)
         if self.memory is not None:
             self.memory.end_of(FORWARD)
         return loss
+
+    def between_steps(self, function: Callable[[], Any]) -> Any:
+        """What a function returns with the weights that validate."""
+        return function()
+
+    def loss(self, data: TrainingSample, shared: Any, positive: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of a sample, a scalar, and its parts where it has some, from the inputs of the model function."""
+        model_inputs = {**shared, **positive}
+        loss = flow_loss(self.pipe, model_inputs)
+        return (loss, {}) if self.auxiliary is None else self.auxiliary(self.pipe.vae, model_inputs, loss)
 
     @torch.no_grad()
     def prepare(self, sample: TrainingSample) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
