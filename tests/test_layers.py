@@ -1,6 +1,7 @@
 """A module imports only what stands above it in the table of docs/architecture.md, and only host/ imports DiffSynth."""
 
 import ast
+import functools
 import itertools
 import re
 import subprocess
@@ -83,6 +84,7 @@ def table() -> list[str]:
     return re.findall(r"^\| `([\w/.]+)` \|", section, flags=re.MULTILINE)
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Path inside the package -> parsed file; files that hold only a docstring are left out."""
     parsed = {

@@ -72,12 +72,17 @@ def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
         dit.runner.shard_weights(dit.blocks, device)
     dit.to(device)
     text_encoder, pipe.text_encoder = pipe.text_encoder, None
-    pipe.to(device=device)
+    _bring(pipe, device)
     pipe.text_encoder = text_encoder
     if text_encoder is not None:
         _place_text_encoder(text_encoder, device, placement.stream or placement.shard)
+
+
+def _bring(pipe: Any, device: torch.device | str) -> None:
+    """The pipeline's models, and what it knows of its device."""
+    pipe.to(device=device)
     if hasattr(pipe, "device_type"):  # of the newer host
-        pipe.device_type = device.type
+        pipe.device_type = torch.device(device).type
 
 
 def is_movable(pipe: Any) -> bool:
@@ -97,9 +102,7 @@ def move(pipe: Any, device: torch.device | str) -> None:
     """
     if not is_movable(pipe):
         raise ValueError("The pipeline's weights are streamed or offloaded (stream_weights, vram_limit): it stays.")
-    pipe.to(device=device)
-    if hasattr(pipe, "device_type"):  # of the newer host
-        pipe.device_type = torch.device(device).type
+    _bring(pipe, device)
 
 
 def _place_text_encoder(encoder: Any, device: torch.device, stream: bool) -> None:
