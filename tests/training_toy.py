@@ -180,19 +180,32 @@ def same(left: Any, right: Any) -> bool:
     return left == right
 
 
+def validated(run: Run) -> Run:
+    """The run with a validation after each step, and before the first: what the network makes of ones."""
+    run.options = {
+        "validate": lambda step: ValidationResult({"validation": run.module.pipe.dit(torch.ones(WIDTH))[0].item()}, []),
+        "validation_steps": 1,
+    }
+    return run
+
+
+def average_runs(folder: Path) -> None:
+    """Sharded, with validations: without an average, with one, and the latter resumed from step 2."""
+    plain = validated(Run(folder / "plain", LoopSettings(max_steps=4), sharded="fsdp")).start()
+    settings = replace(plain.settings, ema_decay=0.25)
+    run = validated(Run(folder / "sharded", settings, sharded="fsdp")).start()
+    run.resumed(2, folder / "resumed", options={})
+    traces = {"plain": plain.module.trace, "sharded": run.module.trace}
+    (folder / f"traces-{run.accelerator.process_index}.json").write_text(json.dumps(traces))
+
+
 def two_process_runs(folder: Path) -> None:
     """Without noise; with noise; the latter resumed from step 2; the same sharded. Each process writes its trace."""
     quiet = Run(folder / "quiet", LoopSettings(max_steps=4), noise=0.0).start()
     noisy = Run(folder / "noisy", LoopSettings(max_steps=4, gradient_accumulation_steps=2)).start()
     resumed = noisy.resumed(2, folder / "resumed")
     sharded = replace(noisy, folder=folder / "sharded", sharded="fsdp")
-    sharded.options = {
-        "validate": lambda step: ValidationResult(
-            {"validation": sharded.module.pipe.dit(torch.ones(WIDTH))[0].item()}, []
-        ),
-        "validation_steps": 1,
-    }
-    again = sharded.start().resumed(2, folder / "sharded-resumed", options={})
+    again = validated(sharded).start().resumed(2, folder / "sharded-resumed", options={})
     names = ("quiet", "noisy", "resumed", "sharded", "sharded-resumed")
     traces = dict(zip(names, (run.module.trace for run in (quiet, noisy, resumed, sharded, again)), strict=True))
     (folder / f"traces-{noisy.accelerator.process_index}.json").write_text(json.dumps(traces))
@@ -203,10 +216,6 @@ def zero_runs(folder: Path, way: str) -> None:
     settings = LoopSettings(max_steps=4, gradient_accumulation_steps=2, max_grad_norm=0.3, warmup_steps=2)
     Run(folder / "plain", settings).start()
     run = Run(folder / way, settings, sharded=way)
-    run.options = {
-        "validate": lambda step: ValidationResult({"validation": run.module.pipe.dit(torch.ones(WIDTH))[0].item()}, []),
-        "validation_steps": 1,
-    }
-    again = run.start().resumed(2, folder / f"{way}-resumed", options={})
+    again = validated(run).start().resumed(2, folder / f"{way}-resumed", options={})
     traces = {"whole": run.module.trace, "resumed": again.module.trace}
     (folder / f"{way}-traces-{run.accelerator.process_index}.json").write_text(json.dumps(traces))

@@ -17,7 +17,8 @@ optimizer step follows the mean of their gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +26,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather_object
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..system.tensor_files import DamagedFileError, read_pickle
+from .average import WeightAverage
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
 from .settings import LoopSettings
 from .zero import EngineOptimizer, configure, frozen_networks, gathered_weights, hide_frozen_networks
@@ -86,6 +89,17 @@ def check_same_parameters(checkpoint: Path, state: Mapping[str, Any], parameters
         raise ValueError(f"{checkpoint} holds other trained parameters than this model; use the flags of its run")
 
 
+def check_same_average(checkpoint: Path, state: Mapping[str, Any], settings: LoopSettings) -> None:
+    """Raise ValueError if a checkpoint has an average of the weights and this run keeps none, or the reverse."""
+    if ("average" in state) == (settings.ema_decay > 0):
+        return
+    held, way = ("an", "give") if "average" in state else ("no", "leave out")
+    raise ValueError(
+        f"{checkpoint} holds {held} average of the trained weights: {way} --ema_decay, or start a new run from its "
+        "weights"
+    )
+
+
 def gathered(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -97,6 +111,11 @@ def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
         return value
     local = value.to(parameter.device)  # every process has the same value: nothing needs to be sent
     return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def trained_parameters(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters that train, by name."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
 
 
 class Companion(Protocol):
@@ -129,9 +148,9 @@ class LoopOptimizer:
         self.resumed_state: Mapping[int, Any] | None = None
 
     def named_values(self, module: torch.nn.Module) -> dict[str, Tensor]:
-        """`values` by the names of the module's parameters, in its order, whatever the order of the groups."""
+        """`values` by the names of the module's trained parameters, in its order, whatever the order of the groups."""
         values = {id(parameter): value for parameter, value in zip(self.parameters, self.values, strict=True)}
-        return {name: values[id(value)] for name, value in module.named_parameters() if value.requires_grad}
+        return {name: values[id(value)] for name, value in trained_parameters(module).items()}
 
     def step(self) -> None:
         accelerator = self.accelerator
@@ -216,6 +235,11 @@ class OmniAccelerator(Accelerator):
                 f"{self.mixed_precision}; use one or several processes, DeepSpeed, or FSDP with fsdp_version 2, and no "
                 "or bf16"
             )
+        if settings.ema_decay and self.distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                "--ema_decay does not go with DeepSpeed, which keeps the weights that it steps to itself: launch with "
+                "DDP or FSDP, or leave it out"
+            )
         self.settings = settings
         self.engine: EngineOptimizer | None = None
         """Under DeepSpeed."""
@@ -225,6 +249,8 @@ class OmniAccelerator(Accelerator):
         self.on_begin: Callable[[], None] | None = None
         """Called once, when all is prepared and resumed, before the first sample is loaded."""
         self.companion: Companion | None = None
+        self.average: WeightAverage | None = None
+        """Of the weights that train, where the settings ask for one."""
         self.window: dict[str, list[float]] = {}
         """What was reported since the last optimizer step."""
 
@@ -248,7 +274,28 @@ class OmniAccelerator(Accelerator):
         torch.manual_seed(seed)  # CUDA's too
         if self.settings.resume is not None:
             self._resume(self.settings.resume, model)
+        elif self.settings.ema_decay:
+            self.average = self._new_average(model)
         return prepared
+
+    def _new_average(self, model: torch.nn.Module | None) -> WeightAverage:
+        """An average that begins with the weights as they are."""
+        if model is None:
+            raise ValueError("--ema_decay does not go with --enable_model_cpu_offload: leave one out")
+        values, rounded = self.optimizer.named_values(model), trained_parameters(model)
+        return WeightAverage(values, self.settings.ema_decay, rounded)
+
+    @contextmanager
+    def averaged(self, module: torch.nn.Module) -> Iterator[None]:
+        """Within it the module's weights are their average, if there is one. Every process must enter it."""
+        if self.average is None:
+            yield
+            return
+        with self.average.applied():
+            yield
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()  # else the next step would compute with what it has gathered here
 
     def _shard(self, model: Any, optimizer: torch.optim.Optimizer, *others: Any) -> tuple[Any, ...]:
         """Let accelerate shard what trains, and what of the same network does not, over the processes."""
@@ -366,6 +413,8 @@ class OmniAccelerator(Accelerator):
         self.steps_done += 1
         self.metrics = {name: sum(window) / len(window) for name, window in self.window.items()} | values
         self.window.clear()
+        if self.average is not None:
+            self.average.update(self.steps_done)
         if self.companion is not None:
             self.companion.after_step(self.steps_done)
 
@@ -385,6 +434,8 @@ class OmniAccelerator(Accelerator):
         state = self.optimizer.optimizer.state_dict()["state"]
         optimizer = {number: self.whole_tensors(values) for number, values in sorted(state.items())}
         extra = {} if self.companion is None else {"extra": self.whole_tensors(self.companion.extra_state())}
+        if self.average is not None:
+            extra["average"] = self.whole_tensors(self.average.values)
         if not self.is_main_process:
             return {}
         own = {"step": self.steps_done, "run": self._run(), "trained": trained, "optimizer": optimizer, "rng": rng}
@@ -415,6 +466,7 @@ class OmniAccelerator(Accelerator):
             way = "without" if self.engine is not None else "under"
             raise ValueError(f"{checkpoint} was written {way} DeepSpeed, and goes on {way} it only")
         check_same_run(checkpoint, state, self._run())
+        check_same_average(checkpoint, state, self.settings)
         if self.engine is not None:
             self.engine.load(checkpoint)
         else:
@@ -436,5 +488,8 @@ class OmniAccelerator(Accelerator):
                 value.copy_(placed_like(trained[name], value))
         self.optimizer.round_parameters()
         self.optimizer.resumed_state = state["optimizer"]
+        if self.settings.ema_decay:
+            self.average = self._new_average(model)
+            self.average.load({name: placed_like(state["average"][name], value) for name, value in values.items()})
         if self.companion is not None:
             self.companion.load_extra_state(state.get("extra", {}))

@@ -351,13 +351,16 @@ class TrainingLogger(ModelLogger):
             OSError: it cannot be written; nothing of it is left, and the older ones are as they were.
         """
         accelerator = self.accelerator
-        state = accelerator.loop_state(self.module)
-        weights = accelerator.whole_weights(self.module, self.trained_tensors)
         partial = begin_checkpoint(self.output_path, name)
         try:
             if accelerator.is_main_process:
                 partial.mkdir(parents=True)
-                self.export(partial / WEIGHTS_FILE, weights)
+            with accelerator.averaged(self.module):
+                weights = accelerator.whole_weights(self.module, self.trained_tensors)
+                if accelerator.is_main_process:  # within, for on a CPU they are the module's own
+                    self.export(partial / WEIGHTS_FILE, weights)
+            state = accelerator.loop_state(self.module)
+            if accelerator.is_main_process:
                 write_pickle(partial / STATE_FILE, state)
                 if self.validate is not None:
                     self.progress.write(partial)
@@ -375,7 +378,8 @@ class TrainingLogger(ModelLogger):
         """Validate, if asked to, and keep the best step. Every process must call it."""
         if self.validate is None:
             return
-        with untouched_training_state(self.module.pipe, self.module), torch.no_grad():
+        averaged = self.accelerator.averaged(self.module)
+        with averaged, untouched_training_state(self.module.pipe, self.module), torch.no_grad():
             result = self.module(partial(self.validate, self.num_steps))
         self.accelerator.window.clear()  # should the validation have gone through the training module
         (figures,) = broadcast_object_list([None if result is None else result.metrics])  # one judgement for all

@@ -114,13 +114,6 @@ def add_distill_flags(group: Any) -> None:
         help="Timesteps, 0 to 1000, that these are clamped to. (default: 20,980)",
     )
     add(
-        "--ema_decay",
-        type=float,
-        default=default.ema_decay,
-        help="Decay, per update of the student, of the average of its weights that checkpoints hold; 0 for no average.",
-    )
-
-    add(
         "--trajectories",
         metavar="FOLDER",
         help="Warm-up: instead of distilling, let the student learn these trajectories of the teacher, which "
@@ -141,6 +134,8 @@ def add_distill_flags(group: Any) -> None:
 
 NAMES = tuple(field.name for field in dataclasses.fields(DistillSettings))
 """The flags that are fields of `DistillSettings`."""
+SHARED = ("ema_decay",)
+"""Those of them that other tasks have too."""
 
 
 def distill_settings(args: argparse.Namespace) -> DistillSettings:
@@ -171,7 +166,7 @@ def distill_faults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> Ite
     """Of flags that do not go together; `defaults` are those of the parser."""
     given = [name for name, value in vars(args).items() if value != defaults.get(name, value)]
     if not distills(args):
-        flags = [f"--{name}" for name in given if name in (*NAMES, *OTHERS)]
+        flags = [f"--{name}" for name in given if name in (*NAMES, *OTHERS) and name not in SHARED]
         if flags:
             yield f"{', '.join(flags)} needs --task {TASK}"
         return

@@ -96,7 +96,7 @@ def _text(numbers: tuple[float, ...]) -> str:
     return ",".join(f"{number:g}" for number in numbers)
 
 
-_SHARED = {"lora_rank": 64, "weight_decay": 0.01, "max_grad_norm": 10.0}
+_SHARED = {"lora_rank": 64, "weight_decay": 0.01, "max_grad_norm": 10.0, "ema_decay": 0.99}
 
 DISTILL_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "omniavatar": {**_SHARED, "learning_rate": 2e-5},

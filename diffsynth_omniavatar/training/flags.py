@@ -24,6 +24,7 @@ from .best import LOSS, Goal
 from .distill_flags import TASK, TRAJECTORIES, add_distill_flags, distill_faults, distills, numbers
 from .distill_settings import DISTILL_PRESETS
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
+from .loop_flags import add_loop_flags, loop_faults
 from .validation_metrics import metric_names
 
 DENOISER_FILES = "diffusion_pytorch_model"
@@ -117,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
     _add_auxiliary_flags(parser.add_argument_group("OmniAvatar: losses on decoded frames"))
     _add_speed_flags(parser.add_argument_group("OmniAvatar: speed and memory"))
-    _add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
+    add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
     _add_validation_flags(parser.add_argument_group("OmniAvatar: validation"))
     add_distill_flags(parser.add_argument_group("OmniAvatar: distillation, with --task distill"))
     return parser
@@ -289,35 +290,6 @@ def _add_speed_flags(group: Any) -> None:
     )
 
 
-def _add_loop_flags(group: Any) -> None:
-    add = group.add_argument
-    add("--max_steps", type=int, help="Total optimizer steps. (default: --num_epochs passes over the data)")
-    add("--warmup_steps", type=int, default=0, help="Optimizer steps in which the learning rate rises linearly.")
-    add(
-        "--lr_schedule",
-        choices=["constant", "cosine", "linear"],
-        default="constant",
-        help="Learning rate after the warm-up; cosine and linear fall to zero at the last step.",
-    )
-    add(
-        "--max_grad_norm", type=float, default=math.inf, help="Clip the L2 norm of the gradient. (default: no clipping)"
-    )
-    add("--fp32_master_weights", action="store_true", help="Let AdamW update float32 copies of the trained weights.")
-    add("--seed", type=int, default=0, help="Seed of the order of clips and all random choices.")
-    add(
-        "--resume",
-        help="Checkpoint folder to go on from; latest: the newest in --output_path; auto: the newest, or from the "
-        "start if there is none. (default: from the start)",
-    )
-    add("--checkpoints_total_limit", type=int, help="Keep only this many of the newest step-N. (default: all)")
-    add("--strict_data", action="store_true", help="Stop at a faulty clip instead of leaving it out.")
-    add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
-    add("--config", help="YAML or JSON file with values for these flags; the command line overrides it.")
-    add("--vram_report", action="store_true", help="Print the GPU memory of each stage after the third step.")
-    add("--dry_run", action="store_true", help="Print samples, steps, trained parameters and memory, and end.")
-    add("--debug", action="store_true", help="Show where an error comes from.")
-
-
 def _add_validation_flags(group: Any) -> None:
     add = group.add_argument
     add("--validation_steps", type=int, help="Optimizer steps between validations.")
@@ -450,7 +422,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, defa
         if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
     ]
     faults += [*_number_faults(args), *_task_faults(args), *_validation_faults(args)]
-    faults += [*_loss_faults(parser, args), *_model_faults(args), *distill_faults(args, defaults)]
+    faults += [*_loss_faults(parser, args), *_model_faults(args), *loop_faults(args)]
+    faults += distill_faults(args, defaults)
     if faults:
         raise FlagError("; ".join(faults) + ".")
 

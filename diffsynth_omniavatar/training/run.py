@@ -48,7 +48,15 @@ from ..system.messages import counted
 from ..system.output_folder import reserved
 from ..system.progress import StderrLines
 from ..system.signals import exit_code, interrupts
-from .accelerator import OmniAccelerator, check_same_parameters, check_same_run, load_state, run_of
+from .accelerator import (
+    OmniAccelerator,
+    check_same_average,
+    check_same_parameters,
+    check_same_run,
+    load_state,
+    run_of,
+    trained_parameters,
+)
 from .auxiliary import AuxiliaryLosses
 from .base_lora import check_same_base, named_loras, recorded_loras
 from .best import Goal, Progress
@@ -305,6 +313,7 @@ def plan_of(
     tokens = module.config.conventions.max_tokens
     if height and args.num_frames:
         tokens = latent_frames(args.num_frames) * (height // 16) * (width // 16)
+    extra = module.extra_memory | ({"average of the weights": 4 * trained} if settings.ema_decay else {})
     config = module.pipe.dit.config
     memory = predicted_rows(
         config,
@@ -331,7 +340,7 @@ def plan_of(
         ("trainable parameters", f"{trained:,}"),
         ("encoders", size_text(others)),
         *memory,
-        *((name, f"{size_text(size)}, not counted in the peak") for name, size in module.extra_memory.items()),
+        *((name, f"{size_text(size)}, not counted in the peak") for name, size in extra.items()),
         *([("quantised", "not counted")] if is_quantized(module.pipe.dit) else []),
     ]
 
@@ -388,7 +397,10 @@ def _given(args: argparse.Namespace, settings: type) -> dict[str, Any]:
 
 def _loop_settings(args: argparse.Namespace, samples: int, processes: int, resume: Path | None) -> LoopSettings:
     steps = args.max_steps or steps_in_epochs(args.num_epochs, samples, processes, args.gradient_accumulation_steps)
-    return LoopSettings(**_given(args, LoopSettings) | {"max_steps": steps, "resume": resume})
+    given = _given(args, LoopSettings) | {"max_steps": steps, "resume": resume}
+    if distills(args):  # which averages the student alone
+        given["ema_decay"] = 0.0
+    return LoopSettings(**given)
 
 
 def _save_arguments(args: argparse.Namespace) -> None:
@@ -481,7 +493,9 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     settings = _loop_settings(args, len(dataset), processes, resume)
     if resume is not None:
         check_same_base(resume, args)
-        check_same_run(resume, load_state(resume), run_of(settings, processes, len(dataset)))
+        state = load_state(resume)
+        check_same_run(resume, state, run_of(settings, processes, len(dataset)))
+        check_same_average(resume, state, settings)
     has_unused = args.find_unused_parameters or distills(args)  # of student and critic one has a loss at a time
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=has_unused)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)
@@ -557,8 +571,7 @@ def _check_parameters(resume: Path | None, module: OmniAvatarTrainingModule) -> 
     """Raise ValueError if the checkpoint is of a model of which something else trains."""
     if resume is None or "trained" not in (state := load_state(resume)):
         return
-    trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-    check_same_parameters(resume, state, trained)
+    check_same_parameters(resume, state, trained_parameters(module))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,8 @@ class LoopSettings:
     """With `quantize`: layers that stay as they are, with commas between."""
     fp32_master_weights: bool = False
     """AdamW keeps the trained weights and its state in float32; the model computes with them rounded to its format."""
+    ema_decay: float = 0.0
+    """Decay, per optimizer step, of the average of the trained weights that is exported and validated; 0 for none."""
     resume: Path | None = None
     """Checkpoint folder to go on from. Rates and schedules are then those given now, not those of the checkpoint."""
 
@@ -50,6 +52,8 @@ class LoopSettings:
             raise ValueError(f"warmup_steps {self.warmup_steps} must lie in 0..max_steps = 0..{self.max_steps}")
         if self.lr_schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f"lr_schedule {self.lr_schedule!r} must be constant, cosine or linear")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay {self.ema_decay} must be 0 up to, but not, 1")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm {self.max_grad_norm} must be positive; leave it out for no clipping")
 

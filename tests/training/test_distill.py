@@ -388,8 +388,8 @@ def test_portraits_and_speech_are_enough(folder, tmp_path, capsys):
         (["--adam_betas", "0.9"], "--adam_betas is 0.9, wanted two numbers"),
         (["--validation_loss_data", "x.csv", "--validation_steps", "1"], "--validation_loss_data does not go with"),
         (
-            ["--task", "sft", "--teacher_cfg", "3", "--ema_decay", "0"],
-            "--teacher_cfg, --ema_decay needs --task distill",
+            ["--task", "sft", "--teacher_cfg", "3", "--score_shift", "2"],
+            "--teacher_cfg, --score_shift needs --task distill",
         ),
     ],
 )

@@ -281,7 +281,10 @@ ROWS: dict[str, list[Row]] = {
         Row("patience", "13", "logger.patience", 13),
         Row("strict_data", None, "dataset.strict", True),
     ],
-    "epochs": [Row("num_epochs", "4", "accelerator.settings.max_steps", 8)],
+    "epochs": [
+        Row("num_epochs", "4", "accelerator.settings.max_steps", 8),
+        Row("ema_decay", "0.75", "accelerator.settings.ema_decay", 0.75),
+    ],
     "offloading": [
         Row("enable_model_cpu_offload", None, lambda s: len(s.prepared), 3),  # the host then prepares no model
         Row("enable_optimizer_cpu_offload", None, "arguments.enable_optimizer_cpu_offload", True),
