@@ -37,8 +37,8 @@ from ..model.files import NANO_FOLDER, NANO_I2V
 from ..nano.batch import Sampling
 from ..nano.measure import measure_mouth
 from ..nano.regions import mouth_region, static_region
+from ..nano.speaker.canvas import SIZE
 from ..nano.speaker.clips import SpeakerClip, draw_clip, write_clips
-from ..nano.speaker.drawing import SIZE
 from ..nano.speaker.identity import Identity
 from ..nano.stage import generate_file, load_family, write_video
 from ..nano.validation import validation_loss

@@ -30,8 +30,8 @@ from .batch import Sampling
 from .measure import measure_mouth, measure_sway
 from .processes import process_map
 from .regions import background, static_region
+from .speaker.canvas import SIZE
 from .speaker.clips import SpeakerClip, draw_clip
-from .speaker.drawing import SIZE
 from .stage import Mouth, Stage, generate_file, load_family, take_of
 
 FRAMES = 72

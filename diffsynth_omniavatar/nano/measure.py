@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .speaker.drawing import CORNER, INSIDE, LIP, NARROW, OPENING, SIZE, SPREAD
+from .speaker.canvas import SIZE
+from .speaker.drawing import CORNER, INSIDE, LIP, NARROW, OPENING, SPREAD
 
 SEARCHED = (0.50, 0.92, 0.10, 0.90)
 """Rows and columns among which the mouth is looked for, in parts of height and width."""

@@ -6,9 +6,10 @@ import itertools
 
 import numpy as np
 
-from .speaker.drawing import FACE, MOUTH, SIZE, render
+from .speaker.canvas import SIZE
+from .speaker.drawing import FACE, MOUTH, render
 from .speaker.identity import Identity
-from .speaker.motion import Motion
+from .speaker.motion import moved
 
 MOUTH_SIDE = 56
 """Pixels of the square around a mouth, which is up to 44 wide and 34 high."""
@@ -18,7 +19,9 @@ def static_region(identity: Identity) -> np.ndarray:
     """Where a person that keeps still looks the same whatever they say and however they move: bool [128, 128]."""
     levels = (-1.6, 0, 1.6), (-1.4, 1.4), (0, 0.5, 1), (0, 0.5, 1)
     x, y, openness, lids = np.array(list(itertools.product(*levels)), np.float32).T
-    frames = render(identity, openness, 1 - openness, Motion(x=x, y=y, roll=0.0075 * x, lids=lids, gaze=0.75 * x))
+    frames = render(
+        identity, openness, 1 - openness, moved(len(x), x=x, y=y, roll=0.0075 * x, lids=lids, gaze=0.75 * x)
+    )
     span = (frames.max(axis=0).astype(int) - frames.min(axis=0)).max(axis=-1)
     around = np.lib.stride_tricks.sliding_window_view(np.pad(span, 1, mode="edge"), (3, 3))
     return np.asarray(around.max(axis=(2, 3)) <= 8)

@@ -33,7 +33,8 @@ from ..system.atomic import write_atomically
 from .command_line import trainer_parser, write_figures
 from .draw import draw_frames
 from .family import half
-from .speaker.drawing import FACE, MOUTH, OPENING, SIZE
+from .speaker.canvas import SIZE
+from .speaker.drawing import FACE, MOUTH, OPENING
 from .vae_result import contact_sheet, figures, fold_statistics, latent_statistics, no_scale, reconstruct
 
 CLIP_FRAMES = 33

@@ -12,7 +12,7 @@ from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.media.video import read_frames
 from diffsynth_omniavatar.media.writer import VideoWriter
 from diffsynth_omniavatar.nano.batch import Sampling, Take, generate_batch
-from diffsynth_omniavatar.nano.speaker.drawing import SIZE
+from diffsynth_omniavatar.nano.speaker.canvas import SIZE
 from diffsynth_omniavatar.nano.stage import load_family
 
 

@@ -11,7 +11,7 @@ from diffsynth_omniavatar.metrics.sync import correlation
 from diffsynth_omniavatar.model.config import CheckpointConfig
 from diffsynth_omniavatar.model.files import NANO_V2V
 from diffsynth_omniavatar.nano.measure import measure_mouth
-from diffsynth_omniavatar.nano.speaker.drawing import SIZE
+from diffsynth_omniavatar.nano.speaker.canvas import SIZE
 from diffsynth_omniavatar.nano.speaker.film import draw_film
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")

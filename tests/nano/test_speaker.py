@@ -14,10 +14,11 @@ from diffsynth_omniavatar.media.video import read_frames
 from diffsynth_omniavatar.nano.measure import measure_mouth, measure_sway
 from diffsynth_omniavatar.nano.speaker import phonemes
 from diffsynth_omniavatar.nano.speaker.__main__ import main
+from diffsynth_omniavatar.nano.speaker.canvas import SIZE
 from diffsynth_omniavatar.nano.speaker.clips import cut_start, draw_clip, write_clips
-from diffsynth_omniavatar.nano.speaker.drawing import SIZE, render
+from diffsynth_omniavatar.nano.speaker.drawing import render
 from diffsynth_omniavatar.nano.speaker.identity import draw_identity
-from diffsynth_omniavatar.nano.speaker.motion import Motion, draw_motion, still
+from diffsynth_omniavatar.nano.speaker.motion import draw_motion, moved, still
 from diffsynth_omniavatar.nano.speaker.phonemes import PHONEMES, Sentence, draw_sentence, mouth_curves, phoneme_labels
 from diffsynth_omniavatar.nano.speaker.recording import mouth_of_recording
 from diffsynth_omniavatar.nano.speaker.voice import draw_voice, synthesise
@@ -224,8 +225,7 @@ def test_what_speech_changes_lies_inside_the_mouth_mask():
     corners = [(x, y, np.sign(x) * 0.045) for x in (-9.1, 9.1) for y in (-1.4, 1.4)]
     for identity in (draw_identity(rng, split="train") for _ in range(8)):
         for x, y, roll in corners:
-            place = [np.full(4, value, np.float32) for value in (x, y, roll, 0, 0)]
-            frames = render(identity, openness, width, Motion(*place)).astype(int)
+            frames = render(identity, openness, width, moved(4, x=x, y=y, roll=roll)).astype(int)
             changed = (frames != frames[:1]).any(axis=(0, 3))
             assert changed.any() and not (changed & kept).any()
 

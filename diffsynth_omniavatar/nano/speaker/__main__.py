@@ -20,10 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=("train", "evaluation"), default="train")
     parser.add_argument("--lead", type=int, default=0, help="most frames that are spoken before a clip begins")
     parser.add_argument("--silent", type=float, default=0.0, help="share of clips in which nobody speaks, 0 to 1")
+    parser.add_argument("--lively", action="store_true", help="with moves that nothing decides, and textures")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(arguments)
     seeds = range(given.seed, given.seed + given.clips)
-    options = {name: getattr(given, name) for name in ("split", "lead", "silent", "workers")}
+    options = {name: getattr(given, name) for name in ("split", "lead", "silent", "lively", "workers")}
     print(write_clips(given.folder, seeds, given.frames, **options))
 
 

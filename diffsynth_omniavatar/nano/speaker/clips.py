@@ -16,8 +16,10 @@ from ...media.sound import Sound
 from ...media.timeline import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from ...media.writer import VideoWriter
 from ..processes import process_map
-from .drawing import SIZE, render
-from .identity import Identity, draw_identity
+from .canvas import SIZE
+from .drawing import render
+from .identity import Identity, detailed, draw_identity
+from .lively import liven
 from .motion import Motion, draw_motion
 from .phonemes import NOTHING, Sentence, draw_sentence, mouth_curves, phoneme_labels
 from .splits import Split
@@ -55,6 +57,8 @@ def draw_clip(
     voice: Voice | None = None,
     sways: bool | None = None,
     speaks: bool = True,
+    lively: bool = False,
+    future: int = 0,
 ) -> SpeakerClip:
     """The clip of a seed; what is given replaces what would be drawn and changes nothing else.
 
@@ -65,6 +69,8 @@ def draw_clip(
         identity, voice: who speaks.
         sways: whether the head sways from side to side, which the prompt tells.
         speaks: else the voice's hiss is all that is heard, and the mouth stays closed.
+        lively: with moves that nothing decides (`lively.liven`), and, if no identity is given, textures.
+        future: another number gives other such moves after the same first frame.
 
     Raises:
         ValueError: no frames, a negative seed, or an unknown split.
@@ -74,14 +80,19 @@ def draw_clip(
             f"draw_clip got seed {seed}, {frames} frames and split {split!r}; "
             'wanted a seed of 0 or more, at least one frame, and "train" or "evaluation"'
         )
-    streams = [np.random.default_rng([split == "evaluation", seed, part]) for part in range(5)]
-    identity = identity or draw_identity(streams[0], split=split)
+    streams = [np.random.default_rng([split == "evaluation", seed, part]) for part in range(7)]
+    if identity is None:
+        identity = draw_identity(streams[0], split=split)
+        identity = detailed(identity, streams[5]) if lively else identity
     voice = voice or draw_voice(streams[1], split=split)
     sentence = draw_sentence(streams[2], frames / FRAME_RATE, split=split) if speaks else NOTHING
     waveform = synthesise(sentence, voice, streams[3], frames * SAMPLES_PER_FRAME)
     drawn = bool(streams[4].random() < 0.5)
     sways = drawn if sways is None else sways
     motion = draw_motion(streams[4], frames, sways=sways)
+    if lively:
+        coming = np.random.default_rng([split == "evaluation", seed, 7, future])
+        motion = liven(motion, streams[6], coming, sways=sways)
     openness, width = mouth_curves(sentence, frames)
     return SpeakerClip(
         frames=render(identity, openness, width, motion),
@@ -122,6 +133,7 @@ def write_clips(
     identity: Identity | None = None,
     lead: int = 0,
     silent: float = 0.0,
+    lively: bool = False,
     workers: int = 1,
     crf: int = 10,
 ) -> Path:
@@ -129,7 +141,7 @@ def write_clips(
 
     Args:
         folder: made if it is not there; files of the same names are replaced.
-        seeds, frames, split, identity: as for `draw_clip`; a given identity speaks in all clips.
+        seeds, frames, split, identity, lively: as for `draw_clip`; a given identity speaks in all clips.
         lead: up to so many frames, drawn for each clip, are spoken before it begins, so that clips begin in mid-speech.
         silent: share of clips in which nobody speaks.
         workers: processes that draw. With more than one, a script must call this under `if __name__ == "__main__"`.
@@ -148,6 +160,7 @@ def write_clips(
         identity=identity,
         lead=lead,
         silent=silent,
+        lively=lively,
         crf=crf,
     )
     with process_map(workers) as map_over:
@@ -170,11 +183,13 @@ def _write_seed(
     identity: Identity | None,
     lead: int,
     silent: float,
+    lively: bool,
     crf: int,
 ) -> tuple[str, str]:
     rng = np.random.default_rng([seed, frames])
     before, speaks = int(rng.integers(lead + 1)), bool(rng.random() >= silent)
-    clip = cut_start(draw_clip(seed, before + frames, split=split, identity=identity, speaks=speaks), before)
+    whole = draw_clip(seed, before + frames, split=split, identity=identity, speaks=speaks, lively=lively)
+    clip = cut_start(whole, before)
     name = f"{split}_{seed:06d}.mp4"
     write_clip(clip, folder / name, crf)
     return name, clip.prompt

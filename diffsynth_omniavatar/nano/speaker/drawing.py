@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from .canvas import SIZE, Canvas, Light
 from .identity import BACKGROUNDS, CLOTHES, HAIR, IRIS, Colour, Identity
 from .motion import Motion
-
-SIZE = 128
-"""Height and width of the pictures."""
+from .texture import cloth_light, draw_wall, face_light, hair_light
 
 LIP: Colour = (206, 58, 98)
 INSIDE: Colour = (62, 8, 38)
@@ -35,62 +34,35 @@ CORNER = 2.5
 UPWARD = 0.3
 """Part of the opening that is above the closed mouth."""
 
-_ROWS, _COLUMNS = np.mgrid[:SIZE, :SIZE].astype(np.float32) + np.float32(0.5)
+NOSE_TURN = 0.35
+"""How much farther than the other features a turn moves the nose, which is nearest."""
 
 
-class _Canvas:
-    """A picture, float32 [3 or 4, SIZE, SIZE], on which shapes are laid in coordinates that move and turn with a part.
+@dataclass(frozen=True, kw_only=True)
+class _Style:
+    """How faces are drawn."""
 
-    A fourth channel gets the share of each pixel that is covered.
-    """
+    iris: float
+    """Radius for an eye of size 1."""
+    pupil: float
+    lid: float
+    """Brightness of the lids, of the skin's."""
+    nod: float
+    """Part of a nod that the outline of the head goes."""
 
-    def __init__(self, pixels: np.ndarray, x: float, y: float, roll: float) -> None:
-        self.pixels = pixels
-        self.origin = x, y
-        sine, cosine = math.sin(roll), math.cos(roll)
-        self.x = cosine * (_COLUMNS - x) + sine * (_ROWS - y)
-        self.y = cosine * (_ROWS - y) - sine * (_COLUMNS - x)
 
-    def box(self, left: float, top: float, right: float, bottom: float) -> tuple[slice, slice]:
-        """The pixels in which a shape lies, also when turned by 0.1."""
-        margin = 2 + 0.1 * max(abs(left), abs(right), abs(top), abs(bottom))
-        x, y = self.origin
-        rows = slice(max(0, int(y + top - margin)), max(0, int(y + bottom + margin) + 1))
-        return rows, slice(max(0, int(x + left - margin)), max(0, int(x + right + margin) + 1))
-
-    def cover(
-        self, box: tuple[slice, slice], x: float, y: float, rx: float, up: float, down: float | None = None
-    ) -> np.ndarray:
-        """Share of each pixel of the box inside an ellipse with its own half heights above and below the middle.
-
-        From the distance to the edge, (k0 - 1) k0 / k1 with k0 = |p / r| and k1 = |p / r^2|, true near the edge.
-        """
-        dx, dy = self.x[box] - np.float32(x), self.y[box] - np.float32(y)
-        ry = np.float32(up) if down is None else np.where(dy < 0, np.float32(up), np.float32(down))
-        px, py = dx / np.float32(rx), dy / ry
-        k0 = np.sqrt(px * px + py * py)
-        k1 = np.hypot(px / np.float32(rx), py / ry) + np.float32(1e-6)
-        return np.clip(np.float32(0.5) - (k0 - 1) * k0 / k1, 0, 1)
-
-    def lay(self, box: tuple[slice, slice], cover: np.ndarray, colour: Sequence[float]) -> None:
-        part = self.pixels[(slice(None), *box)]
-        part += cover * (np.array([*colour, 1.0][: len(part)], np.float32)[:, None, None] - part)
-
-    def ellipse(
-        self,
-        colour: Sequence[float],
-        x: float,
-        y: float,
-        rx: float,
-        up: float,
-        down: float | None = None,
-    ) -> None:
-        box = self.box(x - rx, y - up, x + rx, y + (up if down is None else down))
-        self.lay(box, self.cover(box, x, y, rx, up, down), colour)
+_PLAIN = _Style(iris=4.4, pupil=2.2, lid=0.92, nod=1.0)
+_DETAILED = _Style(iris=3.75, pupil=2.0, lid=0.95, nod=0.35)
+"""For people with textures: eyes whose white shows on the side from which they look away."""
 
 
 def _shaded(colour: Sequence[float], brightness: float) -> Colour:
     red, green, blue = (min(255.0, channel * brightness) for channel in colour)
+    return red, green, blue
+
+
+def _darker(one: Colour, other: Colour) -> Colour:
+    red, green, blue = (min(channels) for channels in zip(one, other, strict=True))
     return red, green, blue
 
 
@@ -112,6 +84,8 @@ def render(identity: Identity, openness: np.ndarray, width: np.ndarray, motion: 
     wall = _shaded(BACKGROUNDS[identity.background], identity.shade[2])
     light = np.linspace(1.04, 0.94, SIZE, dtype=np.float32)[:, None] * np.ones((1, SIZE), np.float32)
     background = np.array(wall, np.float32)[:, None, None] * light
+    if identity.texture is not None:
+        background = draw_wall(identity.texture, background)
     frames = np.empty((len(openness), SIZE, SIZE, 3), np.uint8)
     for frame, pixels in zip(frames, _draw(background, identity, openness, width, motion), strict=True):
         frame[:] = (np.clip(pixels, 0, 255) + 0.5).astype(np.uint8).transpose(1, 2, 0)
@@ -139,62 +113,73 @@ def _draw(
             f"render got {len(openness)} values of openness, {len(width)} of width and {len(motion.x)} frames of "
             "motion; wanted one of each per frame"
         )
+    style = _PLAIN if identity.texture is None else _DETAILED
     for index in range(len(openness)):
         pixels = background.copy()
-        x, y, roll, lids, gaze = (
-            float(track[index]) for track in (motion.x, motion.y, motion.roll, motion.lids, motion.gaze)
-        )
+        now = {track.name: float(getattr(motion, track.name)[index]) for track in fields(motion)}
         opening = OPENING * float(openness[index])
-        head = _Canvas(pixels, FACE[0] + x, FACE[1] + y, roll)
-        _draw_body(pixels, identity, x, head)
+        head = Canvas(pixels, FACE[0] + now["x"], FACE[1] + now["y"] + style.nod * now["nod"], now["roll"])
+        _draw_body(pixels, identity, now["x"], head)
         _draw_face(head, identity, identity.mouth_drop + 0.2 * opening)
         # Features lie in front of the axis about which the head turns.
-        features = _Canvas(pixels, FACE[0] + 1.15 * x, FACE[1] + y, roll)
-        _draw_eyes(features, identity, lids, gaze)
-        _draw_nose(features, identity)
-        _draw_mouth(features, identity, opening, NARROW + SPREAD * float(width[index]))
+        x, y = FACE[0] + 1.15 * now["x"] + now["turn"], FACE[1] + now["y"] + now["nod"]
+        features = Canvas(pixels, x, y, now["roll"])
+        _draw_eyes(features, identity, style, now)
+        _draw_nose(Canvas(pixels, x + NOSE_TURN * now["turn"], y, now["roll"]), identity)
+        _draw_mouth(features, identity, opening, NARROW + SPREAD * float(width[index]), now["smile"])
         _draw_hair(head, identity)
         yield pixels
 
 
-def _draw_body(pixels: np.ndarray, identity: Identity, x: float, head: _Canvas) -> None:
+def _light(identity: Identity, light: Callable[..., np.ndarray], *more: float) -> Light | None:
+    """A light of the person's texture, if there is one."""
+    texture = identity.texture
+    return None if texture is None else lambda x, y: light(texture, x, y, *more)
+
+
+def _draw_body(pixels: np.ndarray, identity: Identity, x: float, head: Canvas) -> None:
     """Hair behind the neck, neck and clothes; these follow the head half the way."""
     if identity.long_hair:
         hair = _shaded(HAIR[identity.hair], 0.92 * identity.shade[0])
-        head.ellipse(hair, 0, 8, identity.face_width + 8, 50, 52)
-    body = _Canvas(pixels, FACE[0] + 0.5 * x, FACE[1], 0.0)
+        width = identity.face_width + 8
+        head.ellipse(hair, 0, 8, width, 50, 52, light=_light(identity, hair_light, width))
+    body = Canvas(pixels, FACE[0] + 0.5 * x, FACE[1], 0.0)
     clothes = _shaded(CLOTHES[identity.clothes], identity.shade[1])
-    body.ellipse(clothes, 0, 82, 56, 34)
+    body.ellipse(clothes, 0, 82, 56, 34, light=_light(identity, cloth_light))
     body.ellipse(_shaded(clothes, 0.82), 0, 52, 19, 10)
     body.ellipse(_shaded(identity.skin, 0.82), 0, 38, 15, 30, 21)
 
 
-def _draw_face(head: _Canvas, identity: Identity, jaw: float) -> None:
+def _draw_face(head: Canvas, identity: Identity, jaw: float) -> None:
     """Ears and face; the chin is `jaw` pixels lower than usual with the mouth closed."""
     for side in (-1, 1):
         head.ellipse(_shaded(identity.skin, 0.9), side * identity.face_width, 2, 5.5, 8.5)
-    head.ellipse(identity.skin, 0, 0, identity.face_width, 45, 44)
-    head.ellipse(identity.skin, 0, 22, identity.jaw_width, 24, 25 + jaw)
+    light = _light(identity, face_light)
+    if identity.texture is not None:
+        edge = _shaded(identity.skin, 0.62)
+        head.ellipse(edge, 0, 0, identity.face_width + 1.2, 46, 45.2)
+        head.ellipse(edge, 0, 22, identity.jaw_width + 1.2, 25, 26.2 + jaw)
+    head.ellipse(identity.skin, 0, 0, identity.face_width, 45, 44, light=light)
+    head.ellipse(identity.skin, 0, 22, identity.jaw_width, 24, 25 + jaw, light=light)
 
 
-def _draw_eyes(face: _Canvas, identity: Identity, lids: float, gaze: float) -> None:
-    lid = _shaded(identity.skin, 0.92)
+def _draw_eyes(face: Canvas, identity: Identity, style: _Style, now: Mapping[str, float]) -> None:
+    lid = _shaded(identity.skin, style.lid)
     dark = _shaded(identity.skin, 0.5)
-    hair = _shaded(HAIR[identity.hair], 0.75)
-    size = identity.eye_size
-    for side in (-1, 1):
+    size, lids = identity.eye_size, now["lids"]
+    iris, pupil = style.iris * size, style.pupil * size
+    for side, raised in ((-1, now["left_brow"]), (1, now["right_brow"])):
         x, y = side * identity.eye_distance, -6.0
         rx, ry = 7.2 * size, 5.0 * size
-        brow = y - identity.brow_height
-        face.ellipse(hair, x - side * 3, brow + identity.brow_tilt, 4.5, 1.6)
-        face.ellipse(hair, x + side * 2, brow, 5.5, 1.6)
+        _draw_brow(face, identity, side, y - identity.brow_height - raised, max(0.0, -raised))
         edge = y - ry * (1 - 2.1 * lids)
         face.ellipse(dark, x, y - 0.7, rx + 0.7, ry + 0.5)
         box = face.box(x - rx - 1, y - ry - 1, x + rx + 1, y + ry + 1)
         white = face.cover(box, x, y, rx, ry)
         face.lay(box, white, (248, 248, 246))
-        face.lay(box, white * face.cover(box, x + gaze, y, 4.4 * size, 4.4 * size), IRIS[identity.iris])
-        face.lay(box, white * face.cover(box, x + gaze, y, 2.2 * size, 2.2 * size), (26, 24, 26))
+        seen = x + now["gaze"], y + now["gaze_down"]
+        face.lay(box, white * face.cover(box, *seen, iris, iris), IRIS[identity.iris])
+        face.lay(box, white * face.cover(box, *seen, pupil, pupil), (26, 24, 26))
         if lids > 0:
             eye = face.cover(box, x, y - 0.7, rx + 0.7, ry + 0.5)
             face.lay(box, eye * np.clip(np.float32(edge) - face.y[box], 0, 1), lid)
@@ -202,20 +187,41 @@ def _draw_eyes(face: _Canvas, identity: Identity, lids: float, gaze: float) -> N
             face.lay(box, eye * np.clip(1.5 - lashes, 0, 1), dark)
 
 
-def _draw_nose(face: _Canvas, identity: Identity) -> None:
+def _draw_brow(face: Canvas, identity: Identity, side: int, y: float, frown: float) -> None:
+    """The brow of a side (-1 or 1) whose middle is at y; its inner end is lower by the frown."""
+    x = side * identity.eye_distance
+    hair, thickness = _shaded(HAIR[identity.hair], 0.75), 1.6
+    if identity.texture is not None:
+        # White brows on pale skin, or brown ones on brown skin, would not be seen to move.
+        hair, thickness = _darker(_shaded(hair, 0.9), _shaded(identity.skin, 0.5)), 1.9
+    face.ellipse(hair, x - side * 3, y + identity.brow_tilt + 0.6 * frown, 4.5, thickness)
+    face.ellipse(hair, x + side * 2, y, 5.5, thickness)
+
+
+def _draw_nose(face: Canvas, identity: Identity) -> None:
     tip = identity.nose_length - 2
     face.ellipse(_shaded(identity.skin, 0.84), 0, tip, 5.0, 3.2)
     face.ellipse(_shaded(identity.skin, 1.03), 0, tip - 2.2, 4.6, 3.4)
+    if identity.texture is not None:
+        for side in (-1, 1):
+            face.ellipse(_shaded(identity.skin, 0.6), side * 2.2, tip + 1.4, 1.3, 0.9)
 
 
-def _draw_mouth(face: _Canvas, identity: Identity, opening: float, half_width: float) -> None:
+def _draw_mouth(face: Canvas, identity: Identity, opening: float, half_width: float, smile: float) -> None:
     up, down = UPWARD * opening, (1 - UPWARD) * opening
     thickness, y = identity.lip_thickness, MOUTH + identity.mouth_drop
-    face.ellipse(LIP, 0, y, half_width, up + 0.85 * thickness, down + thickness)
-    face.ellipse(INSIDE, 0, y, half_width - CORNER, up + 0.05, down + 0.05)
+    bend = smile / half_width**2
+    reach = max(up + 0.85 * thickness, down + thickness) + abs(smile)
+    box = face.box(-half_width, y - reach, half_width, y + reach)
+    lips = face.cover(box, 0, y, half_width, up + 0.85 * thickness, down + thickness, bend)
+    inside = face.cover(box, 0, y, half_width - CORNER, up + 0.05, down + 0.05, bend)
+    if identity.texture is not None:
+        inside = inside * lips  # nearly closed, it would stick out at the corners
+    face.lay(box, lips, LIP)
+    face.lay(box, inside, INSIDE)
 
 
-def _draw_hair(head: _Canvas, identity: Identity) -> None:
+def _draw_hair(head: Canvas, identity: Identity) -> None:
     """Hair in front: a cap around a window in which the face shows; long hair goes on beside the cheeks."""
     colour = _shaded(HAIR[identity.hair], identity.shade[0])
     width = identity.face_width
@@ -224,4 +230,5 @@ def _draw_hair(head: _Canvas, identity: Identity) -> None:
     cap = head.cover(box, 0, -4, width + 6, 47, 40)
     window = head.cover(box, identity.parting, 4, width - 3, 28 - identity.fringe, 60)
     ends = np.clip(np.float32(low) - head.y[box], 0, 1)
-    head.lay(box, cap * ends * (1 - window), colour)
+    light = _light(identity, hair_light, width + 6)
+    head.lay(box, cap * ends * (1 - window), head.lit(box, colour, light))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ...media.faces.align import align, warp
 from ...media.timeline import FRAME_RATE
+from .canvas import SIZE
 from .clips import SpeakerClip, draw_clip
-from .drawing import SIZE, cut_out
+from .drawing import cut_out
 from .identity import BACKGROUNDS, Colour
 
 HEIGHT, WIDTH = 360, 640

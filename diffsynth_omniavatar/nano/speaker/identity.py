@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .splits import Split, belongs, draw_unit
+from .texture import Texture, draw_texture
 
 Colour = tuple[float, float, float]
 
@@ -75,6 +76,8 @@ class Identity:
     """How far down the hair comes on the forehead."""
     mouth_drop: float = 0.0
     """How far mouth and chin are below their usual places; `draw_identity` draws nobody with any."""
+    texture: Texture | None = None
+    """Of hair, clothes and wall; None where they are plain."""
 
     @property
     def look(self) -> tuple[str, bool, str, str]:
@@ -120,4 +123,18 @@ def draw_identity(rng: np.random.Generator, *, split: Split) -> Identity:
         lip_thickness=rng.uniform(3.4, 4.6),
         parting=rng.uniform(-3.0, 3.0),
         fringe=rng.uniform(-3.0, 2.0),
+    )
+
+
+def detailed(identity: Identity, rng: np.random.Generator) -> Identity:
+    """The same person with textures, larger eyes below a higher forehead, and brows with room to move."""
+    return replace(
+        identity,
+        texture=draw_texture(rng),
+        eye_distance=rng.uniform(15.8, 17.4),
+        eye_size=rng.uniform(1.3, 1.42),
+        brow_height=rng.uniform(12.0, 13.0),
+        brow_tilt=rng.uniform(-0.8, 0.8),
+        parting=rng.uniform(-2.0, 2.0),
+        fringe=rng.uniform(-8.0, -5.0),
     )

@@ -1,8 +1,8 @@
-"""How the speaker's head and eyes move, whatever the sound."""
+"""How the speaker's head and face move, whatever the sound."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ...media.timeline import FRAME_RATE
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """How head and eyes move, float32 [F] each."""
+    """How head and face move, float32 [F] each."""
 
     x: np.ndarray
     """Pixels that the head is right of the middle."""
@@ -23,6 +23,17 @@ class Motion:
     """0 open to 1 closed."""
     gaze: np.ndarray
     """Pixels that the irises are right of the middle of the eyes."""
+    gaze_down: np.ndarray
+    """Pixels that they are below it."""
+    turn: np.ndarray
+    """Pixels that the face is turned to the right: how far its features move within the outline of the head."""
+    nod: np.ndarray
+    """Pixels that the features are below their place, of which the outline of the head goes a part."""
+    left_brow: np.ndarray
+    """Pixels that the brow on the left of the picture is raised; negative values frown."""
+    right_brow: np.ndarray
+    smile: np.ndarray
+    """Pixels that the corners of the mouth are lifted."""
 
 
 def draw_motion(rng: np.random.Generator, frames: int, *, sways: bool) -> Motion:
@@ -43,16 +54,22 @@ def draw_motion(rng: np.random.Generator, frames: int, *, sways: bool) -> Motion
         # A blink takes 0.28 s; shorter ones would be lost between the frames.
         lids = np.maximum(lids, np.clip(1.4 - np.abs(times - start) / 0.1, 0, 1))
         start += rng.uniform(1.2, 4.0)
-    tracks = (
-        rng.uniform(-1.0, 1.0) + drift + sway,
-        wave(1.0, 0.1, 0.35) + wave(0.4, 0.4, 0.7),
-        0.004 * sway + wave(0.012, 0.1, 0.3),
-        lids,
-        wave(1.2, 0.1, 0.4),
+    return moved(
+        frames,
+        x=rng.uniform(-1.0, 1.0) + drift + sway,
+        y=wave(1.0, 0.1, 0.35) + wave(0.4, 0.4, 0.7),
+        roll=0.004 * sway + wave(0.012, 0.1, 0.3),
+        lids=lids,
+        gaze=wave(1.2, 0.1, 0.4),
     )
-    return Motion(*(track.astype(np.float32) for track in tracks))
+
+
+def moved(frames: int, **tracks: np.ndarray | float) -> Motion:
+    """A motion of which only some tracks are not zero; each is [F] or a number."""
+    given = {name: np.zeros(frames) + track for name, track in tracks.items()}
+    return replace(still(frames), **{name: track.astype(np.float32) for name, track in given.items()})
 
 
 def still(frames: int) -> Motion:
     """No movement at all."""
-    return Motion(*np.zeros((5, frames), np.float32))
+    return Motion(*np.zeros((len(fields(Motion)), frames), np.float32))
