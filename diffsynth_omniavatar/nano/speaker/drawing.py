@@ -34,6 +34,9 @@ CORNER = 2.5
 UPWARD = 0.3
 """Part of the opening that is above the closed mouth."""
 
+FACE_TURN = 0.5
+"""Part of a turn that the outline of the face goes within that of the head."""
+
 NOSE_TURN = 0.35
 """How much farther than the other features a turn moves the nose, which is nearest."""
 
@@ -120,14 +123,15 @@ def _draw(
         opening = OPENING * float(openness[index])
         head = Canvas(pixels, FACE[0] + now["x"], FACE[1] + now["y"] + style.nod * now["nod"], now["roll"])
         _draw_body(pixels, identity, now["x"], head)
-        _draw_face(head, identity, identity.mouth_drop + 0.2 * opening)
+        face = Canvas(pixels, head.origin[0] + FACE_TURN * now["turn"], head.origin[1], now["roll"])
+        _draw_face(head, face, identity, identity.mouth_drop + 0.2 * opening)
         # Features lie in front of the axis about which the head turns.
         x, y = FACE[0] + 1.15 * now["x"] + now["turn"], FACE[1] + now["y"] + now["nod"]
         features = Canvas(pixels, x, y, now["roll"])
         _draw_eyes(features, identity, style, now)
         _draw_nose(Canvas(pixels, x + NOSE_TURN * now["turn"], y, now["roll"]), identity)
         _draw_mouth(features, identity, opening, NARROW + SPREAD * float(width[index]), now["smile"])
-        _draw_hair(head, identity)
+        _draw_hair(head, face, identity)
         yield pixels
 
 
@@ -150,17 +154,17 @@ def _draw_body(pixels: np.ndarray, identity: Identity, x: float, head: Canvas) -
     body.ellipse(_shaded(identity.skin, 0.82), 0, 38, 15, 30, 21)
 
 
-def _draw_face(head: Canvas, identity: Identity, jaw: float) -> None:
+def _draw_face(head: Canvas, face: Canvas, identity: Identity, jaw: float) -> None:
     """Ears and face; the chin is `jaw` pixels lower than usual with the mouth closed."""
     for side in (-1, 1):
         head.ellipse(_shaded(identity.skin, 0.9), side * identity.face_width, 2, 5.5, 8.5)
     light = _light(identity, face_light)
     if identity.texture is not None:
         edge = _shaded(identity.skin, 0.62)
-        head.ellipse(edge, 0, 0, identity.face_width + 1.2, 46, 45.2)
-        head.ellipse(edge, 0, 22, identity.jaw_width + 1.2, 25, 26.2 + jaw)
-    head.ellipse(identity.skin, 0, 0, identity.face_width, 45, 44, light=light)
-    head.ellipse(identity.skin, 0, 22, identity.jaw_width, 24, 25 + jaw, light=light)
+        face.ellipse(edge, 0, 0, identity.face_width + 1.2, 46, 45.2)
+        face.ellipse(edge, 0, 22, identity.jaw_width + 1.2, 25, 26.2 + jaw)
+    face.ellipse(identity.skin, 0, 0, identity.face_width, 45, 44, light=light)
+    face.ellipse(identity.skin, 0, 22, identity.jaw_width, 24, 25 + jaw, light=light)
 
 
 def _draw_eyes(face: Canvas, identity: Identity, style: _Style, now: Mapping[str, float]) -> None:
@@ -194,7 +198,7 @@ def _draw_brow(face: Canvas, identity: Identity, side: int, y: float, frown: flo
     if identity.texture is not None:
         # White brows on pale skin, or brown ones on brown skin, would not be seen to move.
         hair, thickness = _darker(_shaded(hair, 0.9), _shaded(identity.skin, 0.5)), 1.9
-    face.ellipse(hair, x - side * 3, y + identity.brow_tilt + 0.6 * frown, 4.5, thickness)
+    face.ellipse(hair, x - side * 3, y + identity.brow_tilt + 0.4 * frown, 4.5, thickness)
     face.ellipse(hair, x + side * 2, y, 5.5, thickness)
 
 
@@ -211,24 +215,23 @@ def _draw_mouth(face: Canvas, identity: Identity, opening: float, half_width: fl
     up, down = UPWARD * opening, (1 - UPWARD) * opening
     thickness, y = identity.lip_thickness, MOUTH + identity.mouth_drop
     bend = smile / half_width**2
-    reach = max(up + 0.85 * thickness, down + thickness) + abs(smile)
-    box = face.box(-half_width, y - reach, half_width, y + reach)
-    lips = face.cover(box, 0, y, half_width, up + 0.85 * thickness, down + thickness, bend)
-    inside = face.cover(box, 0, y, half_width - CORNER, up + 0.05, down + 0.05, bend)
-    if identity.texture is not None:
-        inside = inside * lips  # nearly closed, it would stick out at the corners
-    face.lay(box, lips, LIP)
-    face.lay(box, inside, INSIDE)
+    lips = half_width, up + 0.85 * thickness, down + thickness
+    for colour, shape in ((LIP, lips), (INSIDE, (half_width - CORNER, up + 0.05, down + 0.05))):
+        box = face.box(-shape[0], y - shape[1] - abs(smile), shape[0], y + shape[2] + abs(smile))
+        cover = face.cover(box, 0, y, *shape, bend)
+        if identity.texture is not None:
+            cover = np.minimum(cover, face.cover(box, 0, y, *lips, bend))  # nearly closed, it sticks out of the lips
+        face.lay(box, cover, colour)
 
 
-def _draw_hair(head: Canvas, identity: Identity) -> None:
+def _draw_hair(head: Canvas, face: Canvas, identity: Identity) -> None:
     """Hair in front: a cap around a window in which the face shows; long hair goes on beside the cheeks."""
     colour = _shaded(HAIR[identity.hair], identity.shade[0])
     width = identity.face_width
     low = 34.0 if identity.long_hair else -2.0
     box = head.box(-width - 8, -54, width + 8, low)
     cap = head.cover(box, 0, -4, width + 6, 47, 40)
-    window = head.cover(box, identity.parting, 4, width - 3, 28 - identity.fringe, 60)
+    window = face.cover(box, identity.parting, 4, width - 3, 28 - identity.fringe, 60)
     ends = np.clip(np.float32(low) - head.y[box], 0, 1)
     light = _light(identity, hair_light, width + 6)
     head.lay(box, cap * ends * (1 - window), head.lit(box, colour, light))

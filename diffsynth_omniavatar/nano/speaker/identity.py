@@ -133,8 +133,8 @@ def detailed(identity: Identity, rng: np.random.Generator) -> Identity:
         texture=draw_texture(rng),
         eye_distance=rng.uniform(15.8, 17.4),
         eye_size=rng.uniform(1.3, 1.42),
-        brow_height=rng.uniform(12.0, 13.0),
-        brow_tilt=rng.uniform(-0.8, 0.8),
+        brow_height=rng.uniform(11.5, 12.3),
+        brow_tilt=rng.uniform(-1.2, 0.0),
         parting=rng.uniform(-2.0, 2.0),
-        fringe=rng.uniform(-8.0, -5.0),
+        fringe=rng.uniform(-8.0, -6.0),
     )

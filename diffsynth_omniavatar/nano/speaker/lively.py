@@ -147,10 +147,10 @@ def _nods(future: np.random.Generator, frames: int) -> np.ndarray:
 
 def _brows(start: np.random.Generator, future: np.random.Generator, frames: int) -> np.ndarray:
     """Both brows [2, F]: at rest, raised, frowning, or one of them raised; they jump."""
-    states = np.array([(0.0, 0.0), (1.0, 1.0), (-0.55, -0.55), (1.0, 0.0), (0.0, 1.0)])
+    states = np.array([(0.0, 0.0), (1.0, 1.0), (-0.45, -0.45), (1.0, 0.0), (0.0, 1.0)])
     times = np.arange(frames) / FRAME_RATE
     visits = _visits(start, future, frames, (0.36, 0.26, 0.22, 0.08, 0.08), rest=0.24, mean=0.6)
-    size = start.uniform(3.2, 4.0)
+    size = start.uniform(3.0, 3.6)
     track = np.zeros((2, frames)) + size * states[visits[0][1]][:, None]
     for (_, before), (moment, after) in itertools.pairwise(visits):
         track += size * (states[after] - states[before])[:, None] * np.clip((times - moment) / 0.08, 0, 1)
