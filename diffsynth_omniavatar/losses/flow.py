@@ -19,13 +19,21 @@ from torch import Tensor
 
 from .. import host
 from ..generation.record import StepRecord
+from ..model.sampling import TRAIN_TIMESTEPS
+from .noise_levels import LogitNormal, MinSNR
 
 if TYPE_CHECKING:
     from ..generation.pipeline import OmniAvatarPipeline
 
 
 @contextmanager
-def recording(scheduler: Any, record: StepRecord, boundaries: tuple[float, float]) -> Iterator[None]:
+def recording(
+    scheduler: Any,
+    record: StepRecord,
+    boundaries: tuple[float, float],
+    levels: LogitNormal | None = None,
+    weighting: MinSNR | None = None,
+) -> Iterator[None]:
     """Within it, the scheduler's target is the covered part, and the record gets the sigma that makes x_t.
 
     The sigma is looked up as the host does. It cannot be computed from the timestep: that is rounded to the
@@ -35,21 +43,29 @@ def recording(scheduler: Any, record: StepRecord, boundaries: tuple[float, float
         scheduler: the host's, in training mode.
         record: of the step.
         boundaries: the host's lowest and highest timestep, 0..1, from which those of further clips are drawn too.
+        levels: in the place of the host's; between the entries of its table too.
+        weighting: in the place of the host's.
     """
     host_noise, host_target = scheduler.add_noise, scheduler.training_target
 
     def add_noise(original_samples: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         clips = len(original_samples)
-        if clips > 1:
+        if levels is not None:
+            timestep = (TRAIN_TIMESTEPS * levels.draw(clips)).to(timestep)
+        elif clips > 1:
             timestep = torch.cat([timestep, _draw_timesteps(scheduler, boundaries, clips - 1).to(timestep)])
         nearest = (scheduler.timesteps.unsqueeze(1) - timestep.cpu()).abs().argmin(dim=0)
-        sigma = scheduler.sigmas[nearest].float().to(noise.device).view(-1, 1, 1, 1, 1)
+        sigma = scheduler.sigmas[nearest] if levels is None else timestep.float() / TRAIN_TIMESTEPS
+        sigma = sigma.float().to(noise.device).view(-1, 1, 1, 1, 1)
         record.sigma, record.timestep = sigma, timestep
-        if clips > 1:
+        if clips > 1 or levels is not None or weighting is not None:
             # The host multiplies the mean by the weight of its t: here each clip's errors by that of theirs.
             scheduler.training_weight = lambda _: 1.0
             weight = scheduler.linear_timesteps_weights[nearest].to(sigma).view_as(sigma)
+            weight = weight if weighting is None else weighting.weight(sigma)
             record.weight = weight if record.weight is None else record.weight * weight
+        if levels is not None:
+            return ((1 - sigma) * original_samples.float() + sigma * noise.float()).to(original_samples)
         clip_by_clip = zip(original_samples.split(1), noise.split(1), timestep.split(1), strict=True)
         return torch.cat([host_noise(*clip) for clip in clip_by_clip])
 
@@ -68,7 +84,12 @@ def _draw_timesteps(scheduler: Any, boundaries: tuple[float, float], count: int)
     return scheduler.timesteps[torch.randint(lowest, highest, (count,))]
 
 
-def flow_loss(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any]) -> Tensor:
+def flow_loss(
+    pipe: OmniAvatarPipeline,
+    inputs: Mapping[str, Any],
+    levels: LogitNormal | None = None,
+    weighting: MinSNR | None = None,
+) -> Tensor:
     """The host's loss of one batch, a scalar: the mean over the frames behind the known ones, weighted by timestep.
 
     Each clip of the batch has a timestep of its own.
@@ -76,7 +97,8 @@ def flow_loss(pipe: OmniAvatarPipeline, inputs: Mapping[str, Any]) -> Tensor:
     Args:
         pipe: in training mode.
         inputs: those of the model function, with `input_latents` and `omni_record`.
+        levels, weighting: see `recording`.
     """
     boundaries = inputs.get("min_timestep_boundary", 0.0), inputs.get("max_timestep_boundary", 1.0)
-    with recording(pipe.scheduler, inputs["omni_record"], boundaries):
+    with recording(pipe.scheduler, inputs["omni_record"], boundaries, levels, weighting):
         return host.training_loss(pipe, inputs)

@@ -157,6 +157,8 @@ INSTEAD = {
     "validation_num_inference_steps": "validation videos have --student_steps",
     "min_timestep_boundary": "use --score_range",
     "max_timestep_boundary": "use --score_range",
+    "timestep_sampling": "use --score_shift",
+    "loss_weighting": "its losses have no weight by noise level",
     "enable_model_cpu_offload": "use --stream_weights",
 }
 """Flags that have no meaning in distillation -> why, or what to do instead."""

@@ -14,7 +14,7 @@ from ..data.flags import DTYPES
 from ..losses.decode import AUX_MEMORY
 from ..metrics.evaluate import ALL_GROUPS
 from ..model.blocks.quantized import METHODS
-from ..model.config import IMAGE_SIZES, LORA_TARGETS, size_fault
+from ..model.config import LORA_TARGETS, size_fault
 from ..model.quantize import check_quantize, layer_names
 from ..system.flag_files import read_flag_file
 from ..system.messages import unknown_flags
@@ -25,6 +25,7 @@ from .distill_flags import TASK, TRAJECTORIES, add_distill_flags, distill_faults
 from .distill_settings import DISTILL_PRESETS
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 from .loop_flags import add_loop_flags, loop_faults
+from .recipe_flags import add_recipe_flags, frame_counts, recipe_faults
 from .validation_metrics import metric_names
 
 DENOISER_FILES = "diffusion_pytorch_model"
@@ -81,11 +82,6 @@ class FlagError(ValueError):
     """Flags or configuration that cannot be; the message says what to change."""
 
 
-def frame_counts(text: str) -> tuple[int, ...]:
-    """ "1,5,9,13" -> (1, 5, 9, 13); "" -> ()."""
-    return tuple(int(number) for number in text.split(",") if number)
-
-
 def memory_amount(text: str) -> float | str:
     """ "auto" -> "auto"; "16" -> 16.0."""
     if text == "auto":
@@ -115,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.formatter_class = HelpFormatter
     parser.set_defaults(lora_rank=128, lora_target_modules=",".join(LORA_TARGETS), num_frames=None)
     _add_model_flags(parser.add_argument_group("OmniAvatar: model"))
-    _add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
+    add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))
     _add_auxiliary_flags(parser.add_argument_group("OmniAvatar: losses on decoded frames"))
     _add_speed_flags(parser.add_argument_group("OmniAvatar: speed and memory"))
     add_loop_flags(parser.add_argument_group("OmniAvatar: loop"))
@@ -160,58 +156,6 @@ def _add_model_flags(group: Any) -> None:
         "--offload_frozen",
         action="store_true",
         help="Offload text encoder, VAE and wav2vec2 to CPU memory between uses.",
-    )
-
-
-def _add_recipe_flags(group: Any) -> None:
-    add = group.add_argument
-    add(
-        "--first_frame",
-        choices=["known", "masked"],
-        help="V2V: frame 0 is known, or masked like the others. (default: the checkpoint's, else known)",
-    )
-    add(
-        "--prefix_frames",
-        type=frame_counts,
-        help="Numbers of known frames at the start of a sample, one of which is drawn for each. (default: the "
-        "checkpoint's, else 1,5,9,13)",
-    )
-    add(
-        "--leading_audio_rows",
-        type=int,
-        choices=[0, 1],
-        help="Rows of zeros before the audio features. (default: the checkpoint's; 0 from Wan alone)",
-    )
-    add("--mouth_mask", help="V2V: image of the mouth mask: white is kept. (default: built-in)")
-    add(
-        "--mouth_weight",
-        type=float,
-        help="V2V: weight of the loss inside the mouth mask, against 1 outside. (default: 1)",
-    )
-    add("--text_drop_prob", type=float, default=0.1, help="Probability that a sample has the empty prompt.")
-    add("--audio_drop_prob", type=float, default=0.1, help="Probability that a sample has silence as its sound.")
-    add("--prefix_drop_prob", type=float, default=0.1, help="Probability that known frames become noise.")
-    add("--min_frames", type=int, help="Fewest frames per sample, 4n+1. (default: 4 more than --prefix_frames)")
-    add(
-        "--fixed_length",
-        action="store_true",
-        help="Make samples as long as clip and limits allow. (default: random length)",
-    )
-    add(
-        "--max_tokens",
-        type=int,
-        help="Longest sample: frames * height * width / 1024. (default: the checkpoint's, else 30000)",
-    )
-    add(
-        "--image_sizes",
-        choices=list(IMAGE_SIZES),
-        help="OmniAvatar's set of sizes; each clip takes the nearest in shape. (default: the checkpoint's)",
-    )
-    add(
-        "--batch_size",
-        type=int,
-        default=1,
-        help="Clips per batch, all of one size and length; each has its own noise level.",
     )
 
 
@@ -422,7 +366,7 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, defa
         if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
     ]
     faults += [*_number_faults(args), *_task_faults(args), *_validation_faults(args)]
-    faults += [*_loss_faults(parser, args), *_model_faults(args), *loop_faults(args)]
+    faults += [*_loss_faults(parser, args), *_model_faults(args), *recipe_faults(args), *loop_faults(args)]
     faults += distill_faults(args, defaults)
     if faults:
         raise FlagError("; ".join(faults) + ".")

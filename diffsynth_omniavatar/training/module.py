@@ -16,6 +16,7 @@ from ..data.sample import TrainingSample
 from ..generation.pipeline import OmniAvatarPipeline
 from ..generation.units import PromptUnit, units
 from ..losses.flow import flow_loss
+from ..losses.noise_levels import LogitNormal, MinSNR
 from ..media.images import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..model.blocks.pieces import COMPARED_GRADIENTS, TORCH
@@ -129,6 +130,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         self.pipe = pipe
         self.config = config
         self.settings = settings
+        self.noise_levels = LogitNormal.parse(settings.timestep_sampling)
+        self.weighting = MinSNR.parse(settings.loss_weighting)
         self.switch_pipe_to_training_mode(pipe)
         lora = config.lora is not None
         select_trainable(pipe.dit, full=not lora)
@@ -168,7 +171,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
     def loss(self, data: TrainingSample, shared: Any, positive: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of a sample, a scalar, and its parts where it has some, from the inputs of the model function."""
         model_inputs = {**shared, **positive}
-        loss = flow_loss(self.pipe, model_inputs)
+        loss = flow_loss(self.pipe, model_inputs, self.noise_levels, self.weighting)
         return (loss, {}) if self.auxiliary is None else self.auxiliary(self.pipe.vae, model_inputs, loss)
 
     @torch.no_grad()

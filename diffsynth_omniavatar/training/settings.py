@@ -98,6 +98,10 @@ class StepSettings:
     """Use the host's own blocks, whatever the three settings above say."""
     offload_frozen: bool = False
     """Keep text encoder, VAE and wav2vec2 in CPU memory and bring each to the device for its work only."""
+    timestep_sampling: str = "host"
+    """Which noise levels train, one of `noise_levels.SAMPLINGS`."""
+    loss_weighting: str = "host"
+    """What the loss at a noise level counts, one of `noise_levels.WEIGHTINGS`."""
     max_timestep_boundary: float = 1.0
     min_timestep_boundary: float = 0.0
     tiled: bool = False

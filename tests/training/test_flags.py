@@ -22,6 +22,7 @@ from training_runs import flags, write_inputs
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
+from diffsynth_omniavatar.losses.noise_levels import LogitNormal
 from diffsynth_omniavatar.model.config import IMAGE_SIZES
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.quantize import is_quantized
@@ -258,6 +259,7 @@ ROWS: dict[str, list[Row]] = {
         Row("prefix_drop_prob", "0.4", "dataset.recipe.prefix_drop_prob", 0.4),
         Row("min_frames", "5", "dataset.recipe.min_frames", 5),
         Row("fixed_length", None, "dataset.recipe.dynamic_length", False),
+        Row("loss_weighting", "min_snr:4", "module.weighting.gamma", 4.0),
         Row("batch_size", "2", lambda s: len(s.sample.sources), 2),
         Row("max_steps", "40", "accelerator.settings.max_steps", 40),
         Row("warmup_steps", "7", "accelerator.settings.warmup_steps", 7),
@@ -283,6 +285,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "epochs": [
         Row("num_epochs", "4", "accelerator.settings.max_steps", 8),
+        Row("timestep_sampling", "logit_normal:0.5,2,3", "module.noise_levels", LogitNormal((0.5, 2.0), 3.0)),
         Row("ema_decay", "0.75", "accelerator.settings.ema_decay", 0.75),
     ],
     "offloading": [
