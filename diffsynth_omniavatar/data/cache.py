@@ -44,6 +44,9 @@ class Cache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         index = read_index(self.folder)
+        table = self.folder / "metadata.csv"
+        if index is None and table.is_file():
+            raise StaleCacheError(f"{self.folder} is no cache; for the clips of its table give {table}")
         if index is None or not index["complete"]:
             raise StaleCacheError(
                 f"{self.folder} is no complete cache: run `omniavatar precompute` with the same arguments, it goes on"

@@ -471,8 +471,9 @@ def _apply_lora_checkpoint(
 ) -> None:
     if pipe.dit is None:
         raise ValueError(
-            f"{loaded.source} goes on top of a Wan transformer: add ModelConfig(model_id='Wan-AI/Wan2.1-T2V-14B', "
-            "origin_file_pattern='diffusion_pytorch_model*.safetensors') to model_configs."
+            f"{loaded.source} goes on top of the transformer that it was trained on, such as Wan's: add that "
+            "one's files, in Python by ModelConfig(...) in model_configs, in training by --model_paths or "
+            "--model_id_with_origin_paths."
         )
     if isinstance(pipe.dit, OmniAvatarDiT):
         fits = pipe.dit.in_dim <= loaded.in_dim

@@ -23,4 +23,5 @@ def unknown_flags(arguments: Sequence[str], parser: argparse.ArgumentParser) -> 
         if argument.startswith("--"):
             meant += difflib.get_close_matches(argument.split("=")[0], known, n=1)
     hint = f"; did you mean {', '.join(dict.fromkeys(meant))}?" if meant else ""
-    return f"unknown flags: {' '.join(arguments)}{hint}"
+    noun = "flags" if any(argument.startswith("-") for argument in arguments) else "arguments"
+    return f"unknown {noun}: {' '.join(arguments)}{hint}"

@@ -197,3 +197,6 @@ def test_an_unknown_flag_is_named_with_the_one_that_was_meant(capsys):
         cli.parse(["generate", "--stepz", "3"])
     assert end.value.code == 2
     assert "unknown flags: --stepz 3; did you mean --steps? (see omniavatar generate --help)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.parse(["dub", "one.mp4", "other.mp4"])
+    assert "unknown arguments: other.mp4 (see" in capsys.readouterr().err

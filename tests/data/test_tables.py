@@ -104,6 +104,12 @@ def test_unusable_tables_are_refused_by_name(tmp_path: Path, name: str, content:
         read_clips(tmp_path / "nothing.csv")
 
 
+def test_a_folder_with_a_table_is_told_from_a_cache(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "metadata.csv", [])
+    with pytest.raises(ValueError, match=rf"is no cache; .* give {table}"):
+        read_clips(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.json", "t.jsonl", "list.txt"])
 def test_a_table_that_is_not_utf_8_is_named_with_the_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"video,prompt\na.mp4,caf\xe9\n")
