@@ -157,6 +157,7 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
         compile=args.compile,
         activation_memory=args.activation_memory,
         stream_weights=args.stream_weights,
+        quantize_attention=args.quantize_attention,
     )
     auxiliary = random_auxiliary(args.aux, args.aux_memory, DTYPES[args.aux_dtype])
     if auxiliary is not None:
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--activation_memory", type=memory_amount, help="GiB, or auto")
     parser.add_argument("--stream_weights", action="store_true")
     parser.add_argument("--quantize", help="frozen weights in 8 bits: a method of this package, or of DiffSynth")
+    parser.add_argument("--quantize_attention", action="store_true")
     parser.add_argument("--limit", type=float, help="GiB of the GPU that the run may have")
     parser.add_argument("--aux", nargs="*", choices=["sync", "lpips", "trepa"], default=[], help="losses on frames")
     parser.add_argument("--aux_memory", choices=AUX_MEMORY, default="auto")

@@ -228,6 +228,12 @@ def _add_speed_flags(group: Any) -> None:
         "ffn, ffn.2, ... (default: nothing)",
     )
     add(
+        "--quantize_attention",
+        action="store_true",
+        help="LoRA: self-attention in float8; its gradients are computed in bf16 from that. Faster; needs a Hopper GPU "
+        "and pip install nvidia-cudnn-frontend.",
+    )
+    add(
         "--reference",
         action="store_true",
         help="Use DiffSynth's own blocks and ignore the flags above, for comparison.",
@@ -486,9 +492,12 @@ def _model_faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"--trainable_models {args.trainable_models}: only dit (all its weights) can train beside the LoRA"
     if args.base_lora and args.trainable_models == "dit":
         yield "--base_lora is frozen: leave it away, or --trainable_models dit"
-    own_blocks = args.compile or args.stream_weights or args.quantize or args.activation_memory is not None
+    eight_bits = args.quantize or args.quantize_attention
+    own_blocks = args.compile or args.stream_weights or eight_bits or args.activation_memory is not None
     if args.quantize and args.reference:
         yield "--quantize does not go with --reference: DiffSynth's own blocks have --quant_options"
+    if args.quantize_attention and args.reference:
+        yield "--quantize_attention does not go with --reference: DiffSynth's own blocks cannot do it"
     try:
         check_quantize(args.quantize, layer_names(args.keep_bf16), "cpu")
     except ValueError as error:

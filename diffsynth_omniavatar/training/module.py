@@ -19,6 +19,7 @@ from ..losses.flow import flow_loss
 from ..losses.noise_levels import LogitNormal, MinSNR
 from ..media.images import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
+from ..model.blocks.attention_fp8 import check_attention_fp8
 from ..model.blocks.pieces import COMPARED_GRADIENTS, TORCH
 from ..model.blocks.runner import BlockRunner
 from ..model.blocks.weights import block_weights
@@ -82,10 +83,14 @@ def choose_blocks(dit: Any, settings: StepSettings, *, device: torch.device, lor
     if settings.way.blocks == "host":
         dit.runner = None
         return
-    if (settings.activation_memory is not None or settings.stream_weights or settings.quantize) and not lora:
+    eight_bits = settings.quantize or settings.quantize_attention
+    if (settings.activation_memory is not None or settings.stream_weights or eight_bits) and not lora:
         raise ValueError(
-            "--activation_memory, --stream_weights and --quantize need LoRA: leave --trainable_models away, or them."
+            "--activation_memory, --stream_weights, --quantize and --quantize_attention need LoRA: leave "
+            "--trainable_models away, or them."
         )
+    if settings.quantize_attention:
+        check_attention_fp8(device, dit.config.dim // dit.config.num_heads)
     if settings.compile and not lora and device.type == "cuda" and TORCH < COMPARED_GRADIENTS:
         wanted = ".".join(map(str, COMPARED_GRADIENTS))
         raise ValueError(
@@ -101,6 +106,7 @@ def choose_blocks(dit: Any, settings: StepSettings, *, device: torch.device, lor
         activation_memory=settings.activation_memory,
         reserve=AUXILIARY_RESERVE if auxiliary else 0,
         moment_bytes=4 if settings.fp32_master_weights else None,
+        attention_fp8=settings.quantize_attention,
     )
     if settings.stream_weights:
         dit.runner.stream_weights(dit.blocks, device)

@@ -32,6 +32,7 @@ from ..losses.sync import SyncLoss
 from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
 from ..media.timeline import latent_frames
+from ..model.blocks.attention_fp8 import check_attention_fp8
 from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
 from ..model.checkpoint import read_config, read_lora, weight_files
@@ -548,6 +549,8 @@ def build_module(
         if accelerator.is_sharded:
             raise ValueError("--quantize does not go with sharded weights: it is for one process, or DDP.")
         check_quantize(args.quantize, (), accelerator.device)
+    if args.quantize_attention:
+        check_attention_fp8(accelerator.device)
     place = torch.device("cpu") if on_cpu or waits else accelerator.device
     with _loading(args):
         pipe, config = load_training_pipeline(args, conventions, place)

@@ -31,10 +31,6 @@ class LoopSettings:
     """Gradients with a larger L2 norm are scaled down to it."""
     gradient_accumulation_steps: int = 1
     """Samples of each process in an optimizer step."""
-    quantize: Method | None = None
-    """Hold the blocks' frozen layers in 8 bits, see `model.quantize`. Needs LoRA."""
-    keep_bf16: str = ""
-    """With `quantize`: layers that stay as they are, with commas between."""
     fp32_master_weights: bool = False
     """AdamW keeps the trained weights and its state in float32; the model computes with them rounded to its format."""
     ema_decay: float = 0.0
@@ -92,6 +88,8 @@ class StepSettings:
     """Hold the blocks' frozen layers in 8 bits, see `model.quantize`. Needs LoRA."""
     keep_bf16: str = ""
     """With `quantize`: layers that stay as they are, with commas between."""
+    quantize_attention: bool = False
+    """The self-attention in float8, its backward pass not; see `model.blocks.attention_fp8`. Needs LoRA."""
     fp32_master_weights: bool = False
     """AdamW steps float32 copies, so that its moments take float32 too."""
     reference: bool = False
@@ -112,7 +110,8 @@ class StepSettings:
     @property
     def way(self) -> Way:
         """How the blocks are computed."""
-        own = self.compile or self.stream_weights or self.quantize or self.activation_memory is not None
+        eight_bits = self.quantize or self.quantize_attention
+        own = self.compile or self.stream_weights or eight_bits or self.activation_memory is not None
         if self.reference or not own:
             return Way(offload=self.use_gradient_checkpointing_offload)
         return Way(

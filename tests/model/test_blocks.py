@@ -99,6 +99,17 @@ def test_a_block_equals_the_hosts_and_what_it_keeps_changes_no_bit(one, keep):
     assert all(torch.equal(a, b) for a, b in zip(results, kept_all, strict=True))
 
 
+def test_attention_in_float8_trains_and_what_is_kept_changes_no_bit(one):
+    weights = block_weights(one.block).adapters
+    runs = []
+    for keep in (frozenset(), frozenset(["attention"]), frozenset(KEEPABLE)):
+        call = dataclasses.replace(one.call(keep), attention_fp8=True)
+        runs.append(one.backward(run_block(call, one.x, weights)))
+    for found, wanted in zip(runs[0], one.wanted, strict=True):
+        assert 1e-6 < relative_deviation(found, wanted) < 0.15
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
 @pytest.mark.parametrize("keep", [frozenset(), frozenset(KEEPABLE)], ids=["nothing", "all"])
 def test_under_autocast_a_block_is_as_near_as_the_hosts(one, keep):
     """As a launcher with mixed precision runs it; autograd's backward pass is outside of autocast."""
@@ -322,6 +333,7 @@ def test_weights_that_somebody_else_offloads_are_refused(golden):
 
 SHAPES = [
     BlockShape(batch=1, tokens=21504, dim=5120, ffn_dim=13824, heads=40, element_size=2),
+    BlockShape(batch=1, tokens=512, dim=1536, ffn_dim=8960, heads=12, element_size=2, attention_fp8=True),
     BlockShape(batch=4, tokens=512, dim=1536, ffn_dim=8960, heads=12, element_size=2),
 ]
 
@@ -341,7 +353,7 @@ def test_plans_stay_within_their_budget_and_grow_with_it(shape):
 
 def test_plans_keep_first_what_is_dearest_to_compute():
     """At 14B and 81 frames of 512x512 a byte of attention saves eight times what a byte of a projection does."""
-    long, short = SHAPES
+    long, *_, short = SHAPES
     assert long.order[0] == "attention"
     assert short.order[-1] == "attention"
     size = long.bytes_of["attention"]

@@ -11,11 +11,17 @@ from torch import nn
 
 from diffsynth_omniavatar import load_pipeline, nano
 from diffsynth_omniavatar.model.blocks import quantized
-from diffsynth_omniavatar.model.blocks.attention_fp8 import attend, attention_inputs, check_attention_fp8
+from diffsynth_omniavatar.model.blocks.attention_fp8 import (
+    Fp8Attention,
+    attend,
+    attention_inputs,
+    check_attention_fp8,
+)
 from diffsynth_omniavatar.model.blocks.forward import GELU_DIP, gelu, gelu_limit
 from diffsynth_omniavatar.model.blocks.quantized import (
     METHODS,
     QuantizedLinear,
+    QuantizedTokens,
     input_gradient,
     linear,
     quantize_rows,
@@ -273,6 +279,35 @@ def test_what_all_keys_or_values_share_costs_no_precision(shared):
     assert relative_deviation(in_float8(q, k + offset, v).widened(), wanted) < 0.1
     found = in_float8(q, k, v + offset)
     assert relative_deviation(found.widened() - offset, wanted) < 0.1
+
+
+def trained_in_float8(q, k, v):
+    inputs = attention_inputs(q, k, v, q.abs().amax(), k.abs().amax())
+    return Fp8Attention(inputs, 2, QuantizedTokens.widened), inputs.widened()
+
+
+@pytest.mark.parametrize(("sharp", "bound"), [(1, 0.2), (2, 0.3)])
+def test_attention_in_float8_has_gradients_as_near_as_its_result(sharp, bound):
+    grad, q, k, v, common = (random(2, 800, 32, seed=seed) for seed in range(5))
+    q, k, v = (x.requires_grad_() for x in (sharp * q, sharp * k + 10 * common[:, :1], v + 10 * common[:, 1:2]))
+    exact = attention(q, k, v, 2)
+    with torch.no_grad():
+        found, inputs = trained_in_float8(q, k, v)
+        gradients = found.backward(grad, *inputs)
+    for one, wanted in zip(gradients, torch.autograd.grad(exact, (q, k, v), grad), strict=True):
+        assert 1e-4 < relative_deviation(one, wanted) < bound
+
+
+def test_gradients_of_attention_in_float8_are_those_of_the_numbers_which_are_kept():
+    grad, *tokens = (random(2, 48, 32, seed=seed) for seed in range(4))
+    found, inputs = trained_in_float8(*tokens)
+    q, k, v = (x.requires_grad_() for x in inputs)
+    exact = attention(q, k, v, 2)
+    assert relative_deviation(found.output.widened() - found.output.offset, exact) < 2**-4  # rounded once
+    found.output = QuantizedTokens(exact.detach(), torch.ones(()), found.output.offset)
+    gradients = found.backward(grad, *(x.detach() for x in inputs))
+    for one, wanted in zip(gradients, torch.autograd.grad(exact, (q, k, v), grad), strict=True):
+        assert relative_deviation(one, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])

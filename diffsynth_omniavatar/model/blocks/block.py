@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...host import flash_attention
 from .attention import Attention
+from .attention_fp8 import Fp8Attention
 from .attention_fp8 import attend as attend_fp8
 from .backward import Gradients, in_chunks
 from .memory_plan import Kept
@@ -29,7 +30,7 @@ from .weights import BlockWeights, Modulation, Rotary
 class Saved:
     """What a block keeps for its backward pass; None is computed again."""
 
-    attention: Attention | None = None
+    attention: Attention | Fp8Attention | None = None
     between: Tensor | None = None
     cross_q: Tensor | None = None
     crossed: Tensor | None = None
@@ -50,7 +51,7 @@ class BlockCall:
         pieces: `EAGER` or `compiled()`.
         inputs: where the block's input waits for the backward pass; None for the device.
         attend: the self-attention of a pass without gradients.
-        attention_fp8: that attention in float8, instead.
+        attention_fp8: the self-attention in float8, instead; but `plain` has no gradients then.
     """
 
     weights: Callable[[], BlockWeights]
@@ -88,9 +89,12 @@ class BlockCall:
         if "qkv" in keep:
             saved.q, saved.k, saved.v = q, k, v
         del q, k
+        attended: Tensor | QuantizedTokens
         if "attention" in keep:
-            saved.attention = Attention(queries, keys, v, w.heads)
+            saved.attention = self._attention(queries, keys, v, w)
             attended = saved.attention.output
+        elif self.attention_fp8:
+            attended = attend_fp8(pieces.to_fp8(v, queries, keys, w), w.heads)
         else:
             attended = flash_attention(queries, keys, v, num_heads=w.heads).detach()
         del queries, keys, v
@@ -109,10 +113,12 @@ class BlockCall:
         w = self.weights()
         if saved.attention is None:
             saved.q, saved.k, saved.v, queries, keys = self._attention_inputs(x, saved, w)
-            saved.attention = Attention(queries, keys, saved.v, w.heads)
+            saved.attention = self._attention(queries, keys, saved.v, w)
             del queries, keys  # q and k are needed longer, and give these again at little cost
         dx, d_attended, of_rest = self._behind_attention(grad, x, saved, w)
         q, k, v, queries, keys = self._attention_inputs(x, saved, w)
+        if self.attention_fp8:
+            queries, keys, v = self.pieces.widened(self.pieces.to_fp8(v, queries, keys, w))
         d_inputs = saved.attention.backward(d_attended, queries, keys, v)
         saved.attention = saved.v = None
         del queries, keys, v, d_attended
@@ -120,6 +126,11 @@ class BlockCall:
         del d_inputs
         (dx,), of_qkv = in_chunks(self.pieces.pre_attention_backward, tokens, self.modulation, w)
         return dx, (*of_qkv, *of_rest)
+
+    def _attention(self, queries: Tensor, keys: Tensor, v: Tensor, w: BlockWeights) -> Attention | Fp8Attention:
+        if self.attention_fp8:
+            return Fp8Attention(self.pieces.to_fp8(v, queries, keys, w), w.heads, self.pieces.widened)
+        return Attention(queries, keys, v, w.heads)
 
     def _attention_inputs(self, x: Tensor, saved: Saved, w: BlockWeights) -> tuple[Tensor, ...]:
         """The projections q, k, v and the self-attention's q, k."""
@@ -135,7 +146,9 @@ class BlockCall:
         What was kept of this part of the block is dropped.
         """
         pieces, m, text = self.pieces, self.modulation, self.text
-        attended = cast(Attention, saved.attention).output
+        attended = cast(Attention | Fp8Attention, saved.attention).output
+        if isinstance(attended, QuantizedTokens):
+            attended = pieces.widened(attended)
         if saved.between is None or saved.cross_q is None:
             between, q, queries, keys, values, k = pieces.middle(x, attended, text, m, w)
         else:

@@ -21,6 +21,7 @@ Shapes: tokens [B, S, D], heads h of width d = D / h, text [B, L, D], hidden lay
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,17 @@ def pre_attention(x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights) -> 
 def pre_attention_fp8(x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights) -> AttentionInputs:
     """[B, S, D] -> what the self-attention in float8 takes."""
     _, _, v, queries, keys = pre_attention(x, m, rotary, w)
-    q_limit, k_limit = (math.sqrt(x.shape[-1]) * norm.float().abs().amax() for norm in (w.own.norm_q, w.own.norm_k))
+    return to_fp8(v, queries, keys, w)
+
+
+def widened(x: QuantizedTokens | AttentionInputs) -> Any:
+    """What is in 8 bits in the format that counts as its own."""
+    return x.widened()
+
+
+def to_fp8(v: Tensor, queries: Tensor, keys: Tensor, w: BlockWeights) -> AttentionInputs:
+    """What the self-attention in float8 takes, from what it takes otherwise, [B, S, D] each."""
+    q_limit, k_limit = (math.sqrt(v.shape[-1]) * norm.float().abs().amax() for norm in (w.own.norm_q, w.own.norm_k))
     return attention_inputs(queries, keys, v, q_limit, k_limit)
 
 

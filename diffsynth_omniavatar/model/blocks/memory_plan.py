@@ -29,6 +29,8 @@ STANDING, CHUNK_TENSORS = 12, (6, 4.0)
 backward pass works, and those of the chunk that it works on."""
 ATTENTION_TENSORS = 15
 """Tensors [token, dim] while the attention's backward pass works, the kernel's float32 sums among them."""
+FP8_TENSORS = 3
+"""More of them with attention in float8: its output in the tokens' format, and q, k and v twice for a moment."""
 CHUNK = 8192
 """Tokens of which the backward pass works at a time, at most or nearly."""
 
@@ -50,6 +52,8 @@ class BlockShape:
     heads: int
     element_size: int
     """Bytes of a number: 2 for bfloat16."""
+    attention_fp8: bool = False
+    """Whether the self-attention gives its output in float8."""
 
     @classmethod
     def of(cls, config: OmniAvatarConfig, *, batch: int, tokens: int, element_size: int) -> BlockShape:
@@ -75,20 +79,20 @@ class BlockShape:
 
     def backward_bytes_of(self, blocks: Literal["own", "host"]) -> int:
         """What the backward pass of a block needs beside what is kept."""
-        ratio = self.ffn_dim / self.dim
+        ratio, widened = self.ffn_dim / self.dim, FP8_TENSORS * self.attention_fp8
         if blocks == "host":
             tokens, hidden = BACKWARD_TENSORS
             return int((tokens + hidden * ratio) * self.input_bytes)
         tokens, hidden = CHUNK_TENSORS
         feed_forward = STANDING + (tokens + hidden * ratio) / chunk_count(self.batch, self.tokens)
-        return int(max(feed_forward, ATTENTION_TENSORS) * self.input_bytes)
+        return int((max(feed_forward, ATTENTION_TENSORS) + widened) * self.input_bytes)
 
     @property
     def bytes_of(self) -> Mapping[str, int]:
         """Size of each result that can be kept."""
         log_sum_exp = 4 * self.batch * self.tokens * self.heads
         return {
-            "attention": self.input_bytes + log_sum_exp,
+            "attention": self.input_bytes // (self.element_size if self.attention_fp8 else 1) + log_sum_exp,
             "middle": 3 * self.input_bytes,
             "qkv": 3 * self.input_bytes,
             "ffn": self.input_bytes * self.ffn_dim // self.dim,

@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 import torch
 
 from .backward import middle_backward, post_attention_backward, pre_attention_backward, text_backward
-from .forward import add_per_frame, cross_inputs, middle, post_attention, pre_attention, pre_attention_fp8, turned
+from .forward import (
+    add_per_frame,
+    cross_inputs,
+    middle,
+    post_attention,
+    pre_attention,
+    pre_attention_fp8,
+    to_fp8,
+    turned,
+    widened,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +42,8 @@ class Pieces(NamedTuple):
     add_per_frame: Callable[..., Any]
     pre_attention: Callable[..., Any]
     pre_attention_fp8: Callable[..., Any]
+    to_fp8: Callable[..., Any]
+    widened: Callable[..., Any]
     turned: Callable[..., Any]
     middle: Callable[..., Any]
     cross_inputs: Callable[..., Any]
@@ -46,6 +58,8 @@ EAGER = Pieces(
     add_per_frame=add_per_frame,
     pre_attention=pre_attention,
     pre_attention_fp8=pre_attention_fp8,
+    to_fp8=to_fp8,
+    widened=widened,
     turned=turned,
     middle=middle,
     cross_inputs=cross_inputs,

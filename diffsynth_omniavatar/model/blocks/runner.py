@@ -62,7 +62,7 @@ class BlockRunner:
             `stream_weights` and `shard_weights`.
         parallel: the processes that make a video together; None for this one alone.
         grid: these processes, where they may share out the passes of guidance.
-        attention_fp8: the self-attention of passes without gradients in float8; not with `parallel`.
+        attention_fp8: the self-attention in float8, where no gradients are wanted but LoRA's; not with `parallel`.
 
     Raises:
         ValueError: both `attention_fp8` and `parallel`.
@@ -156,10 +156,11 @@ class BlockRunner:
             weights = block_weights(block)
             modulation = Modulation(*(block.modulation.to(t_mod) + t_mod).chunk(6, dim=1))
             source = functools.partial(self._weights, index, weights)
-            call = BlockCall(source, text, modulation, rotary, frozenset(), pieces, attend=attend)
+            call = BlockCall(source, text, modulation, rotary, frozenset(), pieces, None, attend, self.attention_fp8)
             if not torch.is_grad_enabled():
-                return replace(call, attention_fp8=self.attention_fp8).plain(x)
+                return call.plain(x)
             if not only_adapters_train(weights, text, *modulation):
+                call = replace(call, attention_fp8=False)
                 if self.compile:
                     call = replace(call, pieces=compiled(by_autograd=True))
                 return checkpoint(call.plain, x, use_reentrant=False) if recompute else call.plain(x)
@@ -197,6 +198,7 @@ class BlockRunner:
             ffn_dim=block.ffn_dim,
             heads=block.num_heads,
             element_size=tokens.element_size(),
+            attention_fp8=self.attention_fp8,
         )
         if shape not in self.plans:
             if self.activation_memory == "auto":
