@@ -340,6 +340,7 @@ ROWS: dict[str, list[Row]] = {
         Row("activation_memory", "0.5", "module.pipe.dit.runner.activation_memory", 0.5),
         Row("compile", None, "module.pipe.dit.runner.compile", True),
         Row("stream_weights", None, "module.pipe.dit.runner.streamed.__class__.__name__", "StreamedWeights"),
+        Row("quantize_attention", None, "module.pipe.dit.runner.attention_fp8", True),
         Row("quantize", "fp8_weights", lambda s: is_quantized(s.module.pipe.dit.blocks[1]), True),
         Row("keep_bf16", "first,self_attn", lambda s: [is_quantized(b) for b in s.module.pipe.dit.blocks[:2]],
             [False, True]),
