@@ -1,29 +1,48 @@
-"""Checkpoints that can be compared: of the models that are there, of trainings, and others that lie in --data."""
+"""Checkpoints that can be chosen: of the models that are there, of trainings, and others that lie in --data."""
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
-from .readable import Readable
-from .shelf import Model, Shelf
-from .training_runs import BEST, TrainingRuns
+from ...model.checkpoint import read_facts
+from ...model.config import has_masked_video
+from .command_lines import shown_path
+from .shelf import Model
+from .state import PageApp
+from .training_runs import BEST, TrainingRun
 
 
-def offered_checkpoints(shelf: Shelf, runs: TrainingRuns) -> list[str]:
-    """The models, then RUN/step-N and RUN/best of each training."""
-    trained = [f"{run.name}/{checkpoint.name}" for run in runs.all() for checkpoint in run.checkpoints()]
-    return [*shelf.names(dubs=False), *trained]
+def offered_checkpoints(app: PageApp, dubs: bool) -> list[str]:
+    """What `chosen_checkpoint` takes: the models, then the complete checkpoints of each training.
 
-
-def chosen_checkpoint(text: str, shelf: Shelf, runs: TrainingRuns, readable: Readable) -> Model:
-    """The model with a checkpoint.
+    Those of the page's own trainings are called RUN/step-N and RUN/best, those of others by their paths.
 
     Args:
+        app: the page.
+        dubs: those that dub videos, else those that make portraits talk.
+    """
+    own = {run.folder: run.name for run in app.runs.all()}
+    found = map(Path, app.readable.search(_has_steps, within_found=False))
+    others = {folder: shown_path(folder) for folder in found if folder not in own}
+    trained = [
+        f"{name}/{path.name}"
+        for folder, name in {**own, **others}.items()
+        for path in TrainingRun(folder).checkpoints()
+        if _dubs(path, path.stat().st_mtime_ns) == dubs
+    ]
+    return [*app.shelf.names(dubs), *trained]
+
+
+def chosen_checkpoint(app: PageApp, text: str) -> Model:
+    """The model with a checkpoint; the shelf takes it up.
+
+    Args:
+        app: the page.
         text: one of `offered_checkpoints`, or a path.
-        shelf: the models, which takes it up.
-        runs: the trainings.
-        readable: where others may lie.
 
     Raises:
         ValueError, OSError: there is none, it cannot be read or fits no model.
@@ -31,19 +50,44 @@ def chosen_checkpoint(text: str, shelf: Shelf, runs: TrainingRuns, readable: Rea
     text = text.strip()
     if not text:
         raise ValueError("choose a checkpoint")
-    if (model := shelf.models.get(text)) is not None and shelf.find(text) is model:
+    if (model := app.shelf.models.get(text)) is not None:
+        if model.lacks:
+            raise ValueError(f"{text} is not there: {model.lacks}")
         return model
-    path = _of_run(text, runs) or readable.path(text)
-    return shelf.add_checkpoint(f"{text}{_written(path)}", path)
+    path = _of_run(app, text) or app.readable.path(text)
+    return app.shelf.add_checkpoint(f"{text}{_written(path)}", path)
 
 
-def _of_run(text: str, runs: TrainingRuns) -> Path | None:
-    """The folder of RUN/step-N; None where there is no such run or step."""
+def _has_steps(_: Path, inside: Sequence[Path]) -> bool:
+    return any(re.fullmatch(r"step-\d+", path.name) for path in inside)
+
+
+@lru_cache(maxsize=1000)
+def _dubs(path: Path, _: int) -> bool | None:
+    """Whether a checkpoint, written at that time, dubs videos; None where it cannot be read."""
+    try:
+        known = read_facts((path,))
+    except (ValueError, OSError):
+        return None
+    return None if known is None else has_masked_video(known.in_dim or 33)
+
+
+def _of_run(app: PageApp, text: str) -> Path | None:
+    """The folder of RUN/step-N; None where there is no such run.
+
+    Raises:
+        ValueError: the run has no such step.
+    """
     name, _, step = text.partition("/")
-    run = next((run for run in runs.all() if run.name == name), None)
-    return None if run is None else next((path for path in run.checkpoints() if path.name == step), None)
+    run = next((run for run in app.runs.all() if run.name == name), None)
+    if run is None:
+        return None
+    path = next((path for path in run.checkpoints() if path.name == step), None)
+    if path is None:
+        raise ValueError(f"the run {name} has no {step[:80] or 'step'}: choose another checkpoint")
+    return path
 
 
 def _written(path: Path) -> str:
-    """When a checkpoint was written, where another one can take its place: what is loaded may be the one before."""
+    """When a checkpoint was written that a better one replaces."""
     return f" of {time.strftime('%H:%M:%S', time.localtime(path.stat().st_mtime))}" if path.name == BEST else ""

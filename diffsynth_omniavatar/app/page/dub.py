@@ -30,7 +30,7 @@ def order_look(app: PageApp, owner: str, upload: str | None) -> Look:
     return look
 
 
-def order_dub(app: PageApp, owner: str, look: Look | None, fields: Mapping[str, Any]) -> VideoWork:
+def order_dub(app: PageApp, owner: str, look: Look | None, fields: Mapping[str, Any], tab: str = "dub") -> VideoWork:
     """Check what was filled in and put the job into the queue.
 
     Args:
@@ -39,6 +39,7 @@ def order_dub(app: PageApp, owner: str, look: Look | None, fields: Mapping[str, 
         look: the video, with its faces found.
         fields: audio, a file that was sent; face, prompt, preset, model, extend and keep_audio; and settings of
             `orders.ADVANCED`, None or "" where they were left alone.
+        tab: where.
 
     Raises:
         FieldFaults: something is wrong, by the field.
@@ -46,14 +47,14 @@ def order_dub(app: PageApp, owner: str, look: Look | None, fields: Mapping[str, 
     if look is None or look.footage is None:
         raise FieldFaults({"video": "Give a video, and wait until its faces are found."})
     with job_folder(app.videos) as folder, field_faults():
-        work = _checked(app, owner, look, dict(fields), folder)
+        work = _checked(app, owner, look, dict(fields), folder, tab)
         app.jobs.add(work)
     return work
 
 
-def _checked(app: PageApp, owner: str, look: Look, fields: dict[str, Any], folder: Path) -> VideoWork:
+def _checked(app: PageApp, owner: str, look: Look, fields: dict[str, Any], folder: Path, tab: str) -> VideoWork:
     form = dict(fields)
-    model = chosen_model(app.shelf, fields.pop("model"), dubs=True)
+    model = chosen_model(app, fields.pop("model"), dubs=True)
     loras = app.shelf.loras.get(model.name, ())
     prompt, preset = check_prompt(fields.pop("prompt")), fields.pop("preset")
     audio = app.keep(fields.pop("audio"), "audio", SOUND, folder / "speech")
@@ -66,7 +67,7 @@ def _checked(app: PageApp, owner: str, look: Look, fields: dict[str, Any], folde
         job = dub_job(request, model.facts, show_progress=False, footage=look.footage)
     words = {**model_words(model, loras), "prompt": prompt, "audio": audio, "out": out, **settings}
     order = Order(
-        tab="dub",
+        tab=tab,
         title=prompt,
         model=model.name,
         loras=loras,

@@ -13,7 +13,6 @@ from .faults import FieldFaults
 from .forms import QUIETLY, Form
 from .markup import plain
 from .player import lay_out_player, player
-from .readable import Readable
 from .state import PageApp
 
 SUMMARY_WIDTHS = ["190px", "90px", "90px", "90px", "100px", "520px"]
@@ -25,11 +24,10 @@ class EvaluationPanel:
 
     Args:
         app: the page.
-        readable: where evaluations may lie.
     """
 
-    def __init__(self, app: PageApp, readable: Readable) -> None:
-        self._app, self._readable = app, readable
+    def __init__(self, app: PageApp) -> None:
+        self._app = app
         self._form = Form()
         with gr.Row(equal_height=False):
             for name, label in (("a", "Evaluation A"), ("b", "Evaluation B, to compare with")):
@@ -84,7 +82,7 @@ class EvaluationPanel:
     def _offer(self) -> list[Any]:
         from .evaluations import evaluations
 
-        offered = evaluations(self._readable)
+        offered = evaluations(self._app.readable)
         return [gr.update(choices=offered), gr.update(choices=offered)]
 
     def _folders(self, a: str | None, b: str | None) -> list[Path]:
@@ -96,7 +94,7 @@ class EvaluationPanel:
             if name == "b" and not (text or "").strip():
                 continue
             try:
-                found.append(evaluation_folder(self._readable.path(str(text or ""))))
+                found.append(evaluation_folder(self._app.readable.path(str(text or ""))))
             except (ValueError, OSError) as error:
                 faults[name] = str(error)[:1].upper() + str(error)[1:]
         if faults:
@@ -165,7 +163,7 @@ class EvaluationPanel:
                 ]
         except (ValueError, OSError):
             videos = []
-        videos = [(title, path) for title, path in videos if self._readable.holds(path)]  # not what a link leads to
+        videos = [(title, path) for title, path in videos if self._app.readable.holds(path)]  # not what a link leads to
         return gr.update(value=player(videos, self._app.uploads) if videos else "", visible=bool(videos))
 
 

@@ -50,6 +50,12 @@ def field_faults(files: Mapping[Path, str] | None = None) -> Iterator[None]:
         raise FieldFaults({flag[1] if flag else "": named(text, files)}) from error
 
 
+def sentence(error: object) -> str:
+    """A message that begins with a capital and ends with one stop."""
+    text = str(error)
+    return text[:1].upper() + text[1:].removesuffix(".") + "."
+
+
 def named(text: str, files: Mapping[Path, str] | None) -> str:
     """A message in which the page's own files have names that people know; it begins with a capital."""
     for path, name in (files or {}).items():

@@ -15,8 +15,10 @@ from ...model.config import CheckpointConfig
 from ...model.sampling import SAMPLERS, SOLVERS
 from ..generate import SETTING_FLAGS
 from ..model_flags import SHARED_FLAGS, Flags
-from .faults import FieldFaults
-from .shelf import LoRAs, Model, Shelf, lora_flag
+from .checkpoints import chosen_checkpoint
+from .faults import FieldFaults, sentence
+from .shelf import LoRAs, Model, lora_flag
+from .state import PageApp
 
 PRESETS = {"draft": 5, "fast": 2, "best": 1}
 """How many times fewer steps than the checkpoint asks for."""
@@ -26,6 +28,8 @@ NOT_ON_THE_PAGE = ("mouth_mask", "reference_video", "preview", "show_progress", 
 ADVANCED: Flags = {name: flag for name, flag in SHARED_FLAGS.items() if name not in NOT_ON_THE_PAGE}
 ADVANCED_TALK: Flags = {**ADVANCED, "crop_portrait": SETTING_FLAGS["crop_portrait"]}
 
+DOES = {False: "makes portraits talk (I2V)", True: "dubs videos (V2V)"}
+"""What a model does, by whether it dubs."""
 CHOICES = {"sampler": tuple(SAMPLERS), "solver": SOLVERS}
 """Values of flags that take one of few words."""
 
@@ -66,15 +70,18 @@ def _typed(name: str, value: Any) -> Any:
         raise FieldFaults({name: f"{value[:40]} is not {wanted}."}) from error
 
 
-def chosen_model(shelf: Shelf, name: str | None, dubs: bool) -> Model:
-    """The model of that name.
+def chosen_model(app: PageApp, text: str | None, dubs: bool) -> Model:
+    """The model that was chosen, see `checkpoints.chosen_checkpoint`.
 
     Raises:
         FieldFaults: it is not there, or does something else.
     """
-    model = shelf.find(name)
-    if model is None or model.dubs != dubs:
-        raise FieldFaults({"model": "Choose a model that is there; the tab Models says what is missing of the others."})
+    try:
+        model = chosen_checkpoint(app, text if isinstance(text, str) else "")
+        if model.dubs != dubs:
+            raise ValueError(f"{text} {DOES[model.dubs]}; wanted one that {DOES[dubs]}")
+    except (ValueError, OSError) as error:
+        raise FieldFaults({"model": sentence(error)}) from error
     return model
 
 

@@ -39,6 +39,8 @@ class Model:
     """What is known of its checkpoint; None where files are missing."""
     lacks: str
     """What is missing, or ""."""
+    written: int = 0
+    """When an added checkpoint was written: another one can take its place under the same name."""
 
     @property
     def dubs(self) -> bool:
@@ -68,8 +70,8 @@ class Shelf:
         self._args = args
         self._lock = threading.Lock()
         self._pipe: OmniAvatarPipeline | None = None
-        self._loaded: tuple[str, LoRAs] | None = None
-        """Name and LoRAs of the loaded one."""
+        self._loaded: tuple[str, int, LoRAs] | None = None
+        """Name, `Model.written` and LoRAs of the loaded one."""
         self.loras: dict[str, LoRAs] = {}
         """What people add, by the model's name."""
         self.models: dict[str, Model] = {}
@@ -95,11 +97,12 @@ class Shelf:
         """
         known = read_facts((checkpoint,))
         assert known is not None
-        base = next((model for model in self.models.values() if _fits(model, known)), None)
-        if base is None:
+        fitting = [model for model in self.models.values() if _fits(model, known)]
+        if not fitting:
             raise ValueError(f"{name} fits no model that is there")
+        base = next((model for model in fitting if model.dubs == has_masked_video(known.in_dim or 33)), fitting[0])
         own = argparse.Namespace(**vars(base.args) | {"omniavatar": str(checkpoint)})
-        model = Model(name, own, facts(own), "")
+        model = Model(name, own, facts(own), "", checkpoint.stat().st_mtime_ns)
         self._checkpoints[name] = model
         return model
 
@@ -122,29 +125,29 @@ class Shelf:
             model = self.find(name)
             if model is None:
                 raise ValueError(f"the model {name} is no longer there")
-            args = model.args
+            args, wanted = model.args, (name, model.written)
             if hasattr(args, "quantize"):  # LoRAs go in before the weights become 8 bits
                 args = argparse.Namespace(**vars(args) | {"lora": [*(args.lora or ()), *map(lora_flag, loras)]})
-                is_loaded = self._loaded == (name, loras)
+                is_loaded = self._loaded == (*wanted, loras)
             else:
-                is_loaded = self._loaded is not None and self._loaded[0] == name
+                is_loaded = self._loaded is not None and self._loaded[:2] == wanted
             if not is_loaded:
                 self._let_go()
                 self._pipe = load_model(args)
-                self._loaded = name, loras if hasattr(args, "quantize") else ()
+                self._loaded = *wanted, loras if hasattr(args, "quantize") else ()
             assert self._pipe is not None and self._loaded is not None
-            if self._loaded[1] != loras:
-                self._change_loras(self._pipe, name, loras)
+            if self._loaded[2] != loras:
+                self._change_loras(self._pipe, wanted, loras)
             yield self._pipe
 
-    def _change_loras(self, pipe: OmniAvatarPipeline, name: str, loras: LoRAs) -> None:
+    def _change_loras(self, pipe: OmniAvatarPipeline, loaded: tuple[str, int], loras: LoRAs) -> None:
         from ...generation.loras import add_lora, remove_loras
 
         remove_loras(pipe)
-        self._loaded = name, ()
+        self._loaded = *loaded, ()
         for number, (file, strength) in enumerate(loras, start=1):
             add_lora(pipe, file, strength)
-            self._loaded = name, loras[:number]
+            self._loaded = *loaded, loras[:number]
 
     def release(self) -> bool:
         """Free the memory of the loaded model; False where a job needs it."""

@@ -6,7 +6,9 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def shown_copy(path: Path, uploads: Path) -> Path:
@@ -27,3 +29,13 @@ def shown_copy(path: Path, uploads: Path) -> Path:
         except OSError:  # another disk, or one without links
             shutil.copyfile(path, copy)
     return copy
+
+
+def shown_file(path: Path, uploads: Path) -> str | None:
+    """Where the copy of a file lies; None where the file is gone."""
+    return str(shown_copy(path, uploads)) if path.is_file() else None
+
+
+def shown_values(values: Mapping[str, Any], uploads: Path) -> dict[str, Any]:
+    """Values of a form's fields with copies in the place of files."""
+    return {name: shown_file(value, uploads) if isinstance(value, Path) else value for name, value in values.items()}

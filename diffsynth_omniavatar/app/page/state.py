@@ -6,7 +6,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from .readable import Readable
 from .shelf import Shelf
+from .training_runs import TrainingRuns
 from .uploads import Kind, kept_upload
 from .work_queue import WorkQueue
 
@@ -29,11 +31,17 @@ class PageApp:
     """Work of the models: one video at a time."""
     looks: WorkQueue
     """Looking for faces, on the CPU, beside the jobs."""
+    runs: TrainingRuns
+    """The trainings, a folder each in `runs` of the page's folder."""
+    readable: Readable
+    """Where clips, checkpoints and evaluations may lie: the page's own data and runs, and --data."""
 
     @classmethod
     def open(cls, args: argparse.Namespace, folder: Path) -> PageApp:
         """A page with these flags and this folder."""
-        return cls(args, folder, Shelf(args), WorkQueue("jobs"), WorkQueue("looks"))
+        runs = TrainingRuns(folder / "runs")
+        readable = Readable([folder / "data", runs.root, *map(Path, args.data)])
+        return cls(args, folder, Shelf(args), WorkQueue("jobs"), WorkQueue("looks"), runs, readable)
 
     def close(self) -> None:
         """Stop all work; videos keep the part that is done."""
@@ -58,13 +66,3 @@ class PageApp:
     def keep(self, upload: str | None, field: str, kind: Kind, target: Path) -> Path:
         """See `uploads.kept_upload`."""
         return kept_upload(upload, field, kind, self.uploads, target, self.args.max_upload)
-
-    @property
-    def readable_folders(self) -> list[Path]:
-        """Where clips, checkpoints and evaluations may lie, absolute: the page's own data and runs, and --data."""
-        return [self.folder / "data", self.runs, *(Path(folder).resolve() for folder in self.args.data)]
-
-    @property
-    def runs(self) -> Path:
-        """The trainings, a folder each."""
-        return self.folder / "runs"

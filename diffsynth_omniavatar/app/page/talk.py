@@ -41,7 +41,7 @@ def order_talk(app: PageApp, owner: str, fields: Mapping[str, Any], tab: str = "
 
 def _checked(app: PageApp, owner: str, fields: dict[str, Any], folder: Path, tab: str) -> VideoWork:
     form = dict(fields)
-    model = chosen_model(app.shelf, fields.pop("model"), dubs=False)
+    model = chosen_model(app, fields.pop("model"), dubs=False)
     loras = app.shelf.loras.get(model.name, ())
     sent = {"image": fields.pop("image"), "audio": fields.pop("audio")}
     prompt, preset = check_prompt(fields.pop("prompt")), fields.pop("preset")

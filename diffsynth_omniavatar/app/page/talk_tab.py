@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 from .examples import talk_example
 from .faults import FieldFaults
@@ -13,21 +14,20 @@ from .orders import ADVANCED_TALK
 from .shown_files import shown_copy
 from .state import PageApp
 from .talk import PROMPT, order_talk
-from .video_fields import model_and_preset, prompt_field, speech_field
+from .video_fields import model_and_preset, portrait_field, prompt_field, speech_field
 from .video_panel import VideoPanel, owner_of
 
 
 def talk_tab(app: PageApp) -> None:
     """Lay out the tab, inside `gr.Tab`."""
-    form = Form()
+    tab, form = Context.block, Form()
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            with gr.Column(elem_classes="field"):
-                form.field("image", _portrait())
+            portrait_field(form, "talk", ["upload", "webcam", "clipboard"])
             speech_field(form, "talk")
             example = gr.Button("Fill in a drawn example", size="sm", elem_id="talk-example")
             prompt_field(form, "talk", PROMPT)
-            model_and_preset(app, form, dubs=False, name="talk")
+            model_and_preset(app, form, dubs=False, name="talk", tab=tab)
             with gr.Accordion("Advanced settings", open=False):
                 form.settings(ADVANCED_TALK)
             make = gr.Button("Make the video", variant="primary", elem_id="talk-make")
@@ -51,14 +51,3 @@ def talk_tab(app: PageApp) -> None:
     filled = [form.fields[name] for name in ("image", "audio", "prompt")]
     example.click(fill_in, None, filled, show_progress="minimal", api_visibility="private")
     panel.connect()
-
-
-def _portrait() -> Any:
-    return gr.Image(
-        label="Portrait",
-        type="filepath",
-        sources=["upload", "webcam", "clipboard"],
-        height=280,
-        elem_id="talk-image",
-        buttons=[],
-    )

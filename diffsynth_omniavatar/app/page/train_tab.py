@@ -15,11 +15,10 @@ from gradio.context import Context
 from .faults import FieldFaults
 from .forms import QUIETLY, Form
 from .markup import plain
-from .readable import Readable
 from .state import PageApp
 from .training_form import MODES, NANO, STARTS, check_form, gpus_here, plan_text, trainable_models
 from .training_panel import RunPanel
-from .training_runs import RECORD, TrainingRun, TrainingRuns
+from .training_runs import RECORD, TrainingRun
 
 if TYPE_CHECKING:
     from ...data.scan import Fault
@@ -33,12 +32,11 @@ EXAMPLE_CLIPS, EXAMPLE_FRAMES = 8, 49
 
 def train_tab(app: PageApp) -> None:
     """Lay out the tab, inside `gr.Tab`."""
-    readable, runs = Readable(app.readable_folders), TrainingRuns(app.runs)
     with gr.Row(equal_height=False):
         with gr.Column(min_width=320):
-            new = NewRun(app, readable, runs)
+            new = NewRun(app)
         with gr.Column(min_width=320):
-            panel = RunPanel(app.uploads, runs)
+            panel = RunPanel(app.uploads, app.runs)
     new.connect(panel, Context.block)
     panel.connect()
 
@@ -46,8 +44,8 @@ def train_tab(app: PageApp) -> None:
 class NewRun:
     """The form of a new run."""
 
-    def __init__(self, app: PageApp, readable: Readable, runs: TrainingRuns) -> None:
-        self._app, self._readable, self._runs = app, readable, runs
+    def __init__(self, app: PageApp) -> None:
+        self._app = app
         self.form = Form()
         self._lay_out_data()
         self._lay_out_model()
@@ -182,7 +180,7 @@ class NewRun:
         started.then(panel.look_again, [panel.chosen], panel.outputs, **QUIETLY)
 
     def _offer(self, chosen: str | None) -> Any:
-        found = self._readable.data_sets()
+        found = self._app.readable.data_sets()
         return gr.update(choices=found, value=chosen or (found[0] if found else None))
 
     def _planned(self, *given: Any) -> str:
@@ -201,7 +199,7 @@ class NewRun:
         if not (folder / "metadata.csv").is_file():
             shutil.rmtree(folder, ignore_errors=True)
             write_clips(folder, range(EXAMPLE_CLIPS), EXAMPLE_FRAMES, split="train", identity=NEWCOMER)
-        choices = self._readable.data_sets()
+        choices = self._app.readable.data_sets()
         yield [
             gr.update(choices=choices, value=str(folder)),
             _note("Drawn: somebody that the small model has not seen."),
@@ -224,7 +222,7 @@ class NewRun:
         except (ValueError, OSError) as error:
             yield [*self._said(FieldFaults({"": str(error)})), gr.skip()]
             return
-        names = [one.name for one in self._runs.all()]
+        names = [one.name for one in self._app.runs.all()]
         yield [*self._said(None, f"{run.name} is started."), gr.update(choices=names, value=run.name, visible=True)]
 
     def _launch(self, training: Training, folder: Path) -> TrainingRun:
@@ -236,7 +234,7 @@ class NewRun:
         folder.mkdir(parents=True)
         try:
             training.data.write(folder, training.videos, is_v2v=training.is_v2v)
-            return self._runs.start(command, training.steps, folder)
+            return self._app.runs.start(command, training.steps, folder)
         finally:
             if not (folder / RECORD).exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -252,7 +250,7 @@ class NewRun:
         """
         yield self._said(None, "Getting ready; the first time takes some seconds."), None
         try:
-            training, folder = check_form(fields, self._app.shelf, self._readable, self._runs)
+            training, folder = check_form(fields, self._app.shelf, self._app.readable, self._app.runs)
         except FieldFaults as error:
             yield self._said(error), None
             return

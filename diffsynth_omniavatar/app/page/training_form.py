@@ -12,7 +12,7 @@ from ...model.files import NANO_MODELS, SMALL_FAMILY, ModelFiles, model_files
 from ..measured import Size, Task, measured_table
 from ..plan import parse_size, report
 from ..prediction import Prediction, fastest, predict_all
-from .faults import FieldFaults
+from .faults import FieldFaults, sentence
 from .readable import Readable
 from .shelf import Model, Shelf
 from .training_runs import TrainingRuns
@@ -93,14 +93,14 @@ def check_form(
     try:
         data = find_data(readable.path(str(fields["data"] or "")), readable, str(fields["caption"] or ""))
     except (ValueError, OSError) as error:
-        faults["data"] = _sentence(error)
+        faults["data"] = sentence(error)
     name = str(fields["name"] or "").strip()
     try:
         if not name:
             raise ValueError("give the run a name")
         folder = runs.new_folder(name)
     except ValueError as error:
-        faults["name"] = _sentence(error)
+        faults["name"] = sentence(error)
     numbers = _numbers(fields, faults)
     model = _model(fields, shelf, faults)
     task = _task(fields, numbers, faults)
@@ -144,7 +144,7 @@ def _task(fields: Mapping[str, Any], numbers: Mapping[str, float], faults: dict[
     try:
         size = parse_size(str(fields["size"] or "").strip())
     except ValueError as error:
-        faults["size"] = _sentence(str(error).removeprefix("--size "))
+        faults["size"] = sentence(str(error).removeprefix("--size "))
     if fields["mode"] not in MODES:
         faults["mode"] = "Choose one of the two."
     if size is None or "mode" in faults or not {"lora_rank", "batch_size"} <= numbers.keys():
@@ -188,8 +188,3 @@ def _gpus(fields: Mapping[str, Any], model: Model | None, faults: dict[str, str]
 def _files(model: Model) -> ModelFiles:
     args = model.args
     return model_files(args.model, args.models_folder, {part: getattr(args, part, None) for part in SMALL_FAMILY})
-
-
-def _sentence(error: object) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:].removesuffix(".") + "."

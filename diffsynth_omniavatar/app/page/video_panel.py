@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,7 +11,7 @@ from gradio.context import Context
 from ...system.messages import counted
 from .forms import QUIETLY, Form, command_field, kept_by_browser
 from .markup import plain
-from .shown_files import shown_copy
+from .shown_files import shown_file, shown_values
 from .state import PageApp
 from .video_work import VideoWork, moving_picture
 from .work_queue import WorkQueue
@@ -131,7 +130,7 @@ class VideoPanel:
         start = [work.id, preview, gr.Timer(active=not work.is_over), status(work, self._queue), moving]
         if seen.startswith(f"{now} "):
             return [gr.skip(), preview, gr.skip(), *start[3:], *[gr.skip()] * 6]
-        video = None if work.video is None else self._shown(work.video)
+        video = None if work.video is None else shown_file(work.video, self._uploads)
         return [
             *start,
             gr.update(value=video, visible=video is not None),
@@ -166,11 +165,7 @@ class VideoPanel:
         running = next((work for work in self._works(owner) if not work.is_over), None)
         work = self._found(owner, number) or running
         values = {} if work is None else work.order.form
-        shown = {name: self._shown(value) if isinstance(value, Path) else value for name, value in values.items()}
-        return [*self.show(work), *self._form.filled(shown)]
-
-    def _shown(self, path: Path) -> str | None:
-        return str(shown_copy(path, self._uploads)) if path.is_file() else None
+        return [*self.show(work), *self._form.filled(shown_values(values, self._uploads))]
 
     def _change(self, number: str | None, request: gr.Request) -> Shown:
         return self.show(self._found(owner_of(request), number))

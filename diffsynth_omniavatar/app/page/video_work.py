@@ -30,7 +30,7 @@ class Order:
     """What somebody has filled in and the page has checked."""
 
     tab: str
-    """Where: "talk", "dub" or "compare"."""
+    """Where: "talk", "dub", "compare-talk" or "compare-dub"."""
     title: str
     """In a line."""
     model: str

@@ -1,82 +1,114 @@
-"""Checkpoints that Compare offers: of models, of trainings, and others that the page may read."""
+"""Checkpoints that Talk, Dub and Compare offer: of models, of trainings, and others that the page may read."""
 
+import shlex
 import shutil
 
 import pytest
 
 from diffsynth_omniavatar.app.cli import parse
 from diffsynth_omniavatar.app.page.checkpoints import chosen_checkpoint, offered_checkpoints
+from diffsynth_omniavatar.app.page.examples import talk_example
 from diffsynth_omniavatar.app.page.faults import FieldFaults
+from diffsynth_omniavatar.app.page.orders import chosen_model
 from diffsynth_omniavatar.app.page.pair import order_pair
-from diffsynth_omniavatar.app.page.readable import Readable
-from diffsynth_omniavatar.app.page.shelf import Shelf
 from diffsynth_omniavatar.app.page.state import PageApp
-from diffsynth_omniavatar.app.page.training_runs import Record, TrainingRuns
+from diffsynth_omniavatar.app.page.talk import order_talk
+from diffsynth_omniavatar.app.page.training_runs import Record
 from diffsynth_omniavatar.model.files import NANO_I2V, NANO_V2V
 from diffsynth_omniavatar.nano.family import write_random_family
 
 pytestmark = pytest.mark.one_host("headers of files alone")
 
 
-@pytest.fixture
-def runs(tmp_path):
-    run = tmp_path / "runs" / "a run"
+def write_run(run):
     for name, file in (("step-4", NANO_I2V), ("step-20", NANO_I2V), ("best", NANO_V2V)):
         (run / name).mkdir(parents=True)
         shutil.copyfile(file, run / name / "model.safetensors")
-    Record(command=("a",), max_steps=20, pid=2**22 + 1, started=1.0, log_start=0).write(run)
-    return TrainingRuns(tmp_path / "runs")
 
 
-def test_what_is_offered_can_be_chosen(runs, tmp_path):
-    shelf, readable = Shelf(parse(["page"])), Readable([tmp_path / "runs"])
-    assert offered_checkpoints(shelf, runs) == ["nano", "a run/step-20", "a run/step-4", "a run/best"]
-    assert chosen_checkpoint("nano", shelf, runs, readable) is shelf.models["nano"]
-    model = chosen_checkpoint("a run/step-4", shelf, runs, readable)
-    assert shelf.find(model.name) is model and not model.dubs
-    assert model.flags == {"model": "nano", "models_folder": None, "omniavatar": str(runs.root / "a run" / "step-4")}
-    best = chosen_checkpoint("a run/best", shelf, runs, readable)
-    assert best.name.startswith("a run/best of ") and best.dubs
-    path = str(runs.root / "a run" / "step-20" / "model.safetensors")
-    assert chosen_checkpoint(path, shelf, runs, readable).name == path
-    shelf.look()
-    assert shelf.find(path) is not None and path not in shelf.models
+@pytest.fixture
+def app(tmp_path):
+    """A page with a run of its own, and in --data one of the command line; its jobs are not done."""
+    write_run(tmp_path / "page" / "runs" / "a run")
+    Record(command=("a",), max_steps=20, pid=2**22 + 1, started=1.0, log_start=0).write(
+        tmp_path / "page" / "runs" / "a run"
+    )
+    write_run(tmp_path / "data" / "other")
+    app = PageApp.open(parse(["page", "--data", str(tmp_path / "data")]), tmp_path / "page")
+    app.close()
+    return app
 
 
-def test_what_cannot_be_compared_is_told(runs, tmp_path):
-    shelf, readable = Shelf(parse(["page"])), Readable([tmp_path / "runs", tmp_path / "data"])
-    (tmp_path / "data").mkdir()
+def test_what_is_offered_can_be_chosen_and_does_what_its_tab_does(app, tmp_path):
+    other = str(tmp_path / "data" / "other")
+    talks, dubs = offered_checkpoints(app, False), offered_checkpoints(app, True)
+    assert talks == ["nano", "a run/step-20", "a run/step-4", f"{other}/step-20", f"{other}/step-4"]
+    assert dubs == ["nano-v2v", "a run/best", f"{other}/best"]
+    for text in (*talks, *dubs):
+        model = chosen_model(app, text, text in dubs)
+        assert app.shelf.find(model.name) is model
+        with pytest.raises(FieldFaults, match="wanted one that"):
+            chosen_model(app, text, text not in dubs)
+    assert chosen_checkpoint(app, "nano") is app.shelf.models["nano"]
+    run = tmp_path / "page" / "runs" / "a run"
+    assert chosen_checkpoint(app, "a run/step-4").flags["omniavatar"] == str(run / "step-4")
+    best = chosen_checkpoint(app, "a run/best")
+    assert best.name.startswith("a run/best of ") and best.flags["model"] == "nano-v2v"
+    path = str(run / "step-20" / "model.safetensors")
+    assert chosen_checkpoint(app, path).name == path
+    app.shelf.look()
+    assert app.shelf.find(path) is not None and path not in app.shelf.models
+
+
+def test_the_command_of_a_trained_checkpoint_names_it(app):
+    example = talk_example(app.uploads)
+    fields = {"image": str(example[0]), "audio": str(example[1]), "prompt": "a", "preset": "draft"}
+    work = order_talk(app, "", {**fields, "model": "a run/step-20"})
+    args = parse(shlex.split(work.order.command)[1:])
+    assert (args.model, args.omniavatar) == ("nano", str(app.runs.root / "a run" / "step-20"))
+    assert work.order.form["model"] == "a run/step-20"
+
+
+def test_what_cannot_be_chosen_is_told(app, tmp_path):
     (tmp_path / "data" / "bad.pt").write_bytes(b"no weights")
     write_random_family(tmp_path / "data" / "tiny")
+    (tmp_path / "data" / "broken" / "step-1").mkdir(parents=True)
+    assert not any("broken" in name for dubs in (True, False) for name in offered_checkpoints(app, dubs))
     for text, told in (
         ("", "choose a checkpoint"),
-        ("14B", "not in the folders"),
-        ("a run/step-5", "not in the folders"),
-        ("a run/../../x", "not in the folders"),
+        ("14B", "14B is not there: .* GB are to be downloaded"),
+        ("a run/step-5", "the run a run has no step-5: choose another"),
+        ("a run/../../x", "has no ../../x"),
+        ("../x", "not in the folders"),
         (str(NANO_I2V), "not in the folders"),
         (str(tmp_path / "data" / "bad.pt"), "bad.pt"),
         (str(tmp_path / "data" / "tiny" / "omniavatar"), "fits no model that is there"),
     ):
         with pytest.raises((ValueError, OSError), match=told):
-            chosen_checkpoint(text, shelf, runs, readable)
+            chosen_checkpoint(app, text)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "fields"),
     [
         ("nano", "nano", {"checkpoint_b": "another one than A"}),
-        ("nano-v2v", "", {"checkpoint_a": "for dubbing", "checkpoint_b": "Choose a checkpoint."}),
+        ("nano-v2v", "", {"checkpoint_a": "wanted one that makes", "checkpoint_b": "Choose a checkpoint."}),
         ("nano", "a run/step-4", {"image": "Nothing here yet", "audio": "Nothing here yet"}),
     ],
 )
-def test_a_fault_is_told_at_its_field(runs, tmp_path, a, b, fields):
-    app = PageApp.open(parse(["page"]), tmp_path)
-    try:
-        given = {"checkpoint_a": a, "checkpoint_b": b, "image": None, "audio": None, "prompt": "a", "preset": "draft"}
-        with pytest.raises(FieldFaults) as caught:
-            order_pair(app, "", given, runs, Readable(app.readable_folders))
-        assert caught.value.faults.keys() == fields.keys()
-        assert all(told in caught.value.faults[name] for name, told in fields.items())
-        assert app.jobs.of("") == []
-    finally:
-        app.close()
+def test_a_fault_is_told_at_its_field(app, a, b, fields):
+    given = {"checkpoint_a": a, "checkpoint_b": b, "image": None, "audio": None, "prompt": "a", "preset": "draft"}
+    with pytest.raises(FieldFaults) as caught:
+        order_pair(app, False, given, lambda one: order_talk(app, "", one))
+    assert caught.value.faults.keys() == fields.keys()
+    assert all(told in caught.value.faults[name] for name, told in fields.items())
+    assert app.jobs.of("") == []
+
+
+def test_two_checkpoints_get_the_same_fields_and_seed(app):
+    ordered = []
+    given = {"checkpoint_a": "nano-v2v", "checkpoint_b": "a run/best", "prompt": "a", "seed": ""}
+    order_pair(app, True, given, lambda fields: ordered.append(fields) or fields)
+    first, second = ordered
+    assert (first.pop("model"), second.pop("model")) == ("nano-v2v", "a run/best")
+    assert first == second and isinstance(first["seed"], int) and first.keys() == {"prompt", "seed"}

@@ -70,7 +70,8 @@ def app(sent):
     args = parse(["page", "--output_path", str(sent.parent)])
     app = PageApp.open(args, sent.parent)
     app.close()
-    yield SimpleNamespace(**{name: getattr(app, name) for name in ("args", "folder", "shelf", "videos", "keep")})
+    kept = ("args", "folder", "shelf", "videos", "keep", "runs", "readable")
+    yield SimpleNamespace(**{name: getattr(app, name) for name in kept})
     shutil.rmtree(app.videos, ignore_errors=True)
 
 
@@ -160,8 +161,8 @@ def test_dub_makes_the_request_of_its_command_line(page, sent, look, dub_fields)
         ({"prompt": "  "}, "prompt", "Describe"),
         ({"prompt": "a" * 5001}, "prompt", "5001 letters"),
         ({"prompt": ["a"]}, "prompt", "Describe"),
-        ({"model": "nano-v2v"}, "model", "Choose a model"),
-        ({"model": "../x"}, "model", "Choose a model"),
+        ({"model": "nano-v2v"}, "model", "wanted one that makes portraits talk (I2V)"),
+        ({"model": ["nano"]}, "model", "Choose a checkpoint"),
         ({"preset": "rm"}, "preset", "draft"),
         ({"crf": "60"}, "crf", "wanted 0 to 51"),
         ({"steps": "many"}, "steps", "many is not a whole number"),

@@ -1,6 +1,8 @@
 """Models stay loaded between jobs and are let go on demand; LoRAs change with each job."""
 
+import os
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from diffsynth_omniavatar.app.page.command_lines import command_line
 from diffsynth_omniavatar.app.page.orders import model_words
 from diffsynth_omniavatar.app.page.shelf import Shelf
 from diffsynth_omniavatar.generation import loras
+from diffsynth_omniavatar.model.files import NANO_I2V
 
 pytestmark = pytest.mark.one_host("the same calls with both")
 
@@ -56,6 +59,17 @@ def test_a_model_is_loaded_once_and_let_go_on_demand(make):
     assert shelf.release() and shelf.loaded() is None
     use(shelf, "nano-v2v")
     assert len(make.log) == 3
+
+
+def test_a_checkpoint_that_was_written_again_is_loaded_again(make, tmp_path):
+    shelf, checkpoint = make(), tmp_path / "step-4"
+    checkpoint.mkdir()
+    for seconds in (1, 1, 2):
+        shutil.copyfile(NANO_I2V, checkpoint / "model.safetensors")
+        os.utime(checkpoint, (seconds, seconds))
+        with shelf.pipeline(shelf.add_checkpoint("run/step-4", checkpoint).name, ()):
+            assert shelf.loaded() == "run/step-4"
+    assert len(make.log) == 2
 
 
 def test_loras_change_on_the_loaded_model(make):
