@@ -13,6 +13,7 @@ from .forms import QUIETLY, Form, kept_by_browser, told_fault
 from .look import Look
 from .shown_files import shown_copy
 from .state import PageApp
+from .uploads import VIDEO
 from .video_panel import SECONDS, owner_of
 
 
@@ -27,10 +28,18 @@ class FacesPanel:
 
     def __init__(self, app: PageApp, form: Form, name: str) -> None:
         self._app = app
-        self.video = gr.Video(label="Video", sources=["upload"], height=280, elem_id=f"{name}-video", buttons=[])
+        with gr.Column(elem_classes="field"):
+            self.video = gr.Video(
+                label="Video",
+                sources=["upload"],
+                height=280,
+                elem_id=f"{name}-video",
+                elem_classes=VIDEO.css,
+                buttons=[],
+            )
+            self.message = gr.HTML("", visible=False, elem_classes="fault", elem_id=f"{name}-video-message")
         self.number = kept_by_browser(f"{name}-look")
         self._timer = gr.Timer(SECONDS, active=False)
-        self.message = gr.HTML("", visible=False, elem_classes="fault", elem_id=f"{name}-video-message")
         self._status = gr.HTML("", visible=False, elem_classes="status")
         self._sheet = gr.Image(
             show_label=False,

@@ -15,6 +15,7 @@ from .lora_choice import add_lora, clear_loras, keep_lora, lora_names
 from .markup import plain
 from .shelf import Shelf
 from .state import PageApp
+from .uploads import LORA
 
 MARKS = {"ok": "✓", "note": "!", "problem": "✗"}
 
@@ -74,7 +75,16 @@ def _loras(app: PageApp) -> None:
     form = Form()
     names = [model.name for model in app.shelf.models.values() if not model.lacks]
     with gr.Column(elem_classes="field"):
-        form.field("lora_file", gr.File(label="Send a file", file_count="single", height=110, elem_id="lora-file"))
+        form.field(
+            "lora_file",
+            gr.File(
+                label="Send a file",
+                file_count="single",
+                height=140,
+                elem_id="lora-file",
+                elem_classes=LORA.css,
+            ),
+        )
     with gr.Row(equal_height=False):
         with gr.Column(min_width=140, elem_classes="field"):
             model = form.field(

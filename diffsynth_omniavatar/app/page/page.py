@@ -16,7 +16,7 @@ from .safety import Safety
 from .state import PageApp
 from .talk_tab import talk_tab
 from .train_tab import train_tab
-from .uploads import MEGABYTE
+from .uploads import MEGABYTE, upload_script
 
 TITLE = "OmniAvatar"
 CSS = Path(__file__).with_name("page.css")
@@ -61,6 +61,7 @@ def serve(app: PageApp) -> None:
             max_file_size=largest,
             theme=theme(),
             css=CSS.read_text(encoding="utf-8"),
+            head=upload_script(args.max_upload),
             footer_links=[],
             run_history=False,
             enable_monitoring=False,

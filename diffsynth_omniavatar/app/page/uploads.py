@@ -1,7 +1,8 @@
-"""Files that people send: of which kinds, how large, and where they go."""
+"""Files that people send: of which kinds, how large, where they go, and what is told before they are sent."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,32 @@ class Kind:
 
     name: str
     suffixes: tuple[str, ...]
+    media: str = ""
+    """Of the browser's type for such files what stands before the stroke, where gradio asks for one."""
+
+    @property
+    def css(self) -> list[str]:
+        """Classes of a field that takes such files."""
+        return ["takes", f"takes-{self.name.split()[-1].lower()}"]
 
 
-VIDEO = Kind("a video", (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts"))
-SOUND = Kind("a sound", (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", *VIDEO.suffixes))
-PICTURE = Kind("a picture", (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"))
+VIDEO = Kind("a video", (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts"), "video")
+_SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
+SOUND = Kind("a sound", (*_SOUNDS, *VIDEO.suffixes), "audio")
+PICTURE = Kind("a picture", _PICTURES, "image")
 LORA = Kind("a LoRA", (".safetensors", ".pt"))
+SCRIPT = Path(__file__).with_name("uploads.js")
+
+
+def upload_script(megabytes: int) -> str:
+    """What tells in the browser that a field does not take a file, as an HTML element."""
+    kinds = [
+        {"name": kind.name, "mark": kind.css[-1], "endings": kind.suffixes, "type": kind.media}
+        for kind in (VIDEO, SOUND, PICTURE, LORA)
+    ]
+    script = SCRIPT.read_text(encoding="utf-8").replace("__KINDS__", json.dumps(kinds))
+    return f"<script>{script.replace('__MEGABYTES__', str(megabytes))}</script>"
 
 
 def kept_upload(upload: str | None, field: str, kind: Kind, uploads: Path, target: Path, megabytes: int) -> Path:

@@ -13,6 +13,7 @@ from .examples import NANO_NOTE
 from .forms import QUIETLY, Form
 from .orders import PRESETS, preset_steps
 from .state import PageApp
+from .uploads import PICTURE, SOUND
 
 
 def portrait_field(form: Form, name: str, sources: list[str]) -> None:
@@ -21,7 +22,13 @@ def portrait_field(form: Form, name: str, sources: list[str]) -> None:
         form.field(
             "image",
             gr.Image(
-                label="Portrait", type="filepath", sources=sources, height=280, elem_id=f"{name}-image", buttons=[]
+                label="Portrait",
+                type="filepath",
+                sources=sources,
+                height=280,
+                elem_id=f"{name}-image",
+                buttons=[],
+                elem_classes=PICTURE.css,
             ),
         )
 
@@ -32,7 +39,12 @@ def speech_field(form: Form, name: str) -> None:
         form.field(
             "audio",
             gr.Audio(
-                label="Speech", type="filepath", sources=["upload", "microphone"], elem_id=f"{name}-audio", buttons=[]
+                label="Speech",
+                type="filepath",
+                sources=["upload", "microphone"],
+                elem_id=f"{name}-audio",
+                buttons=[],
+                elem_classes=SOUND.css,
             ),
         )
 

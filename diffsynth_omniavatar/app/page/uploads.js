@@ -1,0 +1,61 @@
+// A file that a field does not take is told under the field, before it is sent; what was there stays.
+(() => {
+  const KINDS = __KINDS__, MOST_MEGABYTES = __MEGABYTES__, MEGABYTE = 1e6, LONGEST_NAME = 60;
+  const fieldOf = target => target.closest && target.closest(".takes");
+  const kindOf = field => KINDS.find(kind => field.classList.contains(kind.mark));
+  const shortened = name => name.length > LONGEST_NAME ? `${name.slice(0, LONGEST_NAME / 2)}…${name.slice(-LONGEST_NAME / 2)}` : name;
+  function fault(file, kind) {
+    const name = shortened(file.name);
+    if (!kind.endings.some(ending => file.name.toLowerCase().endsWith(ending))) return `${name} is not ${kind.name}; wanted ${kind.endings.join(", ")}.`;
+    if (file.size === 0) return `${name} is empty: it has 0 bytes.`;
+    if (file.size > MOST_MEGABYTES * MEGABYTE) return `${name} has ${Math.ceil(file.size / MEGABYTE)} MB, wanted at most ${MOST_MEGABYTES} MB.`;
+    return "";
+  }
+  function tell(field, text) {
+    const place = field.closest(".field") || field.parentElement;
+    for (const old of place.querySelectorAll(".fault[data-upload]")) old.remove();
+    if (!text) return;
+    const message = document.createElement("div"), line = document.createElement("p");
+    message.className = "fault";
+    message.dataset.upload = "";
+    line.setAttribute("role", "alert");
+    line.textContent = text;
+    message.append(line);
+    place.append(message);
+    message.scrollIntoView({block: "nearest"});
+  }
+  const stop = event => { event.preventDefault(); event.stopImmediatePropagation(); };
+  function list(files) {
+    const transfer = new DataTransfer();
+    for (const file of files) transfer.items.add(file);
+    return transfer.files;
+  }
+  document.addEventListener("change", event => {
+    const input = event.target, field = input.type === "file" && fieldOf(input);
+    if (!field || !input.files.length) return;
+    const file = input.files[0], kind = kindOf(field), wrong = fault(file, kind);
+    tell(field, wrong);
+    if (wrong) { stop(event); input.value = ""; return; }
+    if (kind.type && !file.type.startsWith(`${kind.type}/`)) {  // gradio goes by the type that the browser guesses
+      input.files = list([new File([file], file.name, {type: `${kind.type}/x`})]);
+    }
+  }, true);
+  document.addEventListener("drop", event => {
+    const field = fieldOf(event.target), file = event.dataTransfer && event.dataTransfer.files[0];
+    const input = field && field.querySelector("input[type=file]");
+    if (!file || !input) return;
+    stop(event);
+    event.target.dispatchEvent(new DragEvent("dragleave", {bubbles: true}));
+    input.files = list([file]);
+    input.dispatchEvent(new Event("change", {bubbles: true}));
+  }, true);
+  document.addEventListener("error", event => {  // a video that this browser cannot play may be one for the server
+    if (event.target.tagName === "VIDEO" && fieldOf(event.target)) event.stopImmediatePropagation();
+  }, true);
+  document.addEventListener("click", event => {
+    if (!event.isTrusted) return;
+    const field = fieldOf(event.target), input = field && field.querySelector("input[type=file]");
+    if (input) input.accept = kindOf(field).endings.join(",");
+    if (event.target.closest("button.primary, button.sm")) for (const old of document.querySelectorAll(".fault[data-upload]")) old.remove();
+  }, true);
+})();
