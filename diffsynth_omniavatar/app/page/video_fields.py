@@ -77,7 +77,7 @@ def model_and_preset(app: PageApp, form: Form, dubs: bool, name: str, tab: Any) 
     offered = _offered(app, dubs)
     first = offered[0][1] if offered else None
     with gr.Row(equal_height=False):
-        with gr.Column(min_width=200, scale=1, elem_classes="field"):
+        with gr.Column(min_width=260, elem_classes="field"):
             model = form.field(
                 "model",
                 gr.Dropdown(
@@ -89,7 +89,7 @@ def model_and_preset(app: PageApp, form: Form, dubs: bool, name: str, tab: Any) 
                     elem_id=f"{name}-model",
                 ),
             )
-        with gr.Column(min_width=300, scale=2, elem_classes="field"):
+        with gr.Column(min_width=260, elem_classes="field"):
             preset = form.field(
                 "preset", gr.Radio(_presets(app, first), value="best", label="Quality", elem_id=f"{name}-preset")
             )
