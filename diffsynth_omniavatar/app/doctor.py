@@ -261,7 +261,7 @@ def check_checkpoint(path: str) -> Iterator[Finding]:
     form = (
         f"full weights{', layers in 8 bits' if has_scales(checkpoint.tensors) else ''}"
         if lora is None
-        else f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_modules)}"
+        else f"{lora.name} of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_modules)}"
     )
     yield Finding("ok", f"{checkpoint.source}: {form}; {checkpoint.in_dim} input channels")
     yield Finding(

@@ -33,7 +33,7 @@ from ..system.tensor_files import (
     write_safetensors,
 )
 from .checkpoint_presets import preset_of_file
-from .config import CheckpointConfig, LoRAConfig
+from .config import CheckpointConfig, LoRAConfig, LoRAKind
 from .files import HubFiles, ModelFiles, Source
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,11 @@ WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 KEY_PREFIXES = ("diffusion_model.", "module.", "model.", "pipe.dit.", "dit.")
 SCALE = ".weight_scale"
 """Ending of the key of the factors of a layer in 8 bits; see `quantized_files`."""
-LORA_KEY = re.compile(r"^(?P<module>.+)\.lora_(?P<part>[AB])\.(?:[^.]+\.)?weight$")
+LORA_KEY = re.compile(
+    r"^(?P<module>.+)\.(?:(?P<lora>lora_(?:[AB]|magnitude_vector))\.(?:[^.]+\.)?weight"
+    r"|(?P<lycoris>(?:lokr|hada)_w[12](?:_[ab])?)(?:\.[^.]+)?)$"
+)
+"""Keys of LoRA and DoRA, which are layers, and of LoKr and LoHa, which are tensors; with an adapter's name or not."""
 
 
 class CheckpointError(ValueError):
@@ -252,8 +256,16 @@ def normal_key(key: str) -> str:
     """The one spelling of a key: no prefix, no adapter name."""
     while prefix := next((prefix for prefix in KEY_PREFIXES if key.startswith(prefix)), None):
         key = key.removeprefix(prefix)
+    part = low_rank_part(key)
+    return key if part is None else ".".join(part)
+
+
+def low_rank_part(key: str) -> tuple[str, str] | None:
+    """Module and part, like `lora_A.weight` or `lokr_w1`, of the key of a low-rank part; None for other keys."""
     match = LORA_KEY.match(key)
-    return f"{match['module']}.lora_{match['part']}.weight" if match else key
+    if match is None:
+        return None
+    return match["module"], match["lycoris"] or f"{match['lora']}.weight"
 
 
 def normalise_keys(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,7 +280,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 def adapted_modules(tensors: Mapping[str, Tensor]) -> set[str]:
     """Names of the modules that have a low-rank part."""
-    return {match["module"] for key in tensors if (match := LORA_KEY.match(key))}
+    return {part[0] for key in tensors if (part := low_rank_part(key))}
 
 
 def has_scales(names: Iterable[str]) -> bool:
@@ -329,7 +341,10 @@ def _complete(
         raise CheckpointError(f"{source}: {large[0]} has the shape {list(tensors[large[0]].shape)}, wanted one number.")
     alphas = {key: tensors[key].item() for key in tensors if key.endswith(".alpha")}
     tensors = {key: tensor for key, tensor in tensors.items() if key not in alphas}
-    rank = _lora_rank(tensors, source)
+    kind, stated = _lora_kind(tensors), "lora" if config.lora is None else config.lora.kind
+    if kind != stated:
+        raise CheckpointError(f"{source} has low-rank parts of a {kind}, but its config.json, if any, says {stated}.")
+    rank = _lora_rank(tensors, source, config.lora)
     if len(set(alphas.values())) > 1:
         raise CheckpointError(f"{source} has different alphas: {sorted(set(alphas.values()))}.")
     targets = config.lora.target_modules if config.lora is not None else None
@@ -344,7 +359,9 @@ def _complete(
         logger.warning("%s has no config.json: LoRA alpha is taken as %g, half its rank as released.", source, alpha)
     found = {re.sub(r"^blocks\.\d+\.(?:self_attn\.|cross_attn\.)?", "", module) for module in adapted_modules(tensors)}
     try:
-        lora = LoRAConfig(rank=rank, alpha=alpha, target_modules=targets or tuple(sorted(found)))
+        pattern = () if config.lora is None else config.lora.rank_pattern
+        targets = targets or tuple(sorted(found))
+        lora = LoRAConfig(rank=rank, alpha=alpha, target_modules=targets, kind=kind, rank_pattern=pattern)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from error
     return replace(config, lora=lora), tensors
@@ -360,7 +377,17 @@ def _channels(shapes: Mapping[str, list[int]], source: str) -> int:
     return shapes["patch_embedding.weight"][1]
 
 
-def _lora_rank(tensors: Mapping[str, Tensor], source: str) -> int:
+def _lora_kind(tensors: Mapping[str, Tensor]) -> LoRAKind:
+    parts = {part[1] for key in tensors if (part := low_rank_part(key))}
+    if any(part.startswith(("lokr", "hada")) for part in parts):
+        return "lokr" if any(part.startswith("lokr") for part in parts) else "loha"
+    return "dora" if "lora_magnitude_vector.weight" in parts else "lora"
+
+
+def _lora_rank(tensors: Mapping[str, Tensor], source: str, said: LoRAConfig | None) -> int:
+    """The rank; of layers with other ranks only if they are those that the config says."""
+    if said is not None and _lora_kind(tensors) in ("lokr", "loha"):  # whose shapes alone do not tell it
+        return said.rank
     faults, ranks = [], set()
     for module in sorted(adapted_modules(tensors)):
         down, up = (tensors.get(f"{module}.lora_{part}.weight") for part in "AB")
@@ -368,6 +395,10 @@ def _lora_rank(tensors: Mapping[str, Tensor], source: str) -> int:
             faults.append(f"{module} has only one of lora_A and lora_B")
         elif down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             faults.append(f"{module}: lora_A {list(down.shape)} and lora_B {list(up.shape)} do not fit")
+        elif said is not None and said.rank_pattern:
+            if down.shape[0] != said.rank_of(module):
+                faults.append(f"{module} has rank {down.shape[0]}, its config.json says {said.rank_of(module)}")
+            ranks.add(said.rank)
         else:
             ranks.add(down.shape[0])
     if len(ranks) > 1:
@@ -378,7 +409,16 @@ def _lora_rank(tensors: Mapping[str, Tensor], source: str) -> int:
 
 
 def save_omniavatar(folder: str | Path, tensors: Mapping[str, Tensor], config: CheckpointConfig) -> None:
-    """Write `pytorch_model.pt` and `config.json` as released (adapter keys spelt `lora_A.default.weight`)."""
+    """Write `pytorch_model.pt` and `config.json` as released (adapter keys spelt `lora_A.default.weight`).
+
+    Raises:
+        CheckpointError: the low-rank part is of another kind, or of several ranks, which that form does not have.
+    """
+    if config.lora is not None and not config.lora.is_plain:
+        raise CheckpointError(
+            f"OmniAvatar's form has a LoRA of one rank, this is a {config.lora.name} of rank {config.lora.rank} and "
+            "others: --to merged."
+        )
     flat = {re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key): t for key, t in tensors.items()}
     flat = {key: tensor.detach().contiguous().cpu() for key, tensor in flat.items()}
     write_pickle(Path(folder) / "pytorch_model.pt", flat)

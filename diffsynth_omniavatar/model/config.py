@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..media.faces.template import LATENTSYNC, Template
 from ..media.timeline import MAX_TOKENS, clip_length
@@ -21,6 +21,9 @@ LATENT_CHANNELS = 16
 WAV2VEC2_BASE_DIM = 10752
 """Width of the audio features: 14 states of 768 numbers of wav2vec2-base."""
 LORA_TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+LoRAKind = Literal["lora", "dora", "lokr", "loha"]
+"""How the low-rank part changes a weight; see `lora_changes`."""
+LORA_KINDS = get_args(LoRAKind)
 AUDIO_WINDOW = 4
 """Rows of audio features (video frames) that make one latent frame."""
 
@@ -211,18 +214,28 @@ class Conventions:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """The low-rank part of a checkpoint: W' = W + alpha / rank * B A.
+    """The low-rank part of a checkpoint: W' = W + alpha / rank * B A, or what another kind makes of W.
 
     Raises:
-        ValueError: rank or alpha is not positive.
+        ValueError: rank or alpha is not positive, or there is no such kind.
     """
 
     rank: int = 128
     alpha: float = 64.0
     target_modules: tuple[str, ...] = LORA_TARGETS
+    kind: LoRAKind = "lora"
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """Parts of modules' names -> other ranks; the last that fits counts. The scale is that of `rank` everywhere."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        pattern = self.rank_pattern.items() if isinstance(self.rank_pattern, Mapping) else self.rank_pattern
+        object.__setattr__(self, "rank_pattern", tuple((str(name), rank) for name, rank in pattern))
+        if self.kind not in LORA_KINDS:
+            raise ValueError(f"the kind of LoRA is {self.kind!r}, wanted one of {', '.join(LORA_KINDS)}.")
+        for name, rank in self.rank_pattern:
+            if fault := _count_fault(f"lora_rank of {name}", rank, LARGEST_SIZE):
+                raise ValueError(f"{fault}.")
         if fault := _count_fault("lora_rank", self.rank, LARGEST_SIZE):
             raise ValueError(f"{fault}.")
         if not is_number(self.alpha) or self.alpha <= 0:
@@ -232,6 +245,26 @@ class LoRAConfig:
     def scale(self) -> float:
         """What the product B A is multiplied with."""
         return self.alpha / self.rank
+
+    @property
+    def name(self) -> str:
+        """The kind as it is written."""
+        return {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr", "loha": "LoHa"}[self.kind]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every layer has an A and a B of one rank, as all programs know them."""
+        return self.kind == "lora" and not self.rank_pattern
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a module, by its name."""
+        found = [rank for name, rank in self.rank_pattern if f".{name}." in f".{module}."]
+        return found[-1] if found else self.rank
+
+    def alpha_of(self, module: str) -> float:
+        """What gives a module `scale` with its own rank."""
+        rank = self.rank_of(module)
+        return self.alpha if rank == self.rank else self.scale * rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +323,7 @@ class CheckpointConfig:
                     rank=rank,
                     alpha=content.get("lora_alpha", rank / 2),
                     target_modules=tuple(targets.split(",") if isinstance(targets, str) else targets),
+                    **own.get("lora", {}),
                 )
             conventions = Conventions(**own.get("conventions", {}))
             if "conventions" not in own and not content.get("random_prefix_frames", True):
@@ -350,6 +384,8 @@ class CheckpointConfig:
         content["omniavatar"] = {"conventions": asdict(self.conventions)}
         if model is not None:
             content["omniavatar"]["model"] = asdict(model)
+        if self.lora is not None and not self.lora.is_plain:
+            content["omniavatar"]["lora"] = {"kind": self.lora.kind, "rank_pattern": dict(self.lora.rank_pattern)}
         if self.base_loras:
             content["omniavatar"]["base_loras"] = [asdict(one) for one in self.base_loras]
         return content

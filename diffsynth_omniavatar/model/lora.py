@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import EXTRA_MODULES, LORA_KEY, Checkpoint, CheckpointError, adapted_modules, normal_key
+from .architecture import check_shapes
+from .checkpoint import (
+    EXTRA_MODULES,
+    LORA_KEY,
+    Checkpoint,
+    CheckpointError,
+    adapted_modules,
+    low_rank_part,
+    normal_key,
+    shapes_of,
+)
 from .config import LoRAConfig
 from .dit import OmniAvatarDiT
 from .lora_changes import Change
 from .lora_files import LoRA
-from .lora_keys import SPELLINGS
+from .lora_keys import PARTS, SPELLINGS
 
 
 def split_lora(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -36,12 +49,54 @@ def adapted_layers(wan: nn.Module, targets: Iterable[str]) -> dict[str, nn.Linea
 
 def own_lora(low_rank: Mapping[str, Tensor], settings: LoRAConfig, source: str) -> LoRA:
     """A checkpoint's low-rank parts as the LoRA that is added to the weights."""
-    alpha = torch.tensor(settings.alpha, dtype=torch.float64)
-    changes = {}
-    for module in adapted_modules(low_rank):
-        down, up = (low_rank[f"{module}.lora_{part}.weight"] for part in "AB")
-        changes[f"{module}.weight"] = Change({"down": down, "up": up, "alpha": alpha})
-    return LoRA(source, changes)
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in low_rank.items():
+        part = low_rank_part(key)
+        assert part is not None
+        modules.setdefault(part[0], {})[PARTS[part[1]]] = tensor
+    for module, parts in modules.items():
+        if settings.kind == "lokr":  # peft scales it too where neither factor is a product
+            first = "lokr_w1" if "lokr_w1" in parts else "lokr_w1_a"
+            parts[first] = parts[first].float() * settings.scale
+        else:
+            parts["alpha"] = torch.tensor(settings.alpha_of(module), dtype=torch.float64)
+    return LoRA(source, {f"{module}.weight": Change(parts) for module, parts in modules.items()})
+
+
+def inject_adapters(dit: nn.Module, settings: LoRAConfig, modules: Sequence[str], name: str = "default") -> None:
+    """Put fresh peft adapters of the settings' kind on the modules; they change nothing yet."""
+    from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+
+    others = [module for module in modules if settings.rank_of(module) != settings.rank]
+    given: dict[str, Any] = {
+        "r": settings.rank,
+        "target_modules": [*modules],
+        "rank_pattern": {re.escape(module): settings.rank_of(module) for module in others},
+        "alpha_pattern": {re.escape(module): settings.alpha_of(module) for module in others},
+    }
+    if settings.kind in ("lora", "dora"):  # peft only divides alpha by the rank: any number will do
+        config = LoraConfig(lora_alpha=settings.alpha, use_dora=settings.kind == "dora", **given)  # type: ignore[arg-type]
+    else:
+        config = {"lokr": LoKrConfig, "loha": LoHaConfig}[settings.kind](alpha=settings.alpha, **given)
+    inject_adapter_in_model(config, dit, name)
+
+
+def fresh_shapes(layers: Mapping[str, nn.Linear], settings: LoRAConfig) -> dict[str, list[int]]:
+    """Keys and shapes of the low-rank parts that `inject_adapters` makes for these layers, by their names."""
+
+    @functools.cache
+    def parts_of(inputs: int, outputs: int, rank: int) -> dict[str, list[int]]:
+        with torch.device("meta"):
+            holder = nn.ModuleDict({"layer": nn.Linear(inputs, outputs)})
+            inject_adapters(holder, replace(settings, rank=rank, rank_pattern=()), ["layer"])
+        parts = {low_rank_part(name): value for name, value in holder.named_parameters()}
+        return {part[1]: list(value.shape) for part, value in parts.items() if part is not None}
+
+    return {
+        f"{name}.{part}": shape
+        for name, layer in layers.items()
+        for part, shape in parts_of(layer.in_features, layer.out_features, settings.rank_of(name)).items()
+    }
 
 
 def add_adapters(
@@ -51,18 +106,16 @@ def add_adapters(
     low_rank: Mapping[str, Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Inject peft adapters named "default" at `modules` and load them strictly."""
-    from peft import LoraConfig, inject_adapter_in_model
+    """Inject peft adapters named "default" at `modules` and load them strictly.
 
-    # peft only divides alpha by the rank: any number will do.
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules)  # type: ignore[arg-type]
-    inject_adapter_in_model(config, dit)
-    for name in modules:
-        layer = dit.get_submodule(name)
-        for part in "AB":
-            adapter = getattr(layer, f"lora_{part}")["default"]
-            adapter.load_state_dict({"weight": low_rank[f"{name}.lora_{part}.weight"]}, strict=True)
-            adapter.to(dtype=dtype, device=layer.get_base_layer().weight.device)
+    Raises:
+        CheckpointError: names or shapes of the parts are others.
+    """
+    inject_adapters(dit, settings, modules)
+    adapters = {normal_key(name): value for name, value in dit.named_parameters() if LORA_KEY.match(name)}
+    check_shapes(shapes_of(low_rank), shapes_of(adapters), "the checkpoint's low-rank part")
+    for name, value in adapters.items():
+        value.data = low_rank[name].to(dtype=dtype, device=value.device, copy=True)
 
 
 def trained_tensors(dit: OmniAvatarDiT) -> dict[str, Tensor]:
@@ -118,6 +171,10 @@ def lora_file_tensors(checkpoint: Checkpoint, form: str = "comfyui") -> tuple[di
     lora = checkpoint.config.lora
     if lora is None:
         raise CheckpointError(f"{checkpoint.source} holds full weights; there is no LoRA in it to write.")
+    if lora.kind != "lora":
+        raise CheckpointError(
+            f"{checkpoint.source} is a {lora.name}, which is not written as a LoRA file: --to merged."
+        )
     if form not in SPELLINGS:
         raise CheckpointError(f"There is no form {form!r} of LoRA files; the forms are {', '.join(SPELLINGS)}.")
     spelling = SPELLINGS[form]
@@ -129,5 +186,5 @@ def lora_file_tensors(checkpoint: Checkpoint, form: str = "comfyui") -> tuple[di
         tensors[f"{name}.{spelling.down}"] = down
         tensors[f"{name}.{spelling.up}"] = (up.float() * lora.scale).to(up.dtype)
         if spelling.has_alpha:
-            tensors[f"{name}.alpha"] = torch.tensor(float(lora.rank))
+            tensors[f"{name}.alpha"] = torch.tensor(float(len(down)))
     return tensors, replace(lora, alpha=float(lora.rank))

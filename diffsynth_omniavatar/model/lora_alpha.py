@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..system.tensor_files import open_safetensors
 from ..system.text_files import parse_json, read_text
-from .checkpoint import LORA_KEY, CheckpointError
+from .checkpoint import CheckpointError, low_rank_part
 
 PEFT_CONFIG = "adapter_config.json"
 """In the folder of peft's files."""
@@ -37,10 +37,10 @@ def stated_alphas(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
         raise CheckpointError(f"{source}: alpha_pattern, which gives modules an alpha of their own, is not supported.")
     found = {}
     for key, down in tensors.items():
-        match = LORA_KEY.match(key)
-        if match and match["part"] == "A" and f"{match['module']}.alpha" not in tensors:
+        part = low_rank_part(key)
+        if part and part[1] == "lora_A.weight" and f"{part[0]}.alpha" not in tensors:
             scaled = alpha * math.sqrt(len(down)) if config.get("use_rslora") else alpha
-            found[f"{match['module']}.alpha"] = torch.tensor(float(scaled), dtype=torch.float64)
+            found[f"{part[0]}.alpha"] = torch.tensor(float(scaled), dtype=torch.float64)
     return found
 
 

@@ -16,7 +16,7 @@ from .architecture import audio_sizes_of, check_shapes, config_on_wan
 from .checkpoint import EXTRA_MODULES, Checkpoint, CheckpointError, shapes_of
 from .config import LATENT_CHANNELS, OmniAvatarConfig
 from .dit import OmniAvatarDiT, state_dict_shapes
-from .lora import adapted_layers, add_adapters, own_lora, split_lora
+from .lora import adapted_layers, add_adapters, fresh_shapes, own_lora, split_lora
 from .lora_files import LoRA
 from .lora_merge import merge
 
@@ -88,6 +88,11 @@ def apply_checkpoint(
     load_extras(dit, extras, dtype, device)
     settings = checkpoint.config.lora
     assert settings is not None
+    if lora == "fused" and hot_load is not None and settings.kind != "lora":
+        raise CheckpointError(
+            f"{checkpoint.source} is a {settings.name}, which needs the whole weights: load it without quantising and "
+            "offloading by DiffSynth, or merge it (omniavatar convert --to merged)."
+        )
     if lora == "fused" and hot_load is None:
         merge(dit, [own_lora(low_rank, settings, checkpoint.source), *loras], sums_on)
         return dit.eval()
@@ -109,12 +114,18 @@ def refuse_dora(loras: Sequence[LoRA], why: str) -> None:
 
 def _wanted_lora_shapes(wan: host.WanModel, config: OmniAvatarConfig, checkpoint: Checkpoint) -> dict[str, list[int]]:
     """Keys and shapes that a LoRA checkpoint of these target modules must have."""
-    assert checkpoint.config.lora is not None
-    rank, targets = checkpoint.config.lora.rank, checkpoint.config.lora.target_modules
+    settings = checkpoint.config.lora
+    assert settings is not None
     wanted = {key: shape for key, shape in state_dict_shapes(config).items() if key.startswith(EXTRA_MODULES)}
-    for name, layer in adapted_layers(wan, targets).items():
+    layers = adapted_layers(wan, settings.target_modules)
+    if settings.kind in ("lokr", "loha"):
+        return wanted | fresh_shapes(layers, settings)
+    for name, layer in layers.items():
+        rank = settings.rank_of(name)
         wanted[f"{name}.lora_A.weight"] = [rank, layer.in_features]
         wanted[f"{name}.lora_B.weight"] = [layer.out_features, rank]
+        if settings.kind == "dora":
+            wanted[f"{name}.lora_magnitude_vector.weight"] = [layer.out_features]
     return wanted
 
 

@@ -49,6 +49,11 @@ def make_distillation(
         )
     checkpoint = load_checkpoint(args.omniavatar_checkpoint)
     fused = checkpoint if checkpoint.form == "lora" else None
+    if fused is not None and fused.config.lora is not None and not fused.config.lora.is_plain:
+        raise FlagError(
+            f"{checkpoint.source} is a {fused.config.lora.name} or has several ranks, which does not "
+            "become one LoRA with the student's: merge it first (omniavatar convert --to merged)"
+        )
     module = DistillationModule(pipe, config, settings, distill_settings(args), fused, args.seed)
     module.has_trajectories = args.trajectories is not None
     if args.student_start is not None:

@@ -25,6 +25,7 @@ from .distill_flags import TASK, TRAJECTORIES, add_distill_flags, distill_faults
 from .distill_settings import DISTILL_PRESETS
 from .flag_texts import DESCRIPTION, HOST_HELP, HelpFormatter
 from .loop_flags import add_loop_flags, loop_faults
+from .lora_flags import add_lora_flags, lora_faults
 from .recipe_flags import add_recipe_flags, frame_counts, recipe_faults
 from .validation_metrics import metric_names
 
@@ -146,11 +147,7 @@ def _add_model_flags(group: Any) -> None:
         "--tokenizer_path",
         help="Folder of the umt5-xxl tokenizer; not needed with a cache. (default: download it)",
     )
-    add(
-        "--lora_alpha",
-        type=float,
-        help="Alpha of a new LoRA; its scale is alpha / rank. (default: half of --lora_rank)",
-    )
+    add_lora_flags(group)
     add("--dtype", choices=list(DTYPES), default="bfloat16", help="Number format of the weights.")
     add(
         "--offload_frozen",
@@ -372,7 +369,13 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, defa
         if getattr(args, name, None) != parser.get_default(name) and hasattr(args, name)
     ]
     faults += [*_number_faults(args), *_task_faults(args), *_validation_faults(args)]
-    faults += [*_loss_faults(parser, args), *_model_faults(args), *recipe_faults(args), *loop_faults(args)]
+    faults += [
+        *_loss_faults(parser, args),
+        *_model_faults(args),
+        *lora_faults(args),
+        *recipe_faults(args),
+        *loop_faults(args),
+    ]
     faults += distill_faults(args, defaults)
     if faults:
         raise FlagError("; ".join(faults) + ".")
@@ -408,8 +411,6 @@ def _number_faults(args: argparse.Namespace) -> Iterator[str]:
             yield f"--{name} is {value}, wanted at least {least}"
     if abs(args.seed) >= 2**63:
         yield f"--seed is {args.seed}, wanted a number of 63 bits"
-    if args.lora_alpha is not None and not 0 < args.lora_alpha < math.inf:
-        yield f"--lora_alpha is {args.lora_alpha}, wanted more than 0"
     for name in ("text_drop_prob", "audio_drop_prob", "prefix_drop_prob"):
         if not 0 <= getattr(args, name) <= 1:
             yield f"--{name} is {getattr(args, name)}, wanted 0 to 1"

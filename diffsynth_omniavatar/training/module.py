@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,16 +24,19 @@ from ..media.timeline import SAMPLES_PER_FRAME
 from ..model.blocks.attention_fp8 import check_attention_fp8
 from ..model.blocks.pieces import COMPARED_GRADIENTS, TORCH
 from ..model.blocks.runner import BlockRunner
+from ..model.blocks.step_memory import adapted
 from ..model.blocks.weights import block_weights
 from ..model.checkpoint import EXTRA_MODULES, LORA_KEY, save_safetensors
 from ..model.config import CheckpointConfig, LoRAConfig
-from ..model.lora import adapted_layers, trained_tensors
+from ..model.lora import adapted_layers, inject_adapters, trained_tensors
 from ..model.quantize import layer_names, quantize_blocks
 from .auxiliary import AuxiliaryLosses
 from .loader import stream_seed
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
 from .settings import StepSettings
 
+AUDIO_MODULES = ("audio_proj", "audio_cond_projs")
+"""What of the denoiser hears."""
 ENCODERS = ("text_encoder", "vae", "speech_encoder")
 """Frozen networks that a cache makes superfluous."""
 
@@ -41,8 +46,6 @@ def add_lora(dit: Any, lora: LoRAConfig, seed: int = 0, adapters: Sequence[str] 
 
     `seed` fixes A, which peft draws from the global generators; they are as before afterwards.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     names = list(adapted_layers(dit, lora.target_modules))
     unknown = [target for target in lora.target_modules if not list(adapted_layers(dit, (target,)))]
     if unknown:
@@ -51,14 +54,12 @@ def add_lora(dit: Any, lora: LoRAConfig, seed: int = 0, adapters: Sequence[str] 
         )
     weight = next(dit.parameters())
     dtype = weight.dtype
-    # peft only divides alpha by the rank: any number will do.
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
         torch.manual_seed(stream_seed("lora", seed))
         for name in adapters:
             with warnings.catch_warnings():  # of a second adapter
                 warnings.simplefilter("ignore", UserWarning)
-                inject_adapter_in_model(config, dit, name)
+                inject_adapters(dit, lora, names, name)
     for name, parameter in dit.named_parameters():
         if LORA_KEY.match(name):
             parameter.data = parameter.data.to(dtype)
@@ -146,7 +147,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         self.loss_parts: list[str] = [] if auxiliary is None else ["flow", *auxiliary.names]
         """Names of what `on_parts` is called with."""
         self.units = [PromptUnit(), *units()]
-        self.memory = MemoryReport(pipe, config.lora, settings) if settings.vram_report else None
+        self.memory = MemoryReport(pipe, self.counted_lora, settings) if settings.vram_report else None
 
     def switch_pipe_to_training_mode(self, pipe: OmniAvatarPipeline, *_: Any, **__: Any) -> None:
         """The part of the host's method that applies: its scheduler in training mode, everything frozen."""
@@ -264,8 +265,22 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
 
     @property
     def counted_lora(self) -> LoRAConfig | None:
-        """A LoRA with as many weights as train; None where all weights do."""
-        return self.config.lora
+        """A plain LoRA with as many weights as train; None where all weights do."""
+        lora = self.config.lora
+        if lora is None or lora.is_plain:
+            return lora
+        trained = sum(value.numel() for name, value in self.pipe.dit.named_parameters() if LORA_KEY.match(name))
+        of_rank_1 = len(self.pipe.dit.blocks) * sum(map(sum, adapted(self.pipe.dit.config, lora).values()))
+        return dataclasses.replace(lora, rank=max(1, round(trained / of_rank_1)))
+
+    def trainable_modules(self) -> Any:
+        """The parameters for the host's optimizer, in their order; in groups if the audio modules have a rate."""
+        trained = super().trainable_modules()
+        if self.settings.lr_audio is None:
+            return trained
+        audio = {id(value) for name in AUDIO_MODULES for value in getattr(self.pipe.dit, name).parameters()}
+        runs = itertools.groupby(trained, key=lambda parameter: id(parameter) in audio)
+        return [{"params": [*of_run]} | ({"lr": self.settings.lr_audio} if own else {}) for own, of_run in runs]
 
     @property
     def extra_memory(self) -> dict[str, int]:

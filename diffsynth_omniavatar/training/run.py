@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,7 @@ from ..data.encode import encoder_pipeline
 from ..data.flags import DTYPES
 from ..data.recipe import Recipe
 from ..data.tables import read_clips
-from ..generation.loading import named_downloads
 from ..generation.pipeline import OmniAvatarPipeline
-from ..host.output import quiet_host
 from ..losses.decode import choose_memory
 from ..losses.lpips import LpipsLoss, load_lpips
 from ..losses.sync import SyncLoss
@@ -35,15 +33,10 @@ from ..media.timeline import latent_frames
 from ..model.blocks.attention_fp8 import check_attention_fp8
 from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
-from ..model.checkpoint import read_config, read_lora, weight_files
-from ..model.config import IMAGE_SIZES, CheckpointConfig, Conventions, LoRAConfig
-from ..model.files import TOKENIZER, HubFiles
-from ..model.lora_files import ReadLoRA
-from ..model.lora_merge import fitted, merge
+from ..model.checkpoint import read_config, weight_files
+from ..model.config import IMAGE_SIZES, Conventions
 from ..model.quantize import check_quantize, is_quantized
 from ..model.small_family import register_family
-from ..model.speech_encoder import AudioEncoder
-from ..model.upgrade import initialise_on_wan
 from ..system.atomic import write_text_atomically
 from ..system.messages import counted
 from ..system.output_folder import reserved
@@ -59,19 +52,20 @@ from .accelerator import (
     trained_parameters,
 )
 from .auxiliary import AuxiliaryLosses
-from .base_lora import check_same_base, named_loras, recorded_loras
+from .base_lora import check_same_base
 from .best import Goal, Progress
 from .callbacks import TrainingLogger, find_latest, refuse_later_checkpoints, refuse_old_best
 from .data_process import DataProcessAccelerator, process_data
-from .distill import ADAPTERS, DistillationModule
+from .distill import DistillationModule
 from .distill_flags import TRAJECTORIES, distill_settings, distills
 from .distill_setup import make_distillation
 from .ending import error_code
 from .first_checks import check_files, check_processes, check_same_clips
 from .flags import FlagError, parse_arguments
+from .load import base_configs, channels_of, check_new_lora, load_training_pipeline, loading
 from .log_table import read_table
 from .memory_report import predicted_rows, size_text
-from .module import OmniAvatarTrainingModule, add_lora, trainable_parameters
+from .module import OmniAvatarTrainingModule, trainable_parameters
 from .settings import LoopSettings, StepSettings, steps_in_epochs
 from .trajectories import TrajectoryDataset, write_trajectories
 from .validation_setup import make_validations, read_validation
@@ -79,100 +73,6 @@ from .validation_setup import make_validations, read_validation
 logger = logging.getLogger(__name__)
 
 AnyDataset = OmniAvatarDataset | TrajectoryDataset
-MODE_CHANNELS = {"i2v": 33, "v2v": 49}
-
-
-class _NoTokenizer:
-    """In place of a tokenizer's ModelConfig where text comes from a cache."""
-
-    path = None
-
-    def download_if_necessary(self, **_: Any) -> None:
-        """Nothing."""
-
-
-def load_training_pipeline(
-    args: argparse.Namespace, conventions: Conventions, device: torch.device
-) -> tuple[OmniAvatarPipeline, CheckpointConfig]:
-    """The pipeline with LoRA and audio modules on it, and what its checkpoints will say."""
-    channels, dtype = channels_of(args), DTYPES[args.dtype]
-    full, is_teacher = args.trainable_models == "dit", distills(args)
-    encoder = None if args.wav2vec2_path is None else AudioEncoder.from_pretrained(args.wav2vec2_path).to(device)
-    options: dict[str, Any] = {"torch_dtype": dtype, "device": str(device)}
-    if args.tokenizer_path is not None:
-        options["tokenizer_config"] = host.ModelConfig(path=args.tokenizer_path)
-    elif not _names_text_encoder(args):
-        options["tokenizer_config"] = None if host.GENERATION == "wan_video" else _NoTokenizer()
-    if args.omniavatar_checkpoint is not None:
-        configs = [*_base_configs(args, device), host.ModelConfig(path=args.omniavatar_checkpoint)]
-        options["omniavatar_lora"] = "fused" if full or is_teacher else "adapters"
-        options["omniavatar_channels"] = channels
-        options["omniavatar_loras"] = named_loras(args)
-        pipe = OmniAvatarPipeline.from_pretrained(model_configs=configs, **options)
-        lora = None if is_teacher else read_lora(args.omniavatar_checkpoint)
-        if lora is None and not full:
-            lora = _lora_flags(args)
-            add_lora(pipe.dit, lora, args.seed, *([ADAPTERS] if is_teacher else []))
-    else:
-        lora = _lora_flags(args)
-        pipe = host.WanVideoPipeline.from_pretrained(model_configs=_base_configs(args, device), **options)
-        if pipe.dit is None:
-            raise FlagError("the base model has no denoiser: add diffusion_pytorch_model*.safetensors of Wan2.1-T2V")
-        merge(pipe.dit, [fitted(ReadLoRA.of(one), pipe.dit) for one in named_loras(args)])
-        generator = torch.Generator().manual_seed(args.seed)
-        width = {} if encoder is None else {"audio_dim": encoder.feature_dim}
-        initialise_on_wan(pipe.dit, channels, dtype=dtype, device=device, generator=generator, **width)
-        if not full:
-            add_lora(pipe.dit, lora, args.seed)
-        pipe = OmniAvatarPipeline.adopt(pipe, conventions)
-    pipe.conventions = conventions
-    if encoder is not None:
-        pipe.speech_encoder = encoder
-    config = CheckpointConfig(
-        in_dim=channels,
-        lora=None if full else lora,
-        model=pipe.dit.config,
-        conventions=conventions,
-        base_loras=recorded_loras(args),
-    )
-    return pipe, config
-
-
-def channels_of(args: argparse.Namespace) -> int:
-    """Input channels of the denoiser that the flags ask for."""
-    return 65 if args.use_ref_sequence else MODE_CHANNELS[args.omniavatar_mode]
-
-
-def _base_configs(args: argparse.Namespace, device: torch.device) -> list[Any]:
-    """The host's ModelConfigs of its flags, as its own trainer makes them."""
-    offered = ("fp8_models", "offload_models", "quant_options")
-    extra = {name: getattr(args, name) for name in offered if hasattr(args, name)}
-    if extra:
-        extra["device"] = str(device)
-    module = host.DiffusionTrainingModule()
-    return module.parse_model_configs(args.model_paths, args.model_id_with_origin_paths, **extra)
-
-
-@contextmanager
-def _loading(args: argparse.Namespace) -> Iterator[None]:
-    """Inside it the host loads what the flags name; it says nothing, and a failed download is named."""
-    named = (args.model_id_with_origin_paths or "").split(",")
-    sources = [HubFiles(*name.split(":", 1)) for name in named if ":" in name]
-    if args.tokenizer_path is None and _names_text_encoder(args):
-        sources.append(TOKENIZER)
-    with quiet_host(args.debug), named_downloads(sources, "files that you have (--model_paths, --tokenizer_path)"):
-        yield
-
-
-def _names_text_encoder(args: argparse.Namespace) -> bool:
-    named = f"{args.model_paths or ''},{args.model_id_with_origin_paths or ''}"
-    return "umt5" in named or "text_encoder" in named
-
-
-def _lora_flags(args: argparse.Namespace) -> LoRAConfig:
-    usual = args.lora_rank if distills(args) else args.lora_rank / 2
-    alpha = usual if args.lora_alpha is None else args.lora_alpha
-    return LoRAConfig(rank=args.lora_rank, alpha=alpha, target_modules=tuple(args.lora_target_modules.split(",")))
 
 
 def conventions_of(args: argparse.Namespace) -> Conventions:
@@ -426,10 +326,10 @@ def run_data_process(args: argparse.Namespace, conventions: Conventions) -> None
     """`--task sft:data_process`: write a cache to the output path."""
     accelerator = DataProcessAccelerator()
     settings = clip_settings(args, conventions)
-    with _loading(args):
+    with loading(args):
         pipe = encoder_pipeline(
             settings,
-            model_configs=_base_configs(args, accelerator.device),
+            model_configs=base_configs(args, accelerator.device),
             tokenizer_config=None if args.tokenizer_path is None else host.ModelConfig(path=args.tokenizer_path),
             wav2vec2=args.wav2vec2_path,
             device=str(accelerator.device),
@@ -472,6 +372,7 @@ def train(args: argparse.Namespace) -> None:
     check_files(args)
     register_family()
     conventions = conventions_of(args)
+    check_new_lora(args)
     is_writer = PartialState().is_main_process and not args.dry_run
     with reserved(Path(args.output_path)) if is_writer else nullcontext():
         if args.task == "sft:data_process":
@@ -552,7 +453,7 @@ def build_module(
     if args.quantize_attention:
         check_attention_fp8(accelerator.device)
     place = torch.device("cpu") if on_cpu or waits else accelerator.device
-    with _loading(args):
+    with loading(args):
         pipe, config = load_training_pipeline(args, conventions, place)
     pipe.device = accelerator.device
     auxiliary = load_auxiliary(args, accelerator.device)

@@ -72,6 +72,8 @@ def steps_in_epochs(epochs: int, samples: int, processes: int, gradient_accumula
 class StepSettings:
     """How a training step computes."""
 
+    lr_audio: float | None = None
+    """Learning rate of the audio modules; None for that of all others."""
     mouth_weight: float | None = None
     """V2V: weight of the squared error inside the mouth mask, 1 outside; the mean stays a weighted mean."""
     use_gradient_checkpointing: bool = True

@@ -13,6 +13,7 @@ from training_runs import flags, write_inputs
 
 from diffsynth_omniavatar.training import first_checks, run
 from diffsynth_omniavatar.training.flags import FlagError
+from diffsynth_omniavatar.training.load import loading
 
 RUN = {"seed": 7, "gradient_accumulation_steps": 1, "processes": 1, "samples": 2}
 """Of a run with the flags of `training_runs`."""
@@ -201,7 +202,7 @@ def test_a_failed_download_names_files_and_flags(tmp_path, monkeypatch):
     named = "Wan-AI/A:vae.pth,Wan-AI/A:models_t5_umt5.pth"
     args = SimpleNamespace(model_id_with_origin_paths=named, model_paths=None, tokenizer_path=None, debug=False)
     words = r"Wan-AI/A/vae\.pth, .*umt5-xxl/ to models/; .*\(--model_paths, --tokenizer_path\): no network"
-    with pytest.raises(OSError, match=words), run._loading(args):
+    with pytest.raises(OSError, match=words), loading(args):
         raise OSError("no network")
 
 

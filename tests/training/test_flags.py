@@ -207,6 +207,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "v2v": ([], ["--prefix_frames", "1"]),
     "sizes": (["--height", "--width"], ["--max_tokens", "30000"]),
     "fresh": (["--omniavatar_checkpoint"], []),
+    "kinds": (["--omniavatar_checkpoint"], []),
     "full": ([], []),
     "losses": ([], ["--prefix_frames", "1", "--min_frames", "17"]),
     "blocks": ([], []),
@@ -259,6 +260,7 @@ ROWS: dict[str, list[Row]] = {
         Row("prefix_drop_prob", "0.4", "dataset.recipe.prefix_drop_prob", 0.4),
         Row("min_frames", "5", "dataset.recipe.min_frames", 5),
         Row("fixed_length", None, "dataset.recipe.dynamic_length", False),
+        Row("lr_audio", "5e-3", lambda s: s.optimizer.param_groups[-1]["initial_lr"], 5e-3),
         Row("loss_weighting", "min_snr:4", "module.weighting.gamma", 4.0),
         Row("batch_size", "2", lambda s: len(s.sample.sources), 2),
         Row("max_steps", "40", "accelerator.settings.max_steps", 40),
@@ -311,6 +313,10 @@ ROWS: dict[str, list[Row]] = {
         Row("lora_alpha", "24", "module.config.lora.alpha", 24.0),
         Row("lora_target_modules", "q,ffn.0", "module.config.lora.target_modules", ("q", "ffn.0")),
         Row("lora_target_modules", "q,ffn.0", lambda s: adapted(s), {"self_attn.q", "cross_attn.q", "ffn.0"}),
+    ],
+    "kinds": [
+        Row("lora_kind", "dora", "module.config.lora.kind", "dora"),
+        Row("lora_rank_pattern", "ffn=6", "module.config.lora.rank_pattern", (("ffn", 6),)),
     ],
     "full": [
         Row("trainable_models", "dit", "module.config.lora", None),
