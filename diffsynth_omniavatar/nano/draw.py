@@ -19,9 +19,9 @@ from .speaker.voice import draw_voice, synthesise
 T = TypeVar("T")
 
 
-def draw_frames(seeds: Sequence[int], frames: int, split: Split) -> np.ndarray:
+def draw_frames(seeds: Sequence[int], frames: int, split: Split, lively: bool) -> np.ndarray:
     """Pictures of the clips of the seeds, uint8 [clip, F, 128, 128, 3]."""
-    return np.stack(_in_parallel(partial(_frames, frames=frames, split=split), seeds))
+    return np.stack(_in_parallel(partial(_frames, frames=frames, split=split, lively=lively), seeds))
 
 
 def draw_speech(seeds: Sequence[int], frames: int, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -30,8 +30,8 @@ def draw_speech(seeds: Sequence[int], frames: int, split: Split) -> tuple[np.nda
     return np.stack(waveforms), np.stack(phonemes)
 
 
-def _frames(seed: int, *, frames: int, split: Split) -> np.ndarray:
-    return draw_clip(seed, frames, split=split).frames
+def _frames(seed: int, *, frames: int, split: Split, lively: bool) -> np.ndarray:
+    return draw_clip(seed, frames, split=split, lively=lively).frames
 
 
 def _speech(seed: int, *, frames: int, split: Split) -> tuple[np.ndarray, np.ndarray]:

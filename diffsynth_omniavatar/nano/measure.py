@@ -9,13 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from .speaker.canvas import SIZE
-from .speaker.drawing import CORNER, INSIDE, LIP, NARROW, OPENING, SPREAD
+from .speaker.drawing import CORNER, INSIDE, LIP, NARROW, OPENING, SPREAD, UPWARD
 
 SEARCHED = (0.50, 0.92, 0.10, 0.90)
 """Rows and columns among which the mouth is looked for, in parts of height and width."""
 
 PINK = 24.0
 """Least (red + blue) / 2 - green of a pixel of the mouth; skin, hair, clothes and walls stay below 15."""
+
+LOWER_LIP = 0.6
+"""Pixels that the lower lip is thicker than the upper one."""
 
 LEAST_PIXELS = 12
 """A picture with fewer pixels of the mouth's colour, at 128x128, shows none."""
@@ -34,10 +37,16 @@ def measure_mouth(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: the frames have another shape or type.
     """
+    opening, half_width, _, _ = measure_lips(frames)
+    return opening / np.float32(OPENING), (half_width - np.float32(NARROW)) / np.float32(SPREAD)
+
+
+def measure_lips(frames: np.ndarray) -> np.ndarray:
+    """Opening between the lips, half the width of the mouth, and x and y of its middle as it is when closed, all in
+    pixels of a picture 128 wide: float32 [4, F]. Arguments, errors and pictures without lips as for `measure_mouth`.
+    """
     _check(frames)
-    measured = [_measure(frame) for frame in frames]
-    openness, width = np.array(measured, np.float32).reshape(-1, 2).T
-    return openness, width
+    return np.array([_measure(frame) for frame in frames], np.float32).reshape(-1, 4).T
 
 
 def measure_sway(frames: np.ndarray) -> float:
@@ -70,8 +79,8 @@ def _check(frames: np.ndarray) -> None:
         )
 
 
-def _measure(frame: np.ndarray) -> tuple[float, float]:
-    """Openness and width in a picture [size, size, 3]."""
+def _measure(frame: np.ndarray) -> tuple[float, float, float, float]:
+    """The four lengths of `measure_lips` in a picture [size, size, 3]."""
     size = len(frame)
     top, bottom, left, right = (round(part * size) for part in SEARCHED)
     part = frame[top:bottom, left:right].astype(np.float32)
@@ -80,7 +89,7 @@ def _measure(frame: np.ndarray) -> tuple[float, float]:
     mouth = _mean_around(pink) > PINK
     scale = SIZE / size
     if mouth.sum() * scale**2 < LEAST_PIXELS:
-        return np.nan, np.nan
+        return np.nan, np.nan, np.nan, np.nan
     mouth = _near_median(mouth, round(28 / scale))
     grown = _grow(mouth, max(1, round(2 / scale)))
     ring = part[_grow(grown, max(1, round(2 / scale))) & ~grown]
@@ -93,7 +102,11 @@ def _measure(frame: np.ndarray) -> tuple[float, float]:
     half_width = 2 * np.sqrt(max(spread, 0.0)) * scale
     # An ellipse's area is pi/4 times width and height.
     opening = inside.sum() * scale**2 / (np.pi / 2 * max(half_width - CORNER, NARROW / 2))
-    return opening / OPENING, (half_width - NARROW) / SPREAD
+    rows = np.broadcast_to(np.arange(part.shape[0])[:, None], grown.shape)[grown]
+    lower = (weight * rows).sum() / weight.sum()
+    # Half an ellipse of height h has its middle at 4 h / (3 pi); the lower half is higher, by the opening and the lip.
+    lower -= 4 / (3 * np.pi) * ((1 - 2 * UPWARD) * opening + LOWER_LIP) / scale
+    return opening, half_width, (left + middle + 0.5) * scale, (top + lower + 0.5) * scale
 
 
 def _mean_around(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
 
 Single frames come first, then clips of 5, 9 and 17 frames through the host's own causal path, four frames at a time.
 The network starts out treating each frame alone: else it learns to draw later frames from the first one, and drifts.
-The loss is smooth L1, heavier at the mouth, with a little KL. How far the schedule is depends on the time that has
+The loss is smooth L1, heavier at mouth and eyes, with a little KL. How far the schedule is depends on the time that has
 passed, so that a run ends when it should on any machine; an interrupted one goes on when it is started again. On CUDA a
 step of each length is captured and replayed, in bfloat16: it has more small kernels than a processor can start in time.
 
@@ -34,13 +34,14 @@ from .command_line import trainer_parser, write_figures
 from .draw import draw_frames
 from .family import half
 from .speaker.canvas import SIZE
-from .speaker.drawing import FACE, MOUTH, OPENING
-from .vae_result import contact_sheet, figures, fold_statistics, latent_statistics, no_scale, reconstruct
+from .speaker.drawing import EYES, FACE, MOUTH, OPENING
+from .vae_result import contact_sheet, face_figures, figures, fold_statistics, latent_statistics, no_scale, reconstruct
 
 CLIP_FRAMES = 33
 STAGES = ((0.10, 1), (0.60, 5), (0.80, 9), (1.00, 17))
 """Part of the run up to which a step sees clips of so many frames."""
-MOUTH_WEIGHT = 16.0
+MOUTH_WEIGHT, LIVELY_MOUTH_WEIGHT, EYES_WEIGHT = 16.0, 8.0, 4.0
+"""Of the errors at mouth and eyes; those at the eyes of plain clips weigh no more than elsewhere."""
 SMALL_ERROR = 0.2
 """Errors below this, of a range of 2, count by their square: what decides PSNR and the mouth's edges."""
 KL_WEIGHT = 1e-5
@@ -63,6 +64,8 @@ class VAETraining:
     max_steps: int | None = None
     """Stop here at the latest; the schedule then follows the steps instead of the time."""
     seed: int = 0
+    lively: bool = False
+    """The clips are lively, and errors at the eyes count."""
     start_from: Path | None = None
     """A vae.safetensors to go on from, with a new schedule, instead of fresh weights."""
 
@@ -156,14 +159,15 @@ def sample_clips(frames: Tensor, length: int, frames_per_step: int, generator: t
     return torch.where(mirrored.view(-1, 1, 1, 1, 1), video.flip(-1), video).contiguous()
 
 
-def mouth_weights(size: int, device: torch.device) -> Tensor:
-    """Weights [size, size] of the pixels' errors, with mean 1: heavier in a box around the mouth."""
-    middle, mouth = FACE[0], FACE[1] + MOUTH
-    left, right, top, bottom = (
-        round(edge * size / SIZE) for edge in (middle - 30, middle + 30, mouth - OPENING / 2, mouth + OPENING)
-    )
+def pixel_weights(size: int, device: torch.device, lively: bool) -> Tensor:
+    """Weights [size, size] of the pixels' errors, with mean 1: heavier in boxes around mouth and, if lively, eyes."""
+    middle, mouth, eyes = FACE[0], FACE[1] + MOUTH, FACE[1] + EYES
+    boxes = [(LIVELY_MOUTH_WEIGHT if lively else MOUTH_WEIGHT, 30, mouth - OPENING / 2, mouth + OPENING)]
+    boxes += [(EYES_WEIGHT, 36, eyes - 20, eyes + 12)] if lively else []
     weights = torch.ones(size, size)
-    weights[top:bottom, left:right] = MOUTH_WEIGHT
+    for weight, reach, *rows in boxes:
+        left, right, top, bottom = (round(edge * size / SIZE) for edge in (middle - reach, middle + reach, *rows))
+        weights[top:bottom, left:right] = weight
     return (weights / weights.mean()).to(device)
 
 
@@ -190,7 +194,7 @@ class VAETrainer:
         )
         self.captured: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.weights = mouth_weights(frames.shape[2], frames.device)
+        self.weights = pixel_weights(frames.shape[2], frames.device, settings.lively)
         self.step, self.seconds = 0, 0.0
 
     @property
@@ -302,7 +306,8 @@ def finish(trainer: VAETrainer, clips: np.ndarray) -> dict[str, float]:
     write_atomically(file, lambda path: save_file(half(vae.state_dict()), path))
     vae.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
     reconstructed = reconstruct(vae, clips)
-    result = {**figures(vae, clips, reconstructed), "steps": float(trainer.step), "seconds": trainer.seconds}
+    seen = face_figures(clips, reconstructed) if trainer.settings.lively else {}
+    result = {**figures(vae, clips, reconstructed), **seen, "steps": float(trainer.step), "seconds": trainer.seconds}
     contact_sheet(clips, reconstructed, out / "vae.png")
     write_figures(out / "vae.json", result)
     return result
@@ -323,13 +328,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--max_steps", type=int, help="train so many steps instead")
     add("--learning_rate", type=float, default=default.learning_rate)
     add("--frames_per_step", type=int, default=default.frames_per_step)
+    add("--lively", action="store_true", help="with moves that nothing decides, and textures")
     add("--start_from", type=Path, help="a vae.safetensors to go on from, with a new schedule")
     given = vars(parser.parse_args(arguments))
     out, clips, evaluation_clips, device = (given.pop(name) for name in ("out", "clips", "evaluation_clips", "device"))
     out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    frames = torch.from_numpy(draw_frames(range(clips), CLIP_FRAMES, "train")).to(device)
-    held_out = draw_frames(range(evaluation_clips), CLIP_FRAMES, "evaluation")
+    frames = torch.from_numpy(draw_frames(range(clips), CLIP_FRAMES, "train", given["lively"])).to(device)
+    held_out = draw_frames(range(evaluation_clips), CLIP_FRAMES, "evaluation", given["lively"])
     print(f"{clips} clips drawn in {time.monotonic() - begun:.0f} s", flush=True)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True

@@ -15,6 +15,7 @@ from ..metrics.picture import psnr
 from ..metrics.sync import correlation
 from ..model.small_family import SmallVAE
 from .measure import measure_mouth
+from .measure_face import measure_face
 
 
 def no_scale(like: Tensor) -> list[Tensor]:
@@ -75,6 +76,22 @@ def figures(vae: SmallVAE, clips: np.ndarray, reconstructed: np.ndarray) -> dict
         "r_width": float(np.mean(width)),
         "r_width_lowest": float(np.min(width)),
     }
+
+
+def face_figures(clips: np.ndarray, reconstructed: np.ndarray) -> dict[str, float]:
+    """How well lively clips uint8 [clip, F, H, W, 3] are shown: r of gaze, lids, brows and turns, the mean over clips,
+    and how sharp the eyes are, of what they were.
+    """
+    pairs = [(measure_face(clip), measure_face(copy)) for clip, copy in zip(clips, reconstructed, strict=True)]
+    result = {}
+    for name in ("gaze", "lids", "left_brow", "turn"):
+        tracks = [(getattr(before, name), getattr(after, name)) for before, after in pairs]
+        values = [
+            correlation(after[seen], before[seen]) for before, after in tracks if (seen := np.isfinite(before)).any()
+        ]
+        result[f"r_{name}"] = float(np.mean(values))
+    sharpness = [np.nanmean(after.sharpness) / np.nanmean(before.sharpness) for before, after in pairs]
+    return result | {"sharpness_of_eyes": float(np.mean(sharpness))}
 
 
 def contact_sheet(clips: np.ndarray, reconstructed: np.ndarray, path: Path, rows: int = 6, columns: int = 8) -> None:

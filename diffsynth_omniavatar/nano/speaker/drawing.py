@@ -28,6 +28,9 @@ OPENING = 26.0
 MOUTH = 22.0
 """Pixels from the middle of the face down to the closed mouth, where no identity says otherwise."""
 
+EYES = -6.0
+"""Pixels from the middle of the face down to the eyes."""
+
 CORNER = 2.5
 """Width of the lips at the corners of the mouth."""
 
@@ -36,6 +39,12 @@ UPWARD = 0.3
 
 FACE_TURN = 0.5
 """Part of a turn that the outline of the face goes within that of the head."""
+
+EDGE = 0.62
+"""Brightness of the edge of a detailed face, of the skin's."""
+
+SHADOW = 1.3
+"""Width of the hair's shadow on it."""
 
 NOSE_TURN = 0.35
 """How much farther than the other features a turn moves the nose, which is nearest."""
@@ -160,7 +169,7 @@ def _draw_face(head: Canvas, face: Canvas, identity: Identity, jaw: float) -> No
         head.ellipse(_shaded(identity.skin, 0.9), side * identity.face_width, 2, 5.5, 8.5)
     light = _light(identity, face_light)
     if identity.texture is not None:
-        edge = _shaded(identity.skin, 0.62)
+        edge = _shaded(identity.skin, EDGE)
         face.ellipse(edge, 0, 0, identity.face_width + 1.2, 46, 45.2)
         face.ellipse(edge, 0, 22, identity.jaw_width + 1.2, 25, 26.2 + jaw)
     face.ellipse(identity.skin, 0, 0, identity.face_width, 45, 44, light=light)
@@ -173,7 +182,7 @@ def _draw_eyes(face: Canvas, identity: Identity, style: _Style, now: Mapping[str
     size, lids = identity.eye_size, now["lids"]
     iris, pupil = style.iris * size, style.pupil * size
     for side, raised in ((-1, now["left_brow"]), (1, now["right_brow"])):
-        x, y = side * identity.eye_distance, -6.0
+        x, y = side * identity.eye_distance, EYES
         rx, ry = 7.2 * size, 5.0 * size
         _draw_brow(face, identity, side, y - identity.brow_height - raised, max(0.0, -raised))
         edge = y - ry * (1 - 2.1 * lids)
@@ -231,7 +240,11 @@ def _draw_hair(head: Canvas, face: Canvas, identity: Identity) -> None:
     low = 34.0 if identity.long_hair else -2.0
     box = head.box(-width - 8, -54, width + 8, low)
     cap = head.cover(box, 0, -4, width + 6, 47, 40)
-    window = face.cover(box, identity.parting, 4, width - 3, 28 - identity.fringe, 60)
-    ends = np.clip(np.float32(low) - head.y[box], 0, 1)
+    shape = width - 3, 28 - identity.fringe, 60
+    window = face.cover(box, identity.parting, 4, *shape)
+    cap = cap * np.clip(np.float32(low) - head.y[box], 0, 1)
+    if identity.texture is not None:
+        within = face.cover(box, identity.parting, 4, *(side - SHADOW for side in shape))
+        head.lay(box, cap * (window - within), _shaded(identity.skin, EDGE))
     light = _light(identity, hair_light, width + 6)
-    head.lay(box, cap * ends * (1 - window), head.lit(box, colour, light))
+    head.lay(box, cap * (1 - window), head.lit(box, colour, light))

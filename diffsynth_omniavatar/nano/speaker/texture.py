@@ -46,10 +46,10 @@ def draw_texture(rng: np.random.Generator) -> Texture:
     """Details of somebody."""
     return Texture(
         cloth=CLOTHS[rng.integers(len(CLOTHS))],
-        cloth_period=rng.uniform(7.0, 11.0),
+        cloth_period=rng.uniform(9.0, 13.0),
         cloth_contrast=float(rng.choice([0.68, 0.78, 1.24, 1.34])),
-        strands=rng.uniform(4.0, 6.5),
-        strand_contrast=rng.uniform(0.08, 0.16),
+        strands=rng.uniform(3.5, 5.5),
+        strand_contrast=rng.uniform(0.07, 0.14),
         strand_phase=rng.uniform(0.0, 2 * np.pi),
         light=rng.uniform(-1.0, 1.0),
         wall=WALLS[rng.integers(len(WALLS))],
@@ -67,7 +67,7 @@ def hair_light(texture: Texture, x: np.ndarray, y: np.ndarray, width: float) -> 
     strands = np.sin(2 * np.pi * texture.strands * along + texture.strand_phase)
     finer = np.sin(2 * np.pi * 1.6 * texture.strands * along + 2 * texture.strand_phase + y / 9)
     gloss = np.exp(-(((np.hypot(x, 0.9 * (y + 4)) - 37 - 3 * texture.light) / 4) ** 2)) * (y < -8)
-    return 1 + texture.strand_contrast * (0.7 * strands + 0.5 * finer) + 0.1 * gloss
+    return 1 + texture.strand_contrast * (0.8 * strands + 0.35 * finer) + 0.1 * gloss
 
 
 def face_light(texture: Texture, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ class _Painter:
         self.picture, self.rng = picture, rng
 
     def stripes(self) -> None:
-        period, strength = int(self.rng.integers(8, 15)), self.rng.choice([-0.14, 0.12])
+        period, strength = int(self.rng.integers(14, 22)), self.rng.choice([-0.14, 0.12])
         for left in range(int(self.rng.integers(period)) - period, SIZE, period):
             self._shade(left, 0, period // 2, SIZE, 1 + strength)
 
@@ -139,17 +139,17 @@ class _Painter:
             self._shade(left + 2, top + 9, width - 10, SIZE, 0.9)
 
     def bricks(self) -> None:
-        height, width = int(self.rng.integers(9, 12)), int(self.rng.integers(20, 27))
+        height, width = int(self.rng.integers(11, 15)), int(self.rng.integers(24, 32))
         for row, top in enumerate(range(0, SIZE, height)):
             for left in range(-(width // 2) * (row % 2), SIZE, width):
                 self._shade(left, top, width - 2, height - 2, self.rng.uniform(0.82, 0.98))
 
     def shelves(self) -> None:
         for side in (0, SIZE - 34):
-            for bottom in range(int(self.rng.integers(24, 34)), SIZE, 30):
+            for bottom in range(int(self.rng.integers(28, 38)), SIZE, 34):
                 left = side + 1
                 while left < side + 32:
-                    width, height = int(self.rng.integers(4, 8)), int(self.rng.integers(13, 22))
+                    width, height = int(self.rng.integers(5, 10)), int(self.rng.integers(14, 24))
                     self._thing(left, bottom - height, min(width, side + 33 - left), height)
                     left += width + int(self.rng.random() < 0.2) * 4
                 self._fill(side, bottom, 34, 3, 0.8 * THINGS[0])
