@@ -17,6 +17,7 @@ from ..media.faces.face import Track
 from ..media.faces.find import FaceFinder
 from ..media.faces.scene_tracks import SceneTracker
 from ..media.faces.template import Template
+from ..media.faces.turned import turn_of, turned_face, turned_video
 from ..media.images import Size, fit_layout
 from ..media.video import iter_frames
 from .face_rules import ALIGNED, face_figures, face_rules
@@ -49,6 +50,8 @@ class SeenFaces:
     cuts: tuple[int, ...]
     duplicates: frozenset[int]
     tracks: tuple[Track, ...]
+    turn: int
+    """How often the video has to be turned to the left by 90 degrees."""
 
     def main_track(self) -> Track | None:
         """The person who is seen most: by the sizes of the sure faces over all frames."""
@@ -76,7 +79,7 @@ def see_faces(video: Path) -> SeenFaces:
         tracker.add(picture)
     tracker.finish()
     cuts, duplicates = tuple(tracker.cuts), frozenset(tracker.duplicates)
-    return SeenFaces(tracker.frames, *size, cuts, duplicates, tuple(tracker.tracks()))
+    return SeenFaces(tracker.frames, *size, cuts, duplicates, tuple(tracker.tracks()), tracker.turn())
 
 
 def face_crops(video: Path, size: Size, template: Template, *, aligned: bool) -> Tensor | None:
@@ -92,11 +95,14 @@ def face_crops(video: Path, size: Size, template: Template, *, aligned: bool) ->
         [N, 2, 3] the transforms of the crops; None for frames that are to be taken as they are.
 
     Raises:
-        FaceFaults: the clip breaks a rule of `face_rules`, or is to be taken as it is and the face lies elsewhere.
+        FaceFaults: the clip breaks a rule of `face_rules` or is turned, or is to be taken as it is and the face lies
+            elsewhere.
         ValueError: the video cannot be read.
     """
     seen = see_faces(video)
     track = seen.main_track()
+    if seen.turn:
+        raise FaceFaults([turned_video(seen.turn)])
     if track is None:
         raise FaceFaults(["there is no face"])
     transforms, found = seen.transforms(track, template), dict[str, str]()
@@ -137,10 +143,13 @@ def cut_picture(image: Image.Image, size: Size, template: Template) -> Tensor:
     """The crop of the largest face in a picture, uint8 [*size, 3].
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it lies on its side or is upside down.
     """
     picture = torch.from_numpy(np.array(image.convert("RGB")))
-    face = next((face for face in FaceFinder().faces(picture) if face.is_sure), None)
+    finder = FaceFinder()
+    if turn := turn_of(finder, picture):
+        raise ValueError(f"in the reference image {turned_face(turn)}")
+    face = next((face for face in finder.faces(picture) if face.is_sure), None)
     if face is None:
         raise ValueError("there is no face in the reference image")
     return _cut(picture, crop_transforms(Track(start=0, faces=(face,)), template)[0], size)

@@ -16,7 +16,9 @@ from torch import Tensor
 from ..media.clip import Clip
 from ..media.faces.detections import read_detections
 from ..media.faces.face import Track
+from ..media.faces.find import FaceFinder
 from ..media.faces.tracks import Tracker
+from ..media.faces.turned import TurnWatch, turned_video
 from ..media.images import Size
 from ..media.pictures import PictureScan, PictureSource, PictureTimes
 from ..media.scenes import LOOKAHEAD, CutFinder
@@ -85,14 +87,14 @@ def find_footage(
         on_picture: called after each picture.
 
     Raises:
-        ValueError: the video or the file cannot be read, there is no face, or the file has faces for pictures that the
-            video has not.
+        ValueError: the video or the file cannot be read, there is no face, the video is turned so that its faces are
+            not found or are upside down, or the file has faces for pictures that the video has not.
     """
     given = None if detections is None else read_detections(detections)
     if given == []:
         raise ValueError(f"{detections}: has no face in any frame")
-    scan, scenes = PictureScan(source), CutFinder()
-    tracker = Tracker() if given is None else None
+    scan, scenes, finder, turned = PictureScan(source), CutFinder(), FaceFinder(), TurnWatch()
+    tracker = Tracker(finder) if given is None else None
     seconds = source.duration if isinstance(source, Clip) else probe_video(source).duration
     count = 0
     with progress_bar("seconds", show_progress) as bar:
@@ -103,7 +105,7 @@ def find_footage(
             if tracker is not None:
                 if is_first:
                     tracker.cut()
-                tracker.add(picture)
+                turned.add(picture, tracker.add(picture))
             count += 1
             bar.update(task, completed=math.floor(scan.seconds))
             if on_picture is not None:
@@ -112,6 +114,11 @@ def find_footage(
     last = max((track.frames.stop for track in tracks), default=0)
     if last > count:
         raise ValueError(f"{detections}: has a face in frame {last - 1}, but {source} has only {count} frames")
+    if turn := turned.turn(finder):
+        told = f"{source}: {turned_video(turn)}"
+        if turn == 2 or not tracks:  # a mouth would be looked for on the forehead
+            raise ValueError(f"{told}.")
+        logger.warning("%s; as it is, faces are lost at times.", told)
     if not tracks:
         raise ValueError(
             f"{source}: shows no face in {counted(count, 'picture')} ({scan.times().duration:.1f} s). A drawn face "

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..media.faces.face import SURE_SCORE, Face
+from ..media.faces.face import Face
 from ..media.faces.find import FaceFinder
+from ..media.faces.turned import turn_of, turned_face
 from ..media.images import Size, fit_layout
 
 MIN_FACE = 64.0
@@ -28,17 +29,7 @@ CLOSEST = 1.6
 HEADROOM = 0.7
 """Room above the hairline, in sizes of the face."""
 
-TURNED = 0.1
-"""How much better a face is seen in the turned picture, from which on it is told. One that is tilted by 45 degrees
-gains up to as much, and one on its side at least 0.12."""
-
 _TOO_SMALL = "The lips are too small to follow the sound: the face has"
-
-_TURNS = {
-    1: "lies on its side: turn the picture to the left",
-    2: "is upside down: turn the picture",
-    3: "lies on its side: turn the picture to the right",
-}
 
 
 def portrait_faults(image: Image.Image, size: Size, *, is_cropped: bool = False) -> list[str]:
@@ -50,9 +41,8 @@ def portrait_faults(image: Image.Image, size: Size, *, is_cropped: bool = False)
         is_cropped: it comes from `crop_portrait`, so that this is no remedy.
     """
     finder, pixels = FaceFinder(), _pixels(image)
-    turn = _turn(finder, pixels)
-    if turn:
-        return [f"The face {_TURNS[turn]}."]
+    if turn := turn_of(finder, pixels):
+        return [f"{turned_face(turn).capitalize()}."]
     face = _largest(finder, pixels)
     if face is None:
         return [
@@ -85,8 +75,11 @@ def crop_portrait(image: Image.Image, size: Size) -> Image.Image:
     Raises:
         ValueError: no face is found.
     """
-    face = _largest(FaceFinder(), _pixels(image))
+    finder, pixels = FaceFinder(), _pixels(image)
+    face = _largest(finder, pixels)
     if face is None:
+        if turn := turn_of(finder, pixels):
+            raise ValueError(f"no face is found for @crop_portrait: {turned_face(turn)}")
         raise ValueError("no face is found for @crop_portrait; give another picture, or crop it yourself")
     left, top, right, bottom = (round(side) for side in _head_and_shoulders(face, image, size))
     return image.crop((left, top, right, bottom))
@@ -110,18 +103,6 @@ def _pixels(image: Image.Image) -> Tensor:
 def _largest(finder: FaceFinder, picture: Tensor) -> Face | None:
     """The largest face that is sure."""
     return next((face for face in finder.faces(picture) if face.is_sure), None)
-
-
-def _turn(finder: FaceFinder, picture: Tensor) -> int:
-    """How often a picture has to be turned to the left, by 90 degrees each time, for its face to be upright."""
-    for turn in range(4):
-        turned = torch.rot90(picture, turn)
-        face = _largest(finder, turned)
-        if face is not None:
-            scores = finder.standing(turned, face)
-            best, unturned = max(range(4), key=lambda index: scores[index]), scores[-turn % 4]
-            return (turn + best) % 4 if scores[best] >= max(SURE_SCORE, unturned + TURNED) else 0
-    return 0
 
 
 def _inside(box: Sequence[float], part: Sequence[float]) -> float:

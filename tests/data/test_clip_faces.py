@@ -37,7 +37,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "far": np.pad(first[:, ::3, ::3], ((0, 0), (96, 96), (96, 96), (0, 0))),
         "two": np.concatenate([first, second], axis=2),
         "cut": np.concatenate([first[:9], second[:9, :, ::-1] // 2]),
-        "nobody": np.full_like(first, 90),
+        "nobody": np.full_like(first[:6], 90),
     }
     for name, frames in shown.items():
         encode(folder / f"{name}.mp4", frames, PEOPLE.speech)
@@ -90,6 +90,12 @@ def test_a_face_that_is_too_small_is_told_beside_a_cut(clips: Path, tmp_path: Pa
     assert "too small" in told and "there is a cut" in told
 
 
+def test_a_clip_on_its_head_is_told_how_to_stand(tmp_path: Path) -> None:
+    encode(tmp_path / "turned.mp4", np.rot90(PEOPLE.first[:2], 2, (1, 2)), PEOPLE.speech)
+    told = "the face is upside down: turn the picture, as `ffmpeg -i in.mp4 -vf hflip,vflip out.mp4` does"
+    assert reasons(tmp_path / "turned.mp4", aligned=True) == told
+
+
 def test_faces_matter_where_they_are_asked_for(clips: Path) -> None:
     listed = read_clips(clips / "t.csv")
     assert check_dataset(listed, SETTINGS, RECIPE_OF_256) == []
@@ -134,5 +140,5 @@ def test_the_main_person_is_seen_most_and_surely() -> None:
                 yaw=0, pitch=0, roll=0, nose_offset=0)  # fmt: skip
     longer, unsure = Track(start=0, faces=(face, None, face, face)), replace(face, score=0.1, box=(0, 0, 90, 90))
     larger = Track(start=0, faces=(replace(face, box=(0, 0, 90, 90)), *[unsure] * 5))
-    tracks = SeenFaces(6, 100, 100, (), frozenset(), (larger, longer))
+    tracks = SeenFaces(6, 100, 100, (), frozenset(), (larger, longer), 0)
     assert tracks.main_track() is longer  # 120 pixels over its frames, the other 90

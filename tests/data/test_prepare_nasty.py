@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from nasty import drawn_people, write_nasty
+from nasty import drawn_people, encode, write_nasty
 
 from diffsynth_omniavatar.data.prepare import look
 from diffsynth_omniavatar.data.prepare.captions import Captions
+from diffsynth_omniavatar.data.prepare.records import OTHER_REASONS
 from diffsynth_omniavatar.data.prepare.run import prepare
 from diffsynth_omniavatar.data.prepare.settings import PrepareSettings
 from diffsynth_omniavatar.data.prepare.sources import find_sources
@@ -53,3 +55,14 @@ def test_nasty_files_become_clips_or_have_their_reason(tmp_path: Path, monkeypat
     assert len(records["scenes.mp4"].clips) == 3 and len(records["good.mp4"].clips) == 1
     clips = [clip for table in ("metadata.csv", "validation.csv") for clip in read_clips(out / table)]
     assert len(clips) == report.kept > 1
+
+
+def test_a_file_on_its_side_is_told_how_to_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "speech_spans", lambda waveform: [(0.0, 0.1)])
+    people = drawn_people(2, 128)
+    encode(tmp_path / "side.mp4", np.rot90(people.first, 1, (1, 2)), people.speech)
+    with pytest.raises(
+        look.SourceFault, match=r"side.mp4: the face lies on its side: .* to the right, as `ffmpeg"
+    ) as told:
+        look.look_at(tmp_path / "side.mp4")
+    assert told.value.reason in OTHER_REASONS

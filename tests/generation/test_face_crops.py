@@ -2,13 +2,16 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from drawn_faces import still, write_faces
+from synthetic_clips import portrait
 
 from diffsynth_omniavatar.generation.face_crops import cut_face, paste_face
 from diffsynth_omniavatar.generation.request import RequestError
 from diffsynth_omniavatar.media.clip import Clip
+from diffsynth_omniavatar.media.video import read_frames
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
@@ -48,3 +51,16 @@ def test_what_does_not_go_together_is_named(tmp_path):
         paste_face(frames, crops[1:], places)
     with pytest.raises(RequestError, match="face 2 is not there"):
         cut_face(clip, "2", detections=small)
+
+
+def test_a_clip_on_its_head_is_refused():
+    person = torch.from_numpy(np.array(portrait(96)))
+    with pytest.raises(RequestError, match=r"^video: the given clip: the face is upside down: .*hflip,vflip"):
+        cut_face(Clip(torch.rot90(person, 2)[None], Fraction(25)))
+
+
+def test_a_real_clip_on_its_side_is_warned_of(shared_data, caplog):
+    """A face that lies is found with its landmarks in the right places, at times."""
+    frame = read_frames(shared_data / "talking_heads" / "demo3_video.mp4", count=1)[0, ::2, ::2]
+    crops, _ = cut_face(Clip(torch.rot90(frame, 3)[None], Fraction(25)))
+    assert "lies on its side: turn the picture to the left" in caplog.text and len(crops) == 1

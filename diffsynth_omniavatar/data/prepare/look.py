@@ -15,6 +15,7 @@ from torch import Tensor
 from ...media.faces.face import Face, Track, as_anchors
 from ...media.faces.find import FaceFinder
 from ...media.faces.scene_tracks import SceneTracker
+from ...media.faces.turned import turned_video
 from ...media.sound import load_speech
 from ...media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ...media.video import iter_frames, probe_video
@@ -100,7 +101,7 @@ def look_at(path: Path, tell: Tell = lambda part: None) -> Look:
         tell: called with the part that is done.
 
     Raises:
-        SourceFault: it cannot be read, has no usable sound, or nobody speaks.
+        SourceFault: it cannot be read, has no usable sound, nobody speaks, or the picture is turned.
     """
     try:
         info = probe_video(path)
@@ -118,6 +119,9 @@ def look_at(path: Path, tell: Tell = lambda part: None) -> Look:
                 tell(index / info.frames)
     except ValueError as error:
         raise SourceFault("unreadable", str(error)) from error
+    seen.finish()
+    if turn := seen.turn():
+        raise SourceFault("turned", f"{path}: {turned_video(turn)}")
     return seen.look(info.height, info.width, info.frame_rate, waveform, speech)
 
 
@@ -154,6 +158,14 @@ class _Eyes:
         self._light.append(float(small.mean()))
         self._tracker.add(picture)
 
+    def finish(self) -> None:
+        """There are no more pictures."""
+        self._tracker.finish()
+
+    def turn(self) -> int:
+        """How the video has to be turned, as `TurnWatch.turn` has it."""
+        return self._tracker.turn()
+
     def _measure(self, frame: int, picture: Tensor, faces: list[Face]) -> None:
         if frame % SAMPLE_EVERY == 0:
             self._samples += [(frame, face, _face_pixels(picture, face)) for face in faces]
@@ -161,7 +173,6 @@ class _Eyes:
     def look(
         self, height: int, width: int, frame_rate: float, waveform: Tensor, speech: tuple[tuple[float, float], ...]
     ) -> Look:
-        self._tracker.finish()
         frames, tracks = self._tracker.frames, tuple(self._tracker.tracks())
         owners = {
             (frame, face.box): number

@@ -97,6 +97,7 @@ OTHER_REASONS = {
     "sound": "there is no usable sound",
     "no_speech": "nobody speaks",
     "no_face": "there is no face",
+    "turned": "the picture is turned",
     "duplicate": "there is a clip like it already",
     "caption": "there is no caption",
 }

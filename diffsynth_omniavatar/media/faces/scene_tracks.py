@@ -11,6 +11,7 @@ from ..scenes import CutFinder
 from .face import Face, Track
 from .find import FaceFinder
 from .tracks import Tracker
+from .turned import TurnWatch
 
 
 class SceneTracker:
@@ -31,7 +32,8 @@ class SceneTracker:
         """Pictures that `seen` was called with."""
         self._seen = seen
         self._scenes = CutFinder()
-        self._tracker = Tracker(finder)
+        self._finder = finder or FaceFinder()
+        self._tracker, self._turned = Tracker(self._finder), TurnWatch()
         self._waiting = deque[Tensor]()
 
     def add(self, picture: Tensor) -> None:
@@ -50,7 +52,9 @@ class SceneTracker:
             picture = self._waiting.popleft()
             if self.frames in self._scenes.cuts:
                 self._tracker.cut()
-            self._seen(self.frames, picture, self._tracker.add(picture))
+            faces = self._tracker.add(picture)
+            self._turned.add(picture, faces)
+            self._seen(self.frames, picture, faces)
             self.frames += 1
 
     @property
@@ -62,6 +66,10 @@ class SceneTracker:
     def duplicates(self) -> set[int]:
         """Frames that show again what the frame before showed, or almost."""
         return self._scenes.duplicates
+
+    def turn(self) -> int:
+        """How the video has to be turned; see `TurnWatch.turn`."""
+        return self._turned.turn(self._finder)
 
     def tracks(self) -> list[Track]:
         """The people; see `Tracker.tracks`."""
