@@ -23,6 +23,7 @@ from ..metrics.measure import ClipResult, by_reason
 from ..metrics.networks import Networks
 from ..metrics.together import SET_GROUPS
 from ..nano import evaluate as nano
+from ..nano.figures import GROUPS as NANO_GROUPS
 from ..system.atomic import write_text_atomically
 from ..system.messages import counted
 from ..system.output_folder import check_output_folder, reserved
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--figures",
         default="",
         help=f"what to measure, comma-separated (default: all that can be had). {groups}; {sets}. "
-        f"With --nano: {','.join(nano.GROUPS)}",
+        f"With --nano: {','.join(NANO_GROUPS)}",
     )
     add("--device", help="cuda, cpu, ... (default: the GPU if there is one)")
     add("--workers", type=int, default=1, help="processes that measure clips side by side (default: 1)")

@@ -21,7 +21,7 @@ CLOSED = 0.6
 JUMP = 3.0
 """Pixels of the iris from a frame to the next that are a jump, in one or two frames."""
 
-PIECE = 4
+PIECE = 3
 """Latent frames that are looked at together."""
 
 BRIEFEST = 1e-6

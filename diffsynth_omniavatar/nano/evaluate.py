@@ -6,7 +6,7 @@ import argparse
 
 from ..model.files import NANO_FOLDER
 from .batch import Sampling
-from .figures import GROUPS, evaluate_nano
+from .figures import evaluate_nano
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     add = parser.add_argument
     add("--family", default=NANO_FOLDER, help="folder of a small model (default: the one of this package)")
     add("--clips", type=int, default=64, help="number of held-out clips (default: 64)")
+    add("--lively", action="store_true", help="clips with moves that nothing decides, and textures")
     add("--sampler", help="preset of steps, timesteps, guidance and solver, as of `omniavatar generate`")
     add("--steps", type=int, help=f"denoising steps per chunk (default: {default.steps})")
     add("--solver", help=f"euler, or renoise: fresh noise after each step (default: {default.solver})")
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
             cfg_scale=args.cfg_scale,
             audio_cfg_scale=args.audio_cfg_scale,
         ),
-        groups=args.figures.split(",") if args.figures else list(GROUPS),
+        groups=args.figures.split(",") if args.figures else None,
+        lively=args.lively,
         seed=args.seed,
         device=args.device,
         leading_audio_rows=args.leading_audio_rows,

@@ -27,7 +27,9 @@ from ..metrics.sync import best_lag, correlation
 from ..model.files import NANO_FOLDER
 from ..system.output_folder import check_output_folder
 from .batch import Sampling
+from .distributions import distances, frechet, latent_features, samples
 from .measure import measure_mouth, measure_sway
+from .measure_face import measure_face
 from .processes import process_map
 from .regions import background, static_region
 from .speaker.canvas import SIZE
@@ -44,6 +46,11 @@ LONG_FRAMES = 20 * FRAME_RATE
 LONG_CLIPS = 6
 GUIDANCE_CLIPS = 16
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0)
+FLOOR_FUTURES = 3
+"""Other futures of the clips, whose mean distance from the true ones is the floor."""
+NEAR = 3.0
+"""Multiples of the floor that are still near it."""
+LATENTS = "latents (Frechet)"
 LONG_SEED = 100_000
 """Seeds of the long clips, apart from those of the others."""
 
@@ -192,7 +199,7 @@ def figures_guidance(stage: Stage) -> Iterator[Figure]:
 def figures_long(stage: Stage) -> Iterator[Figure]:
     """20 s of speech: the last 5 s, and the colours of the wall."""
     seeds = [LONG_SEED + index for index in range(min(LONG_CLIPS, len(stage.clips)))]
-    clips = stage.workers(partial(_draw_still, frames=LONG_FRAMES), seeds)
+    clips = stage.workers(partial(_draw_still, frames=LONG_FRAMES, lively=stage.lively), seeds)
     videos = stage.generate("long", [take_of(clip) for clip in clips])
     window = 5 * FRAME_RATE
     mouths = stage.mouths(videos)
@@ -212,8 +219,8 @@ def figures_long(stage: Stage) -> Iterator[Figure]:
     stage.plot("colour drift of the wall", series, x=seconds, x_label="seconds", y_label="of 255", level=0.0)
 
 
-def _draw_still(seed: int, *, frames: int) -> SpeakerClip:
-    return draw_clip(seed, frames, split="evaluation", sways=False)
+def _draw_still(seed: int, *, frames: int, lively: bool) -> SpeakerClip:
+    return draw_clip(seed, frames, split="evaluation", sways=False, lively=lively)
 
 
 def figures_prompts(stage: Stage) -> Iterator[Figure]:
@@ -221,11 +228,16 @@ def figures_prompts(stage: Stage) -> Iterator[Figure]:
     sway = {}
     for sways in (False, True):
         takes = [take_of(clip, prompt=clip.identity.describe(sways)) for clip in stage.clips]
-        sway[sways] = stage.workers(measure_sway, stage.generate("sways" if sways else "still", takes))
+        videos = stage.generate("sways" if sways else "still", takes)
+        sway[sways] = stage.workers(_lively_sway if stage.lively else measure_sway, videos)
     yield _below('sway in pixels, prompt "keeps the head still"', sway[False], 4)
     yield _at_least('sway in pixels, prompt "sways from side to side"', sway[True], 8)
     more = [float(b > a + 3) for a, b in zip(sway[False], sway[True], strict=True)]
     yield _at_least("clips whose prompt made 3 pixels of sway", more, 0.9)
+
+
+def _lively_sway(video: np.ndarray) -> float:
+    return measure_face(video).sway
 
 
 def figures_v2v(stage: Stage) -> Iterator[Figure]:
@@ -249,7 +261,7 @@ def figures_v2v(stage: Stage) -> Iterator[Figure]:
 
 def figures_speed(stage: Stage) -> Iterator[Figure]:
     """3 s by `generate` on two processor cores, into a file, and what the file shows."""
-    clip = draw_clip(LONG_SEED - 1, 3 * FRAME_RATE, split="evaluation")
+    clip = draw_clip(LONG_SEED - 1, 3 * FRAME_RATE, split="evaluation", lively=stage.lively)
     pipe = load_family(stage.family, "i2v", "cpu")
     pipe.conventions = replace(pipe.conventions, leading_audio_rows=stage.leading)
     threads, out = torch.get_num_threads(), stage.out / "generate.mp4"
@@ -264,6 +276,46 @@ def figures_speed(stage: Stage) -> Iterator[Figure]:
     yield _at_least("openness r of that file", [correlation(mouth[0], clip.openness)], 0.9)
 
 
+def figures_distributions(stage: Stage) -> Iterator[Figure]:
+    """What nothing decides, of all clips together, against true clips that went through the VAE.
+
+    The floor is what other futures of the same clips are away from them.
+    """
+    videos = stage.generate("distributions", [take_of(clip) for clip in stage.clips])
+    drawn = [[clip.frames for clip in stage.clips]]
+    for future in range(1, FLOOR_FUTURES + 1):
+        draw = partial(_draw, lively=True, future=future)
+        drawn.append([clip.frames for clip in stage.workers(draw, stage.seeds)])
+    frames = (FRAMES - 1) // 4 * 4 + 1
+    true, *others = (_seen(stage, stage.decode(stage.encode([clip[:frames] for clip in clips]))) for clips in drawn)
+    generated = _seen(stage, [video[stage.leading :][:frames] for video in videos])
+    floors = [_away(other, true) for other in others]
+    for name, distance in _away(generated, true).items():
+        floor = float(np.mean([found[name] for found in floors]))
+        means = "" if name == LATENTS else f"; mean {generated[0][name].mean():.4g}, of true {true[0][name].mean():.4g}"
+        yield Figure(
+            name=f"{name}: distance / floor",
+            value=distance / max(floor, 1e-9),
+            goal=f"<= {NEAR:g}",
+            ok=distance <= NEAR * floor,
+            values=(distance, floor),
+            note=f"distance {distance:.4g}, floor {floor:.4g}{means}",
+        )
+
+
+Seen = tuple[Mapping[str, np.ndarray], np.ndarray]
+"""`distributions.samples` and `latent_features` of many clips."""
+
+
+def _seen(stage: Stage, videos: Sequence[np.ndarray]) -> Seen:
+    latents = stage.encode(videos).float().cpu().numpy()
+    return samples(stage.workers(measure_face, videos)), latent_features(latents)
+
+
+def _away(one: Seen, other: Seen) -> dict[str, float]:
+    return {**distances(one[0], other[0]), LATENTS: frechet(one[1], other[1])}
+
+
 GROUPS: Mapping[str, Callable[[Stage], Iterator[Figure]]] = {
     "sync": figures_sync,
     "swap": figures_swap,
@@ -273,11 +325,14 @@ GROUPS: Mapping[str, Callable[[Stage], Iterator[Figure]]] = {
     "prompts": figures_prompts,
     "v2v": figures_v2v,
     "speed": figures_speed,
+    "distributions": figures_distributions,
 }
+LIVELY_GROUPS = ("distributions",)
+"""For lively clips alone: plain ones leave nothing open."""
 
 
-def _draw(seed: int) -> SpeakerClip:
-    return draw_clip(seed, FRAMES, split="evaluation")
+def _draw(seed: int, *, lively: bool, future: int = 0) -> SpeakerClip:
+    return draw_clip(seed, FRAMES, split="evaluation", lively=lively, future=future)
 
 
 def evaluate_nano(
@@ -286,7 +341,8 @@ def evaluate_nano(
     family: str | Path = NANO_FOLDER,
     clips: int = 64,
     sampling: Sampling | None = None,
-    groups: Sequence[str] = tuple(GROUPS),
+    groups: Sequence[str] | None = None,
+    lively: bool = False,
     seed: int = 0,
     device: str | None = None,
     leading_audio_rows: int | None = None,
@@ -299,19 +355,25 @@ def evaluate_nano(
         family: folder of weights like the shipped one.
         clips: held-out clips, at least 2.
         sampling: how the model generates.
-        groups: names in `GROUPS`.
+        groups: names in `GROUPS`; None for all that the clips allow.
+        lively: whether the clips are.
         seed: of the first clip.
         device: None for the GPU if there is one.
         leading_audio_rows: in place of the checkpoint's convention.
         batch: clips at a time; None for 32 on a GPU and 2 on a CPU.
 
     Raises:
-        ValueError: fewer than two clips, none in a batch, an unknown group, or a folder that cannot be written;
-            FileNotFoundError: weights are missing.
+        ValueError: fewer than two clips, none in a batch, a group that is unknown or not for such clips, or a folder
+            that cannot be written; FileNotFoundError: weights are missing.
     """
-    unknown = [name for name in groups if name not in GROUPS]
+    allowed = [name for name in GROUPS if lively or name not in LIVELY_GROUPS]
+    groups = allowed if groups is None else groups
+    unknown = [name for name in groups if name not in allowed]
     if clips < 2 or unknown:
-        raise ValueError(f"{clips} clips and figures {unknown}; wanted at least 2, and some of {', '.join(GROUPS)}.")
+        more = "" if lively else f"; with --lively also {', '.join(LIVELY_GROUPS)}"
+        raise ValueError(
+            f"{clips} clips and figures {unknown}; wanted at least 2, and some of {', '.join(allowed)}{more}."
+        )
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}, wanted at least 1.")
     check_output_folder(out)
@@ -327,7 +389,9 @@ def evaluate_nano(
         stage = Stage(
             pipe=pipe,
             family=Path(family),
-            clips=workers(_draw, range(seed, seed + clips)),
+            clips=workers(partial(_draw, lively=lively), range(seed, seed + clips)),
+            seeds=range(seed, seed + clips),
+            lively=lively,
             sampling=sampling,
             batch=batch or (2 if on_cpu else 32),
             workers=workers,
@@ -337,7 +401,7 @@ def evaluate_nano(
             for figure in GROUPS[name](stage):
                 figures.append(figure)
                 print(line_of(figure), flush=True)
-    settings = {"clips": clips, "seed": seed, "leading_audio_rows": stage.leading, **asdict(sampling)}
+    settings = {"clips": clips, "lively": lively, "seed": seed, "leading_audio_rows": stage.leading, **asdict(sampling)}
     _write(out, figures, settings | {"seconds": time.monotonic() - started}, stage.plots)
     return figures
 

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..generation.generate import generate
 from ..generation.loading import load_pipeline
 from ..generation.pipeline import OmniAvatarPipeline
 from ..generation.result import GeneratedVideo
 from ..host.output import quiet_host
+from ..media.images import to_bytes
 from ..media.sound import Sound
 from ..media.timeline import FRAME_RATE, SAMPLE_RATE
 from ..media.writer import VideoWriter
 from ..metrics.plots import Series, line_plot
-from .batch import Sampling, Take, generate_takes
+from .batch import Sampling, Take, encode_videos, generate_takes, pixels
 from .measure import measure_mouth
 from .speaker.clips import SpeakerClip
 
@@ -36,6 +38,10 @@ class Stage:
     family: Path
     clips: Sequence[SpeakerClip]
     """Held-out ones of `FRAMES` frames."""
+    seeds: Sequence[int]
+    """Of the clips."""
+    lively: bool
+    """Whether they are."""
     sampling: Sampling
     batch: int
     workers: Callable[..., list[Any]]
@@ -60,6 +66,18 @@ class Stage:
         for index, (take, video) in enumerate(zip(takes[:2], videos, strict=False)):
             write_video(self.out / f"{name}_{index}.mp4", video, take.waveform, delay)
         return videos
+
+    @torch.no_grad()
+    def encode(self, videos: Sequence[np.ndarray]) -> Tensor:
+        """Latents [clip, 16, T, h, w] of videos uint8 [4 T - 3, H, W, 3]."""
+        starts = range(0, len(videos), self.batch)
+        return torch.cat([encode_videos(self.pipe, pixels(videos[at : at + self.batch])) for at in starts])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[np.ndarray]:
+        """Videos uint8 [F, H, W, 3] of latents."""
+        decoded = [self.pipe.vae.single_decode(part, self.pipe.device) for part in latents.split(self.batch)]
+        return [video for part in decoded for video in to_bytes(part).permute(0, 2, 3, 4, 1).cpu().numpy()]
 
     def mouths(self, videos: Sequence[np.ndarray], leading: int | None = None) -> list[Mouth]:
         """Openness and width of I2V or V2V videos, frame j being the one that hears row j."""
