@@ -93,6 +93,14 @@ def test_faces_that_turn_back_keep_their_tracks() -> None:
     assert middles(one)[-1] == 50 and middles(other)[-1] == 350 and one.start == other.start == 0
 
 
+def test_who_is_hidden_by_a_neighbour_keeps_the_own_looks() -> None:
+    """Near the other, in frames 11 to 13, the first one's place shows the second one's colours."""
+    faces = [bounce(frame) for frame in range(31)]
+    pictures = [picture_of(present, (BLUE if 11 <= frame < 14 else RED, BLUE)) for frame, present in enumerate(faces)]
+    one, other = find_tracks(pictures, finder=Scripted(faces))  # type: ignore[arg-type]
+    assert middles(one)[-1] == 50 and middles(other)[-1] == 350
+
+
 @pytest.mark.parametrize("gap", [1, LONGEST_GAP])
 @pytest.mark.parametrize("lost", [[], [face_at(100, score=0.55)], [face_at(100, flag=0.4)]])
 def test_track_goes_on_after_a_gap(gap: int, lost: list[Face]) -> None:
