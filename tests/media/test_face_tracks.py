@@ -94,9 +94,9 @@ def test_faces_that_turn_back_keep_their_tracks() -> None:
 
 
 def test_who_is_hidden_by_a_neighbour_keeps_the_own_looks() -> None:
-    """Near the other, in frames 11 to 13, the first one's place shows the second one's colours."""
+    """Before both are lost, in frame 13, the first one's place shows the second one's colours."""
     faces = [bounce(frame) for frame in range(31)]
-    pictures = [picture_of(present, (BLUE if 11 <= frame < 14 else RED, BLUE)) for frame, present in enumerate(faces)]
+    pictures = [picture_of(present, (BLUE if frame == 13 else RED, BLUE)) for frame, present in enumerate(faces)]
     one, other = find_tracks(pictures, finder=Scripted(faces))  # type: ignore[arg-type]
     assert middles(one)[-1] == 50 and middles(other)[-1] == 350
 
