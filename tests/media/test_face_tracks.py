@@ -94,11 +94,13 @@ def test_faces_that_turn_back_keep_their_tracks() -> None:
 
 
 def test_who_is_hidden_by_a_neighbour_keeps_the_own_looks() -> None:
-    """Before both are lost, in frame 13, the first one's place shows the second one's colours."""
-    faces = [bounce(frame) for frame in range(31)]
-    pictures = [picture_of(present, (BLUE if frame == 13 else RED, BLUE)) for frame, present in enumerate(faces)]
+    """Two come near and go back; before both are lost, the first one's place shows the second one's colours."""
+    ways = [4 * min(frame, 40 - frame) for frame in range(41)]
+    both = [[face_at(100 + way), face_at(250 - way)] for way in ways]
+    faces = [[] if 15 <= frame < 26 else present for frame, present in enumerate(both)]
+    pictures = [picture_of(present, (BLUE if 11 <= frame < 15 else RED, BLUE)) for frame, present in enumerate(faces)]
     one, other = find_tracks(pictures, finder=Scripted(faces))  # type: ignore[arg-type]
-    assert middles(one)[-1] == 50 and middles(other)[-1] == 350
+    assert middles(one)[-1] == 100 and middles(other)[-1] == 250
 
 
 @pytest.mark.parametrize("gap", [1, LONGEST_GAP])
