@@ -99,7 +99,7 @@ def is_elsewhere(url, address):
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """A folder with a drawn portrait.png, short.wav of 1 s, long.wav of 2 s, film.mp4 of three people, fake.png."""
+    """A folder with a drawn portrait.png, short.wav of 1 s, long.wav of 2 s, film.mp4 of three people, fake.png, empty.wav."""
     folder = tmp_path_factory.mktemp("files")
     clip = draw_clip(2, 50, split="evaluation", identity=NEWCOMER, sways=False)
     Image.fromarray(clip.frames[0]).save(folder / "portrait.png")
@@ -108,4 +108,5 @@ def files(tmp_path_factory):
     film = draw_film(1, 18)
     write_video(folder / "film.mp4", film.frames, film.speaker.waveform)
     (folder / "fake.png").write_text("<script>alert(1)</script>")
+    (folder / "empty.wav").touch()
     return folder

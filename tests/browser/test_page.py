@@ -81,6 +81,14 @@ def test_what_is_wrong_is_told_where_it_was_made(page, files):
     make.click()
     page.get_by_text("Nothing here yet: give a picture.").wait_for()
     assert page.get_by_text("Nothing here yet: give a sound.").is_visible()
+    for kind, sent, told in (
+        ("image", "short.wav", "short.wav is not a picture; wanted .png,"),
+        ("audio", "portrait.png", "portrait.png is not a sound; wanted .wav,"),
+        ("audio", "empty.wav", "empty.wav is empty"),
+    ):
+        page.locator(f"#talk-{kind} input[type=file]").set_input_files(files / sent)
+        page.locator(".field", has=page.locator(f"#talk-{kind}")).last.get_by_text(told).wait_for()
+    assert page.locator(".toast-body").count() == 0
     page.locator("#talk-image input[type=file]").set_input_files(files / "fake.png")
     page.locator("#talk-audio input[type=file]").set_input_files(files / "short.wav")
     page.locator("#talk-audio").get_by_label("Clear").wait_for()

@@ -1,6 +1,7 @@
 """A training is followed in the browser, found again after a reload, stopped, and its checkpoint compared."""
 
 import re
+import shutil
 
 import pytest
 
@@ -92,3 +93,14 @@ def test_a_training_is_followed_through_a_reload_stopped_and_its_checkpoint_comp
     page.wait_for_function(f"() => {videos}.every(video => video.currentTime > 0.2)")
     first, second = page.evaluate(f"() => {videos}.map(video => video.currentTime)")
     assert abs(first - second) < 0.5
+
+    open_tab(page, "Talk")
+    page.locator("#talk-model input").click()
+    page.get_by_role("option", name=f"a run/step-{done} (I2V)").click()
+    open_tab(page, "Train")
+    shutil.rmtree(folder / "runs" / "a run")
+    page.get_by_text("The run a run is no longer there").wait_for()
+    assert not page.locator("#train-resume").is_visible()
+    open_tab(page, "Talk")
+    page.locator("#talk-make").click()
+    page.get_by_text("There is no run a run: choose another checkpoint.").wait_for()

@@ -15,6 +15,9 @@ from .shelf import Model
 from .state import PageApp
 from .training_runs import BEST, TrainingRun
 
+_CHECKPOINT = re.compile(rf"step-\d+|{BEST}")
+"""Names of complete checkpoints."""
+
 
 def offered_checkpoints(app: PageApp, dubs: bool) -> list[str]:
     """What `chosen_checkpoint` takes: the models, then the complete checkpoints of each training.
@@ -59,7 +62,7 @@ def chosen_checkpoint(app: PageApp, text: str) -> Model:
 
 
 def _has_steps(_: Path, inside: Sequence[Path]) -> bool:
-    return any(re.fullmatch(r"step-\d+", path.name) for path in inside)
+    return any(_CHECKPOINT.fullmatch(path.name) for path in inside)
 
 
 @lru_cache(maxsize=1000)
@@ -73,18 +76,22 @@ def _dubs(path: Path, _: int) -> bool | None:
 
 
 def _of_run(app: PageApp, text: str) -> Path | None:
-    """The folder of RUN/step-N; None where there is no such run.
+    """The folder of RUN/step-N or RUN/best; None where it is no such text.
 
     Raises:
-        ValueError: the run has no such step.
+        ValueError: there is no such run, or it has no such step.
     """
     name, _, step = text.partition("/")
+    if _CHECKPOINT.fullmatch(step) is None:
+        return None
     run = next((run for run in app.runs.all() if run.name == name), None)
     if run is None:
-        return None
+        if app.readable.holds(Path(text).absolute()):
+            return None
+        raise ValueError(f"there is no run {name[:80]}: choose another checkpoint")
     path = next((path for path in run.checkpoints() if path.name == step), None)
     if path is None:
-        raise ValueError(f"the run {name} has no {step[:80] or 'step'}: choose another checkpoint")
+        raise ValueError(f"the run {name} has no {step}: choose another checkpoint")
     return path
 
 

@@ -59,6 +59,6 @@ def sentence(error: object) -> str:
 def named(text: str, files: Mapping[Path, str] | None) -> str:
     """A message in which the page's own files have names that people know; it begins with a capital."""
     for path, name in (files or {}).items():
-        text = text.replace(f"{path}: ", f"{name} ").replace(str(path), name)
+        text = re.sub(re.escape(f"{path}: ") + "(?=[a-z])", f"{name} ", text).replace(str(path), name)
     text = re.sub(r"^\w+: (?=the )", "", text)  # the field itself says which argument it is
     return text[:1].upper() + text[1:]

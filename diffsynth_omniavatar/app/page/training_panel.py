@@ -122,10 +122,13 @@ class RunPanel:
     def _look(self, seen: Mapping[str, Any], name: str | None, fault: str | None = None) -> Updates:
         """Updates of what has changed since; `fault` is what was wrong with what was pressed, None to leave it."""
         runs = self._runs.all()
-        run = next((one for one in runs if one.name == name), None) or _first(runs)
+        run = next((one for one in runs if one.name == name), None)
+        if run is None:
+            run = _first(runs)
+            fault = f"the run {name} is no longer there" if name else fault
         told = gr.skip() if fault is None else gr.update(value=view.fault(fault) if fault else "", visible=bool(fault))
         if run is None:
-            return [gr.skip(), told, *[gr.skip()] * (len(self.outputs) - 2)]
+            return [{}, told, *self._nothing()]
         looks = self._looks(run, [one.name for one in runs])
         marks = {part: [run.name, *mark] for part, (mark, _) in looks.items()}
         updates = [
@@ -134,6 +137,15 @@ class RunPanel:
             for one in (make() if seen.get(part) != marks[part] else [gr.skip()] * len(self._parts[part]))
         ]
         return [marks, told, *updates]
+
+    def _nothing(self) -> Updates:
+        """Updates where there is no run."""
+        hidden = {part: [gr.update(visible=False)] * len(fields) for part, fields in self._parts.items()}
+        hidden |= {
+            "choices": [gr.update(choices=[], value=None, visible=False)],
+            "status": [gr.update(value=view.EMPTY)],
+        }
+        return [update for part in self._parts for update in hidden[part]]
 
     def _looks(self, run: TrainingRun, names: list[str]) -> dict[str, tuple[list[Any], Callable[[], Updates]]]:
         """What tells whether a part has changed, and the updates of the part."""

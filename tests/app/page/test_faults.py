@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffsynth_omniavatar.app.page.faults import FieldFaults, field_faults
+from diffsynth_omniavatar.app.page.faults import FieldFaults, field_faults, named
 from diffsynth_omniavatar.generation.request import RequestError, TalkRequest
 
 pytestmark = pytest.mark.one_host("imports nothing of the host")
@@ -43,6 +43,9 @@ def test_the_pages_own_paths_are_not_told():
     path = Path("/srv/page/videos/1/portrait.png")
     fault = faults_of(RequestError(f"@image: {path}: cannot be read as an image"), {path: "the portrait"})
     assert fault == {"image": "The portrait cannot be read as an image"}
+    assert named(f"{path}: The face is small; {path} has 9 pixels", {path: "the portrait"}) == (
+        "The portrait: The face is small; the portrait has 9 pixels"
+    )
 
 
 def test_faults_of_fields_that_the_form_lacks_are_put_together():
