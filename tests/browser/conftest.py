@@ -99,7 +99,7 @@ def is_elsewhere(url, address):
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory):
-    """A folder with a drawn portrait.png, short.wav of 1 s, long.wav of 2 s, film.mp4 of three people, fake.png, empty.wav."""
+    """A drawn portrait.png, short.wav of 1 s, long.wav of 2 s, film.mp4 of three people; fake.png and empty.wav."""
     folder = tmp_path_factory.mktemp("files")
     clip = draw_clip(2, 50, split="evaluation", identity=NEWCOMER, sways=False)
     Image.fromarray(clip.frames[0]).save(folder / "portrait.png")

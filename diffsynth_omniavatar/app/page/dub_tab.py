@@ -58,9 +58,17 @@ def dub_tab(app: PageApp) -> None:
 
     panel.made_by(make, order, [faces.number], [faces.message])
 
-    def fill_in() -> list[str]:
-        return [str(shown_copy(path, app.uploads)) for path in dub_example(app.folder / "examples")]
+    def fill_in() -> list[Any]:
+        try:
+            files = dub_example(app.folder / "examples")
+        except OSError as error:
+            return [
+                *form.told(FieldFaults({"": f"The example cannot be drawn: {error.strerror or error}"})),
+                *[gr.skip()] * len(filled),
+            ]
+        return [*form.told(None), *(str(shown_copy(path, app.uploads)) for path in files)]
 
-    example.click(fill_in, None, [faces.video, form.fields["audio"]], show_progress="minimal", api_visibility="private")
+    filled = [faces.video, form.fields["audio"]]
+    example.click(fill_in, None, [*form.messages, *filled], show_progress="minimal", api_visibility="private")
     panel.connect()
     faces.connect()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NANO_NOTE = "nano knows drawn people alone, at 128x128 pixels, and needs no GPU"
 SECONDS = 2
@@ -19,14 +24,11 @@ def talk_example(folder: Path) -> tuple[Path, Path, str]:
     from ..demo import NEWCOMER
 
     def draw(to: Path) -> None:
-        import soundfile
         from PIL import Image
-
-        from ...media.timeline import SAMPLE_RATE
 
         clip = draw_clip(PORTRAIT_SEED, SECONDS * FRAME_RATE, split="evaluation", identity=NEWCOMER, sways=False)
         Image.fromarray(clip.frames[0]).save(to / "portrait.png")
-        soundfile.write(to / "speech.wav", clip.waveform, SAMPLE_RATE)
+        _write_sound(to / "speech.wav", clip.waveform)
 
     place = _drawn(folder / "talk", draw)
     return place / "portrait.png", place / "speech.wav", NEWCOMER.describe(False)
@@ -36,9 +38,7 @@ def dub_example(folder: Path) -> tuple[Path, Path]:
     """A film of two scenes, and other speech for its speaker."""
 
     def draw(to: Path) -> None:
-        import soundfile
-
-        from ...media.timeline import FRAME_RATE, SAMPLE_RATE
+        from ...media.timeline import FRAME_RATE
         from ...nano.speaker.clips import draw_clip
         from ...nano.speaker.film import draw_film
         from ...nano.stage import write_video
@@ -46,10 +46,20 @@ def dub_example(folder: Path) -> tuple[Path, Path]:
         film = draw_film(FILM_SEED, SECONDS * FRAME_RATE)
         write_video(to / "film.mp4", film.frames, film.speaker.waveform)
         speech = draw_clip(100 + FILM_SEED, SECONDS * FRAME_RATE, split="evaluation", voice=film.speaker.voice)
-        soundfile.write(to / "speech.wav", speech.waveform, SAMPLE_RATE)
+        _write_sound(to / "speech.wav", speech.waveform)
 
     place = _drawn(folder / "dub", draw)
     return place / "film.mp4", place / "speech.wav"
+
+
+def _write_sound(path: Path, waveform: np.ndarray) -> None:
+    import soundfile
+
+    from ...media.timeline import SAMPLE_RATE
+
+    sound = io.BytesIO()
+    soundfile.write(sound, waveform, SAMPLE_RATE, format="WAV")
+    path.write_bytes(sound.getvalue())  # soundfile itself raises no OSError where a disk is full
 
 
 def _drawn(folder: Path, draw: Callable[[Path], None]) -> Path:

@@ -66,6 +66,10 @@ class Form:
         self._messages[name] = _message()
         return component
 
+    def forgive(self, name: str) -> None:
+        """Let the fault of a field that takes files go when another file is sent."""
+        self.fields[name].upload(lambda: told_fault(""), None, [self._messages[name]], **QUIETLY)
+
     def general_message(self) -> None:
         """Lay out the place for faults that belong to no field."""
         self._messages[""] = _message()

@@ -59,9 +59,14 @@ class Safety:
             await send(message)
 
         refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
-            await self._app(scope, receive, with_headers)
-            return
+        try:
+            if refusal is None:
+                await self._app(scope, receive, with_headers)
+                return
+        except OSError as error:
+            if not is_upload(scope):
+                raise
+            refusal = 507, f"the server cannot keep it ({error.strerror})."
         status, text = refusal
         await with_headers({"type": "http.response.start", "status": status, "headers": []})
         await with_headers({"type": "http.response.body", "body": text.encode()})
@@ -71,10 +76,14 @@ class Safety:
         path = scope["path"]
         if asks_elsewhere(path):
             return 403, "The page serves its own files alone."
-        is_upload = scope["method"] == "POST" and path.rstrip("/").endswith("/upload")
-        if is_upload and bytes_in(self._uploads) > self._most_bytes:
-            return 507, "There are too many uploads: try again tomorrow, or start the page again."
+        if is_upload(scope) and bytes_in(self._uploads) > self._most_bytes:
+            return 507, "there are too many uploads: try again tomorrow, or start the page again."
         return None
+
+
+def is_upload(scope: MutableMapping[str, Any]) -> bool:
+    """Whether a request sends a file."""
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload")
 
 
 def asks_elsewhere(path: str) -> bool:

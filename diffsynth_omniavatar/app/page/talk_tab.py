@@ -44,10 +44,16 @@ def talk_tab(app: PageApp) -> None:
 
     panel.made_by(make, order)
 
-    def fill_in() -> list[str]:
-        *files, prompt = talk_example(app.folder / "examples")
-        return [*(str(shown_copy(path, app.uploads)) for path in files), prompt]
+    def fill_in() -> list[Any]:
+        try:
+            *files, prompt = talk_example(app.folder / "examples")
+        except OSError as error:
+            return [
+                *form.told(FieldFaults({"": f"The example cannot be drawn: {error.strerror or error}"})),
+                *[gr.skip()] * len(filled),
+            ]
+        return [*form.told(None), *(str(shown_copy(path, app.uploads)) for path in files), prompt]
 
     filled = [form.fields[name] for name in ("image", "audio", "prompt")]
-    example.click(fill_in, None, filled, show_progress="minimal", api_visibility="private")
+    example.click(fill_in, None, [*form.messages, *filled], show_progress="minimal", api_visibility="private")
     panel.connect()

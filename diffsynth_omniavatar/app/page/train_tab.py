@@ -196,9 +196,13 @@ class NewRun:
 
         folder = self._app.folder / "data" / EXAMPLE
         yield [gr.skip(), _note("Drawing 8 clips of 2 seconds.")]
-        if not (folder / "metadata.csv").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            write_clips(folder, range(EXAMPLE_CLIPS), EXAMPLE_FRAMES, split="train", identity=NEWCOMER)
+        try:
+            if not (folder / "metadata.csv").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                write_clips(folder, range(EXAMPLE_CLIPS), EXAMPLE_FRAMES, split="train", identity=NEWCOMER)
+        except OSError as error:
+            yield [gr.skip(), _note(f"The clips cannot be drawn: {error.strerror or error}")]
+            return
         choices = self._app.readable.data_sets()
         yield [
             gr.update(choices=choices, value=str(folder)),

@@ -24,6 +24,19 @@
     place.append(message);
     message.scrollIntoView({block: "nearest"});
   }
+  let sentFor = null;
+  const ask = window.fetch;
+  window.fetch = async (...given) => {
+    const isUpload = sentFor && /\/upload\b/.test(given[0].url || given[0]);
+    try {
+      const answer = await ask(...given);
+      if (isUpload && !answer.ok) tell(sentFor, `The file was not taken: ${(await answer.clone().text()).slice(0, 200)}`);
+      return answer;
+    } catch (error) {
+      if (isUpload) tell(sentFor, "The file was not sent: the server does not answer. Try again when it is back.");
+      throw error;
+    }
+  };
   const stop = event => { event.preventDefault(); event.stopImmediatePropagation(); };
   function list(files) {
     const transfer = new DataTransfer();
@@ -35,6 +48,7 @@
     if (!field || !input.files.length) return;
     const file = input.files[0], kind = kindOf(field), wrong = fault(file, kind);
     tell(field, wrong);
+    sentFor = field;
     if (wrong) { stop(event); input.value = ""; return; }
     if (kind.type && !file.type.startsWith(`${kind.type}/`)) {  // gradio goes by the type that the browser guesses
       input.files = list([new File([file], file.name, {type: `${kind.type}/x`})]);

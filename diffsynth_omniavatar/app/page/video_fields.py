@@ -31,6 +31,7 @@ def portrait_field(form: Form, name: str, sources: list[str]) -> None:
                 elem_classes=PICTURE.css,
             ),
         )
+        form.forgive("image")
 
 
 def speech_field(form: Form, name: str) -> None:
@@ -47,6 +48,7 @@ def speech_field(form: Form, name: str) -> None:
                 elem_classes=SOUND.css,
             ),
         )
+        form.forgive("audio")
 
 
 def prompt_field(form: Form, name: str, prompt: str) -> None:

@@ -1,6 +1,7 @@
 """Only files of the right kind and size are taken, from the folder of uploads alone; their names are the page's."""
 
 import asyncio
+import errno
 
 import pytest
 
@@ -105,3 +106,13 @@ def test_uploads_do_not_fill_the_disk_and_pages_load_nothing_from_elsewhere(tmp_
     (tmp_path / "c.png").write_bytes(bytes(200))
     (tmp_path / "d.png").hardlink_to(tmp_path / "c.png")
     assert answers(safety, "POST", "/gradio_api/upload")[0] == 200
+
+
+def test_a_full_disk_is_told_to_who_sends_a_file(tmp_path):
+    async def server(scope, receive, send):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    safety = Safety(server, tmp_path, most_bytes=100)
+    assert answers(safety, "POST", "/gradio_api/upload")[0] == 507
+    with pytest.raises(OSError):
+        answers(safety, "GET", "/")
