@@ -17,9 +17,10 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from safetensors.torch import save_file
 
 from diffsynth_omniavatar import host
-from diffsynth_omniavatar.training.accelerator import OmniAccelerator, load_state
+from diffsynth_omniavatar.training.accelerator import OmniAccelerator
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, ValidationResult, find_latest
 from diffsynth_omniavatar.training.log_table import read_table
+from diffsynth_omniavatar.training.loop_state import load_state
 from diffsynth_omniavatar.training.settings import LoopSettings
 
 WIDTH = 5

@@ -31,73 +31,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from ..system.tensor_files import DamagedFileError, read_pickle
 from .average import WeightAverage
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
+from .loop_state import check_same_parameters, check_same_run, check_same_settings, load_state, run_of
+from .optimizers import exchanged
 from .settings import LoopSettings
 from .zero import EngineOptimizer, configure, frozen_networks, gathered_weights, hide_frozen_networks
-
-STATE_FILE = "loop.pt"
 
 
 class DivergedError(RuntimeError):
     """The loss or the gradient is no longer finite; the weights are those of the last step before."""
-
-
-STATE_PARTS = {"step", "run", "rng"}
-
-
-def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The loop state in a checkpoint folder, its tensors mapped from the file.
-
-    Raises:
-        ValueError: the folder is not a resumable checkpoint, or its file is damaged.
-    """
-    path = Path(checkpoint) / STATE_FILE
-    if not path.is_file():
-        raise ValueError(f"{checkpoint} has no {STATE_FILE}; give a checkpoint folder step-N that training wrote")
-    state = read_pickle(path)
-    if not isinstance(state, dict) or not state.keys() >= STATE_PARTS:
-        raise DamagedFileError(f"{path} is not what training writes: it lacks one of {', '.join(sorted(STATE_PARTS))}")
-    return state
-
-
-def run_of(settings: LoopSettings, processes: int, samples: int) -> dict[str, int]:
-    """What makes a step count mean the same data and draws: a resumed run must share it."""
-    return {
-        "seed": settings.seed,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "processes": processes,
-        "samples": samples,
-    }
-
-
-def check_same_run(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str, int]) -> None:
-    """Raise ValueError if a checkpoint is of another run than `run_of` says of this one."""
-    if state["run"] != run:
-        raise ValueError(
-            f"{checkpoint} belongs to a run with {state['run']}, this one has {run}; "
-            "make them equal, or start a new run from its weights"
-        )
-
-
-def check_same_parameters(checkpoint: Path, state: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
-    """Raise ValueError if the parameters that train have other names or shapes than those of a checkpoint."""
-    if [(name, value.shape) for name, value in state["trained"].items()] != [
-        (name, value.shape) for name, value in parameters.items()
-    ]:
-        raise ValueError(f"{checkpoint} holds other trained parameters than this model; use the flags of its run")
-
-
-def check_same_average(checkpoint: Path, state: Mapping[str, Any], settings: LoopSettings) -> None:
-    """Raise ValueError if a checkpoint has an average of the weights and this run keeps none, or the reverse."""
-    if ("average" in state) == (settings.ema_decay > 0):
-        return
-    held, way = ("an", "give") if "average" in state else ("no", "leave out")
-    raise ValueError(
-        f"{checkpoint} holds {held} average of the trained weights: {way} --ema_decay, or start a new run from its "
-        "weights"
-    )
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -131,6 +74,16 @@ class Companion(Protocol):
         """Take it back; ValueError if it is of another kind of run."""
 
 
+def differs(value: Any, before: Any) -> bool:
+    """Whether a value of a group is another one, or a tensor, which may have changed in place."""
+    return isinstance(value, Tensor) or value != before
+
+
+def moved(value: Any, like: Tensor) -> Any:
+    """A copy of a tensor where another one is; other values as they are."""
+    return value.to(like.device, copy=True) if isinstance(value, Tensor) else value
+
+
 class LoopOptimizer:
     """Takes the place of the host's optimizer: see the module's head for what its calls do."""
 
@@ -145,7 +98,9 @@ class LoopOptimizer:
             copies = iter(self.values)
             for group in optimizer.param_groups:
                 group["params"] = [next(copies) for _ in group["params"]]
-        self.resumed_state: Mapping[int, Any] | None = None
+        self.resumed: Mapping[str, Any] | None = None
+        """Of `state`, what a checkpoint holds and the next step takes."""
+        self.initial = [self._own_values(group) for group in optimizer.param_groups]
 
     def named_values(self, module: torch.nn.Module) -> dict[str, Tensor]:
         """`values` by the names of the module's trained parameters, in its order, whatever the order of the groups."""
@@ -159,14 +114,15 @@ class LoopOptimizer:
         # Clipped here and not in backward: the host's offloading moves the gradients in between.
         norm = float(gathered(torch.nn.utils.clip_grad_norm_(self.parameters, accelerator.settings.max_grad_norm)))
         accelerator.check_finite("gradient norm", norm)
-        if self.resumed_state is not None:  # only now, when the parameters are on the device where they stay
-            self._load_state(self.resumed_state)
-            self.resumed_state = None
+        if self.resumed is not None:  # only now, when the parameters are on the device where they stay
+            self._load_state(self.resumed)
+            self.resumed = None
         factor = accelerator.settings.lr_factor(accelerator.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor  # initial_lr: the rate before the host's ConstantLR took a third
         self._step()
-        accelerator.finish_step(lr=self.optimizer.param_groups[0]["lr"], grad_norm=norm)
+        group = self.optimizer.param_groups[0]
+        accelerator.finish_step(lr=group["lr"] * group.get("d", 1.0), grad_norm=norm)  # d: of Prodigy
 
     def _step(self) -> None:
         if self.values is self.parameters:
@@ -186,15 +142,34 @@ class LoopOptimizer:
         for value, parameter in zip(self.values, self.parameters, strict=True):
             parameter.copy_(value)
 
-    def _load_state(self, resumed: Mapping[int, Any]) -> None:
-        groups = self.optimizer.state_dict()["param_groups"]  # learning rate and weight decay follow the flags
+    @staticmethod
+    def _own_values(group: Mapping[str, Any]) -> dict[str, Any]:
+        """What an optimizer may change of a group itself: the rate and the weight decay follow the flags."""
+        return {name: value for name, value in group.items() if name not in ("params", "lr", "weight_decay")}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs: "optimizer", by the numbers of parameters, and "groups", if it changes those."""
+        groups = [
+            {name: value for name, value in self._own_values(group).items() if differs(value, before.get(name))}
+            for group, before in zip(self.optimizer.param_groups, self.initial, strict=True)
+        ]
+        state = self.optimizer.state_dict()["state"]
+        return {"optimizer": dict(sorted(state.items()))} | ({"groups": groups} if any(groups) else {})
+
+    def _load_state(self, resumed: Mapping[str, Any]) -> None:
+        for group, values in zip(self.optimizer.param_groups, resumed.get("groups", ()), strict=False):
+            group.update({name: moved(value, self.values[0]) for name, value in values.items()})
+        groups = self.optimizer.state_dict()["param_groups"]
         state = {
             number: {
-                name: placed_like(value, parameter) if value.shape == parameter.shape else value
-                for name, value in resumed[number].items()
+                name: placed_like(value, parameter)
+                if isinstance(value, Tensor) and value.shape == parameter.shape
+                else value
+                for name, value in resumed["optimizer"][number].items()
             }
             for number, parameter in enumerate(self.parameters)
-            if number in resumed
+            if number in resumed["optimizer"]
         }
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -223,17 +198,18 @@ class OmniAccelerator(Accelerator):
     def __init__(self, settings: LoopSettings, **kwargs: Any) -> None:
         plugin = GradientAccumulationPlugin(num_steps=settings.gradient_accumulation_steps, sync_with_dataloader=False)
         super().__init__(gradient_accumulation_plugin=plugin, **kwargs)
-        supported = (
-            DistributedType.NO,
-            DistributedType.MULTI_GPU,
-            DistributedType.MULTI_CPU,
-            DistributedType.DEEPSPEED,
-        )
-        if not (self.distributed_type in supported or self.is_fsdp2) or self.mixed_precision == "fp16":
+        is_whole = self.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+        supported = is_whole or self.is_fsdp2 or self.distributed_type == DistributedType.DEEPSPEED
+        if not supported or self.mixed_precision == "fp16":
             raise ValueError(
                 f"accelerate is configured for {self.distributed_type.value} with mixed precision "
                 f"{self.mixed_precision}; use one or several processes, DeepSpeed, or FSDP with fsdp_version 2, and no "
                 "or bf16"
+            )
+        if settings.optimizer != "adamw" and not is_whole:
+            raise ValueError(
+                f"--optimizer {settings.optimizer} works in one process and with DDP, not with FSDP or DeepSpeed: take "
+                "adamw there"
             )
         if settings.ema_decay and self.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
@@ -327,7 +303,7 @@ class OmniAccelerator(Accelerator):
         if isinstance(obj, EngineOptimizer):
             return obj
         if isinstance(obj, torch.optim.Optimizer):
-            self.optimizer = LoopOptimizer(obj, self)
+            self.optimizer = LoopOptimizer(exchanged(obj, self.settings.optimizer), self)
             return self.optimizer
         if isinstance(obj, DataLoader):
             self.loader = LoopLoader(
@@ -431,14 +407,15 @@ class OmniAccelerator(Accelerator):
         if self.engine is not None:  # which writes the rest itself
             return {"step": self.steps_done, "run": self._run(), "rng": rng} if self.is_main_process else {}
         trained = self.whole_tensors(self.optimizer.named_values(module))
-        state = self.optimizer.optimizer.state_dict()["state"]
-        optimizer = {number: self.whole_tensors(values) for number, values in sorted(state.items())}
+        optimizer = self.whole_tensors(self.optimizer.state)
         extra = {} if self.companion is None else {"extra": self.whole_tensors(self.companion.extra_state())}
+        if self.settings.optimizer != "adamw":
+            extra["stepped_by"] = self.settings.optimizer
         if self.average is not None:
             extra["average"] = self.whole_tensors(self.average.values)
         if not self.is_main_process:
             return {}
-        own = {"step": self.steps_done, "run": self._run(), "trained": trained, "optimizer": optimizer, "rng": rng}
+        own = {"step": self.steps_done, "run": self._run(), "trained": trained, **optimizer, "rng": rng}
         return own | extra
 
     def write_shards(self, folder: Path) -> None:
@@ -451,14 +428,16 @@ class OmniAccelerator(Accelerator):
         with gathered_weights(module, self._zero_stage):
             return self.whole_tensors(tensors())
 
-    def whole_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors whole, in CPU memory; {} except on the main process. Every process must call it."""
-        result = {}
-        for name, tensor in tensors.items():  # one after the other: a process holds no more than one that it drops
-            tensor = gathered(tensor.detach())
-            if self.is_main_process:
-                result[name] = tensor.cpu()
-        return result
+    def whole_tensors(self, tensors: Any) -> Any:
+        """The tensors of a nest of dicts and lists whole, in CPU memory, other values as they are; {} for dicts except
+        on the main process. Every process must call it.
+        """
+        if isinstance(tensors, Mapping):  # one after the other: a process holds no more than one that it drops
+            found = ((name, self.whole_tensors(value)) for name, value in tensors.items())
+            return {name: value for name, value in found if self.is_main_process}
+        if isinstance(tensors, list):
+            return [self.whole_tensors(value) for value in tensors]
+        return gathered(tensors.detach()).cpu() if isinstance(tensors, Tensor) else tensors
 
     def _resume(self, checkpoint: Path, model: torch.nn.Module | None) -> None:
         state = load_state(checkpoint)
@@ -466,7 +445,7 @@ class OmniAccelerator(Accelerator):
             way = "without" if self.engine is not None else "under"
             raise ValueError(f"{checkpoint} was written {way} DeepSpeed, and goes on {way} it only")
         check_same_run(checkpoint, state, self._run())
-        check_same_average(checkpoint, state, self.settings)
+        check_same_settings(checkpoint, state, self.settings)
         if self.engine is not None:
             self.engine.load(checkpoint)
         else:
@@ -487,7 +466,7 @@ class OmniAccelerator(Accelerator):
             for name, value in values.items():
                 value.copy_(placed_like(trained[name], value))
         self.optimizer.round_parameters()
-        self.optimizer.resumed_state = state["optimizer"]
+        self.optimizer.resumed = state
         if self.settings.ema_decay:
             self.average = self._new_average(model)
             self.average.load({name: placed_like(state["average"][name], value) for name, value in values.items()})

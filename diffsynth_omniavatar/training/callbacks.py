@@ -31,10 +31,11 @@ from ..system.atomic import flush
 from ..system.messages import counted
 from ..system.progress import progress_bar
 from ..system.tensor_files import write_pickle
-from .accelerator import STATE_FILE, OmniAccelerator
+from .accelerator import OmniAccelerator
 from .best import PREFIX, Goal, Progress
 from .loader import rng_state, set_rng_state
 from .log_table import StepTable
+from .loop_state import STATE_FILE
 
 WEIGHTS_FILE = "model.safetensors"
 COLUMNS = ("loss", "lr", "grad_norm", "seconds_per_step", "data_seconds")

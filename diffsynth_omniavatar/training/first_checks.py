@@ -17,6 +17,7 @@ from ..data.clips import ClipSource
 from ..model.part_files import speech_encoder_fault, tokenizer_fault, weights_fault
 from .base_lora import base_lora_faults
 from .flags import VALIDATION_WEIGHTS, FlagError
+from .optimizers import INSTALL, missing_library
 from .validation_metrics import metric_faults, networks_of
 
 LOG_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab"}
@@ -62,6 +63,9 @@ def _file_faults(args: argparse.Namespace) -> Iterator[str]:
     yield from _model_path_faults(args.model_paths)
     yield from base_lora_faults(args)
     yield from metric_faults(args.validation_metrics, networks_of(args))
+    library = missing_library(args.optimizer)
+    if library is not None:
+        yield f"--optimizer {args.optimizer} needs the package {library.replace('_', '-')}: {INSTALL}"
     for name, package in LOG_PACKAGES.items():
         if getattr(args, f"enable_{name}_log", False) and importlib.util.find_spec(package) is None:
             yield f"--enable_{name}_log needs the package {package}: pip install {package}"

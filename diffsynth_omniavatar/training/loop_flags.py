@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .distill_flags import distills
+from .optimizers import OPTIMIZERS
 
 
 def add_loop_flags(group: Any) -> None:
@@ -25,6 +26,13 @@ def add_loop_flags(group: Any) -> None:
         "--max_grad_norm", type=float, default=math.inf, help="Clip the L2 norm of the gradient. (default: no clipping)"
     )
     add("--fp32_master_weights", action="store_true", help="Let AdamW update float32 copies of the trained weights.")
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        help="Optimizer: adamw8bit needs the package bitsandbytes, lion and prodigy pytorch-optimizer (the extra "
+        "optimizers); prodigy multiplies --learning_rate, to be 1, with a rate that it finds.",
+    )
     add(
         "--ema_decay",
         type=float,
@@ -49,6 +57,14 @@ def add_loop_flags(group: Any) -> None:
 
 def loop_faults(args: argparse.Namespace) -> Iterator[str]:
     """Of flags that do not go together, and values out of their range."""
+    if args.optimizer != "adamw":
+        others = ("customized_optimizer", "enable_model_cpu_offload")
+        for flag in (name for name in others if getattr(args, name, None)):
+            yield f"--optimizer {args.optimizer} does not go with --{flag}: leave one out"
+    if args.optimizer == "prodigy" and args.learning_rate < 0.01:
+        yield f"--optimizer prodigy multiplies --learning_rate, here {args.learning_rate:g}: give --learning_rate 1"
+    if args.optimizer == "prodigy" and args.lr_audio is not None:
+        yield "--optimizer prodigy has one rate for all: leave --lr_audio out"
     if distills(args):
         return
     if not 0 <= args.ema_decay < 1:

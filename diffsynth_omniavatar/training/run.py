@@ -42,15 +42,7 @@ from ..system.messages import counted
 from ..system.output_folder import reserved
 from ..system.progress import StderrLines
 from ..system.signals import exit_code, interrupts
-from .accelerator import (
-    OmniAccelerator,
-    check_same_average,
-    check_same_parameters,
-    check_same_run,
-    load_state,
-    run_of,
-    trained_parameters,
-)
+from .accelerator import OmniAccelerator, trained_parameters
 from .auxiliary import AuxiliaryLosses
 from .base_lora import check_same_base
 from .best import Goal, Progress
@@ -64,6 +56,7 @@ from .first_checks import check_files, check_processes, check_same_clips
 from .flags import FlagError, parse_arguments
 from .load import base_configs, channels_of, check_new_lora, load_training_pipeline, loading
 from .log_table import read_table
+from .loop_state import check_same_parameters, check_same_run, check_same_settings, load_state, run_of
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, trainable_parameters
 from .settings import LoopSettings, StepSettings, steps_in_epochs
@@ -239,6 +232,7 @@ def plan_of(
         ),
         ("optimizer steps", settings.max_steps),
         ("trainable parameters", f"{trained:,}"),
+        *([] if settings.optimizer == "adamw" else [("optimizer", f"{settings.optimizer}; below is AdamW's memory")]),
         ("encoders", size_text(others)),
         *memory,
         *((name, f"{size_text(size)}, not counted in the peak") for name, size in extra.items()),
@@ -397,7 +391,7 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         check_same_base(resume, args)
         state = load_state(resume)
         check_same_run(resume, state, run_of(settings, processes, len(dataset)))
-        check_same_average(resume, state, settings)
+        check_same_settings(resume, state, settings)
     has_unused = args.find_unused_parameters or distills(args)  # of student and critic one has a loss at a time
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=has_unused)]
     accelerator = OmniAccelerator(settings, kwargs_handlers=handlers)

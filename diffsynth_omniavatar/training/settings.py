@@ -33,6 +33,8 @@ class LoopSettings:
     """Samples of each process in an optimizer step."""
     fp32_master_weights: bool = False
     """AdamW keeps the trained weights and its state in float32; the model computes with them rounded to its format."""
+    optimizer: str = "adamw"
+    """One of `optimizers.OPTIMIZERS`, in the place of the host's."""
     ema_decay: float = 0.0
     """Decay, per optimizer step, of the average of the trained weights that is exported and validated; 0 for none."""
     resume: Path | None = None

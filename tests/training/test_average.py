@@ -13,7 +13,8 @@ from processes import run_in_processes
 from safetensors.torch import load_file
 from training_toy import Run, ToyModule, average_runs, same, validated
 
-from diffsynth_omniavatar.training.accelerator import load_state, trained_parameters
+from diffsynth_omniavatar.training.accelerator import trained_parameters
+from diffsynth_omniavatar.training.loop_state import load_state
 from diffsynth_omniavatar.training.settings import LoopSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from training_toy import Run, same
 
 from diffsynth_omniavatar.training import callbacks
-from diffsynth_omniavatar.training.accelerator import load_state
 from diffsynth_omniavatar.training.best import Goal, Progress
 from diffsynth_omniavatar.training.callbacks import TrainingLogger, ValidationResult, find_checkpoints
 from diffsynth_omniavatar.training.log_table import read_table
+from diffsynth_omniavatar.training.loop_state import load_state
 from diffsynth_omniavatar.training.settings import LoopSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the hosts' own

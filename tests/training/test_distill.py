@@ -30,12 +30,12 @@ from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.small_family import family_configs
 from diffsynth_omniavatar.nano.family import write_random_family
 from diffsynth_omniavatar.training import run
-from diffsynth_omniavatar.training.accelerator import load_state
 from diffsynth_omniavatar.training.adapters import Adapters
 from diffsynth_omniavatar.training.distill import ADAPTERS, CRITIC, STUDENT, Conditions, DistillationModule
 from diffsynth_omniavatar.training.distill_settings import DISTILL_PRESETS, DistillSettings
 from diffsynth_omniavatar.training.flags import FlagError, parse_arguments
 from diffsynth_omniavatar.training.log_table import read_table
+from diffsynth_omniavatar.training.loop_state import load_state
 from diffsynth_omniavatar.training.module import add_lora
 from diffsynth_omniavatar.training.settings import StepSettings
 

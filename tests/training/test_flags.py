@@ -159,6 +159,7 @@ def start(arguments: list[str]) -> Started:
         patch.setattr(host.DiffusionTrainingModule, "parse_model_configs", naming)
         patch.setattr(host, "launch_training_task", launching)
         patch.setattr(first_checks, "LOG_PACKAGES", {})  # not all are installed
+        patch.setattr(first_checks, "missing_library", lambda _: None)
         patch.setattr(OmniAccelerator, "prepare", lambda _, *objects, **__: started.prepare(*objects))
         with pytest.raises(Prepared):
             run.train(parse_arguments(arguments))
@@ -315,6 +316,7 @@ ROWS: dict[str, list[Row]] = {
         Row("lora_target_modules", "q,ffn.0", lambda s: adapted(s), {"self_attn.q", "cross_attn.q", "ffn.0"}),
     ],
     "kinds": [
+        Row("optimizer", "lion", "accelerator.settings.optimizer", "lion"),
         Row("lora_kind", "dora", "module.config.lora.kind", "dora"),
         Row("lora_rank_pattern", "ffn=6", "module.config.lora.rank_pattern", (("ffn", 6),)),
     ],

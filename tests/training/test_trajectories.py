@@ -11,8 +11,8 @@ from training_runs import flags, write_inputs
 from diffsynth_omniavatar.app.cli import main
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.training import run
-from diffsynth_omniavatar.training.accelerator import load_state
 from diffsynth_omniavatar.training.log_table import read_table
+from diffsynth_omniavatar.training.loop_state import load_state
 from diffsynth_omniavatar.training.trajectories import TrajectoryDataset, follow, merged_levels
 
 pytestmark = pytest.mark.one_host("the package's own steps, and files")
