@@ -33,6 +33,9 @@ SPEECH_MARGIN = 0.3
 SHORTEST = 5
 """The model's frames that a span has at least."""
 
+SHOWN = 0.6
+"""How much of the new mouth has to be shown at some time of a span; less is a flicker, as within a profile."""
+
 NO_SPEECH = "no new speech"
 TOO_SHORT = "seen too briefly"
 
@@ -146,11 +149,12 @@ def plan_face(
         members = list(group)
         places = range(members[0], members[-1] + 1)
         frames = range(playback.frame_at(places[0]), playback.frame_at(places[-1]) + 1)
-        if len(frames) < SHORTEST:
+        shown = _strengths(footage, playback, places)
+        if len(frames) < SHORTEST or shown.max() < SHOWN:
             for place in places:
                 reasons[place] = TOO_SHORT
             continue
-        strengths[places.start : places.stop] = _strengths(footage, playback, places)
+        strengths[places.start : places.stop] = shown
         made = sum(len(span.chunks) for span in spans)
         chunks = plan_chunks(frames, length, overlap, made)
         spans.append(Span(face=tracks[number], places=places, frames=frames, chunks=chunks))

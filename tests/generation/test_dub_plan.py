@@ -127,6 +127,14 @@ def test_each_frame_that_stays_has_its_reason():
     assert [span.places for span in late.spans] == [range(30, 80)] and late.reasons[29] == late.reasons[80] == NO_FACE
 
 
+def test_a_mouth_that_would_go_before_it_has_come_is_left_as_it_is():
+    aside = {place: {"nose_offset": 0.5} for place in (6, 40, 47, 60, 68)}
+    _, found = plan(footage_of(with_faces(still(0, 100, 120, 70), aside)))
+    spans = [span.places for span in found.spans]
+    assert spans == [range(6), range(7, 40), range(48, 60), range(61, 68), range(69, 100)]
+    assert set(found.reasons[41:47]) == {TOO_SHORT} and found.strengths[40:48].eq(0).all()
+
+
 def test_only_speech_is_dubbed_where_gaps_are_kept():
     _, found = plan(footage_of(still(0, 100, 120, 70)), speech=[(1.0, 1.2), (1.4, 1.6), (3.9, 9.0)])
     # 0.3 s of margin; the pause of 0.2 s is none.
