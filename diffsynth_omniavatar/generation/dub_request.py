@@ -90,9 +90,7 @@ class DubRequest(Settings):
             yield "@audio is empty, wanted at least one sound"
         elif len(self.sounds) != len(self.faces):
             yield f"@face is given {len(self.faces)} times and @audio {len(self.sounds)} times; wanted one for each"
-        for face in self.faces:
-            if face not in FACES and not (face.isdecimal() and int(face) > 0):
-                yield f"@face is {face!r}, wanted {', '.join(FACES)} or a number from 1 on"
+        yield from filter(None, map(face_fault, self.faces))
         if self.extend not in EXTENSIONS:
             yield f"@extend is {self.extend!r}, wanted {', '.join(EXTENSIONS)}"
         if self.keep_audio not in ("no", "gaps") and _DECIBELS.fullmatch(self.keep_audio) is None:
@@ -117,3 +115,10 @@ class DubRequest(Settings):
 
 def _is_same(one: str | Path, other: str | Path) -> bool:
     return Path(one).resolve() == Path(other).resolve()
+
+
+def face_fault(face: str) -> str | None:
+    """What is wrong with the name of a face."""
+    if face in FACES or (face.isdecimal() and int(face) > 0):
+        return None
+    return f"@face is {face!r}, wanted {', '.join(FACES)} or a number from 1 on"

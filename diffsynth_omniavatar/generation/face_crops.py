@@ -18,6 +18,7 @@ from ..media.images import Size
 from ..media.timeline import DEFAULT_OVERLAP, chunk_length
 from .dub_faces import choose_tracks
 from .dub_plan import PlacedTrack, place_track, plan_face
+from .dub_request import face_fault
 from .footage import OnPicture, find_footage
 from .masks import load_mouth_mask
 from .playback import plan_playback
@@ -37,6 +38,8 @@ class FacePlaces:
     """Float32 [F] in 0..1: how much of a crop is put back; 0 where the face is not seen, turned aside or uncertain."""
     reasons: tuple[str | None, ...]
     """Why a frame stays as it is; None where it does not."""
+    size: Size
+    """Height and width of the clip's frames."""
 
 
 def cut_face(
@@ -64,13 +67,18 @@ def cut_face(
     Raises:
         RequestError: there is no face, or not that one.
     """
+    if (fault := face_fault(face)) is not None:
+        raise RequestError(f"{fault}.")
     with faults_of("video"):
         footage = find_footage(clip, detections, on_picture=on_picture)
     placed = [place_track(track, footage, template) for track in choose_tracks(footage, [face])[0]]
     length = chunk_length(*CROP_SIZE)  # of chunks, which nobody makes
     plan = plan_face(footage, plan_playback(footage.times, 0, "stop"), placed, length=length, overlap=DEFAULT_OVERLAP)
     transforms = _of_all_frames(placed, len(clip.frames))
-    places = FacePlaces(transforms=transforms, strengths=plan.strengths, reasons=plan.reasons)
+    height, width = clip.frames.shape[1:3]
+    places = FacePlaces(
+        transforms=transforms, strengths=plan.strengths, reasons=plan.reasons, size=(int(height), int(width))
+    )
     return align(clip.frames, transforms, size), places
 
 
@@ -96,11 +104,15 @@ def paste_face(frames: Tensor, crops: Tensor, places: FacePlaces, mask: Tensor |
         New uint8 frames; outside the mask their bits are the old ones.
 
     Raises:
-        RequestError: the numbers of frames, crops and places differ, or there is no frame to put one into.
+        RequestError: the numbers of frames, crops and places differ, the frames have another size than those that the
+            crops were cut out of, or there is no frame to put one into.
     """
     counts = [len(frames), len(crops), len(places.transforms)]
     if len(set(counts)) > 1:
         raise RequestError("{} frames, {} crops and {} places, wanted one of each.".format(*counts))
+    if tuple(frames.shape[1:3]) != places.size:
+        sizes = ["{1}x{0}".format(*size) for size in (frames.shape[1:3], places.size)]
+        raise RequestError("frames of {} pixels; the crops were cut out of frames of {}.".format(*sizes))
     if not places.strengths.any():
         told = ", ".join(f"{reason} in {count}" for reason, count in Counter(places.reasons).most_common())
         raise RequestError(f"No crop can be put back: of {len(frames)} frames the face is {told}.")

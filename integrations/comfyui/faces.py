@@ -9,7 +9,7 @@ import diffsynth_omniavatar as omni
 from diffsynth_omniavatar.media.faces.template import HEAD, LATENTSYNC
 
 from . import kinds
-from .convert import to_clip, to_frames, to_images
+from .convert import to_clip, to_frames, to_images, to_mask, to_pixels
 from .dub import FACE, FPS
 from .progress import Progress
 
@@ -72,8 +72,6 @@ class PasteFace(io.ComfyNode):
     def execute(
         cls, video: Tensor, crops: Tensor, places: omni.FacePlaces, mask: Tensor | None = None
     ) -> io.NodeOutput:
-        if mask is not None and len(mask) != 1:
-            raise ValueError(f"mask: {len(mask)} masks, wanted one")
-        shown = None if mask is None else mask[0].cpu()
-        frames = omni.paste_face(to_frames(video, "video"), crops[..., :3].cpu() * 255, places, shown)
+        shown = None if mask is None else to_mask(mask, "mask")
+        frames = omni.paste_face(to_frames(video, "video"), to_pixels(crops, "crops"), places, shown)
         return io.NodeOutput(to_images(frames))

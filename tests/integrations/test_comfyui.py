@@ -188,10 +188,16 @@ def test_wrong_inputs_are_named(comfy):
     picture = torch.rand(1, 40, 40, 3)
     talk = {"model": portraits, "image": picture, "audio": audio()}
     dub = {"model": dubbing, "video": picture.expand(5, -1, -1, -1), "audio": audio()}
+    places = omni.FacePlaces(transforms=torch.zeros(1, 2, 3), strengths=torch.ones(1), reasons=(None,), size=(40, 40))
+    paste = {"video": picture, "crops": picture, "places": places}
     for name, given, text in (
         ("Talk", talk | {"model": dubbing}, "^model: this one dubs videos"),
         ("Talk", talk | {"image": picture[:0]}, r"^image: pictures of shape \[0, 40, 40, 3\]"),
         ("Talk", talk | {"image": picture.expand(2, -1, -1, -1)}, "^image: 2 pictures, wanted one"),
+        ("Talk", talk | {"image": picture[0]}, r"^image: pictures of shape \[40, 40, 3\]"),
+        ("Talk", talk | {"image": (255 * picture).byte()}, "^image: pictures of torch.uint8, wanted floats"),
+        ("Talk", talk | {"audio": None}, "^audio: no sound"),
+        ("Dub", dub | {"fps": float("inf")}, "^video: inf frames a second"),
         ("Talk", talk | {"image": picture / 0}, "^image: pictures with values that are not finite"),
         ("Talk", talk | {"audio": audio(level=0)}, "^audio: the given sound: the sound is silent"),
         ("Talk", talk | {"audio": audio(0.01)}, "^audio: the given sound: the sound lasts 10.0 ms"),
@@ -200,6 +206,13 @@ def test_wrong_inputs_are_named(comfy):
         ("Dub", dub | {"video": picture[:0]}, r"^video: pictures of shape \[0"),
         ("Dub", dub | {"face": "tallest"}, "face is 'tallest', wanted largest"),
         ("Speech", {"audio": audio(level=0)}, "^audio: the given sound: the sound is silent"),
+        ("AlignFace", {"video": dub["video"], "face": "0"}, "face is '0', wanted largest"),
+        ("PasteFace", paste | {"crops": picture / 0}, "^crops: pictures with values that are not finite"),
+        ("PasteFace", paste | {"crops": picture[..., :1]}, r"^crops: pictures of shape \[1, 40, 40, 1\]"),
+        ("PasteFace", paste | {"video": picture[:, :20]}, "frames of 40x20 pixels; the crops were cut out of .* 40x40"),
+        ("PasteFace", paste | {"mask": torch.rand(2, 40, 40)}, r"^mask: masks of shape \[2, 40, 40\], wanted one"),
+        ("PasteFace", paste | {"mask": torch.rand(1, 40, 40) * 255}, "^mask: a mask with values outside 0 to 1"),
+        ("PasteFace", paste | {"mask": torch.ones(1, 9, 9, dtype=torch.bool)}, "^mask: all of it is white"),
         ("AlignFace", {"video": dub["video"]}, "^video: the given clip: shows no face in 5 pictures"),
         ("LoRA", {}, "^other is empty"),
         ("LoadModel", {"folder": "absent"}, "absent"),
