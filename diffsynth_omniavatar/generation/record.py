@@ -17,6 +17,7 @@ class StepRecord:
             timesteps [B, 1, 1, 1, 1] where a batch has several clips; None for 1 everywhere.
         latents: noisy latents x_t with the known frames in them, [B, 16, T, h, w].
         prediction: of the flow, [B, 16, T, h, w].
+        target: the flow itself, n - x_0, of the same shape.
         timestep: of each clip, 0..1000, [B].
         sigma: the noise level that made x_t, float32 [B, 1, 1, 1, 1].
     """
@@ -25,6 +26,7 @@ class StepRecord:
     weight: Tensor | None = None
     latents: Tensor | None = None
     prediction: Tensor | None = None
+    target: Tensor | None = None
     timestep: Tensor | None = None
     sigma: Tensor | None = None
 

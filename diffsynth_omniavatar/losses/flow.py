@@ -69,8 +69,12 @@ def recording(
         clip_by_clip = zip(original_samples.split(1), noise.split(1), timestep.split(1), strict=True)
         return torch.cat([host_noise(*clip) for clip in clip_by_clip])
 
+    def training_target(*values: Tensor) -> Tensor:
+        record.target = host_target(*values)
+        return record.covered(record.target)
+
     scheduler.add_noise = add_noise
-    scheduler.training_target = lambda *values: record.covered(host_target(*values))
+    scheduler.training_target = training_target
     replaced = {"add_noise", "training_target", "training_weight"}
     try:
         yield
@@ -102,3 +106,23 @@ def flow_loss(
     boundaries = inputs.get("min_timestep_boundary", 0.0), inputs.get("max_timestep_boundary", 1.0)
     with recording(pipe.scheduler, inputs["omni_record"], boundaries, levels, weighting):
         return host.training_loss(pipe, inputs)
+
+
+@torch.no_grad()
+def clip_errors(record: StepRecord, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each clip, mean((v - (n - x_0))^2) over the frames that the loss covers, without weights and with all of them.
+
+    Args:
+        record: of a step behind `flow_loss`.
+        loss: what that gave, the mean of the weighted ones.
+
+    Returns:
+        Twice float32 [B].
+    """
+    assert record.prediction is not None and record.target is not None
+    prediction, target = record.prediction.float(), record.target.float()
+    places = (1, 2, 3, 4)
+    plain = (prediction - target)[:, :, record.known_frames :].square().mean(dim=places)
+    if len(plain) == 1:  # whose weight the host may multiply its mean with
+        return plain, loss.float().reshape(1)
+    return plain, (record.covered(prediction) - record.covered(target)).square().mean(dim=places)

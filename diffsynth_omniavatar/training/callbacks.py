@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from .best import PREFIX, Goal, Progress
 from .loader import rng_state, set_rng_state
 from .log_table import StepTable
 from .loop_state import STATE_FILE
+from .step_samples import StepSamples
 
 WEIGHTS_FILE = "model.safetensors"
 COLUMNS = ("loss", "lr", "grad_norm", "seconds_per_step", "data_seconds")
@@ -173,6 +175,7 @@ class TrainingLogger(ModelLogger):
         patience: end the run after so many validations in a row without a better figure; None for never.
         log_steps: optimizer steps between lines on the console; other logs get every step.
         loss_parts: names of the losses that a loss is made of: columns of `loss.csv`.
+        samples: collects the samples of each step; None if nothing is told of them.
         enable_csv_log: write `loss.csv`, a row a step, and `validation.csv`.
         host_options: of the host's ModelLogger, for instance `enable_tensorboard_log`.
 
@@ -196,6 +199,7 @@ class TrainingLogger(ModelLogger):
         patience: int | None = None,
         log_steps: int = 1,
         loss_parts: Sequence[str] = (),
+        samples: StepSamples | None = None,
         enable_csv_log: bool = False,
         **host_options: Any,
     ) -> None:
@@ -224,6 +228,7 @@ class TrainingLogger(ModelLogger):
         self.progress = Progress()
         self.log_steps = log_steps
         self.loss_parts = loss_parts
+        self.samples = StepSamples() if samples is None else samples
         self.writes_tables = enable_csv_log
         self.tables: dict[str, StepTable] = {}
         self.bar = progress_bar("steps", show=accelerator.is_main_process, by_itself=False)  # the loader forks
@@ -245,7 +250,9 @@ class TrainingLogger(ModelLogger):
         is_due = self.is_validation_due() and self.progress.validated != self.num_steps
         if self.accelerator.is_main_process:
             if self.writes_tables:
-                self.tables["loss"] = self.table("loss", self.num_steps, *COLUMNS, *self.loss_parts)
+                self.tables["loss"] = self.table(
+                    "loss", self.num_steps, *COLUMNS, *self.loss_parts, *self.samples.columns
+                )
                 if self.validate is not None:
                     self.tables["validation"] = self.table("validation", self.num_steps - is_due)
             self.init_loggers()
@@ -256,7 +263,8 @@ class TrainingLogger(ModelLogger):
             self.stop()
         total = self.accelerator.settings.max_steps
         self.task = self.bar.add_task("training", total=total, completed=self.num_steps)
-        self.clock = time.perf_counter()
+        self.clock = self.begun = time.perf_counter()
+        self.begun_at = self.num_steps
 
     def table(self, name: str, step: int, *columns: str) -> StepTable:
         """A table in the output path, with the rows up to a step."""
@@ -306,14 +314,27 @@ class TrainingLogger(ModelLogger):
             "data_seconds": self.accelerator.loader.waited,
         }
         self.accelerator.loader.waited = 0.0
-        self.write_metrics(metrics, "loss")
+        work, by_level = self.samples.finish(self.num_steps, self.accelerator)
+        self.write_metrics({**metrics, **by_level}, "loss")
         if self.accelerator.is_main_process and self.num_steps % self.log_steps == 0:
             logger.info(
-                "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s, %.2f of them for data",
+                "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.2f s, %.2f of them for data%s%s",
                 self.num_steps,
                 self.accelerator.settings.max_steps,
                 *(metrics[name] for name in ("loss", "lr", "grad_norm", "seconds_per_step", "data_seconds")),
+                work.per_second(seconds),
+                self.time_left(),
             )
+
+    def time_left(self) -> str:
+        """Words for the console: when the run ends, by its mean pace without its first step, which may compile."""
+        now, done = time.perf_counter(), self.num_steps - self.begun_at
+        if done == 1:
+            self.begun = now
+        left = self.accelerator.settings.max_steps - self.num_steps
+        if done < 2 or not left:
+            return ""
+        return f"  {timedelta(seconds=round(left * (now - self.begun) / (done - 1)))} left"
 
     def write_metrics(self, metrics: Mapping[str, float], table: str) -> None:
         """Give metrics of the current step to the logs, which exist on the main process only."""

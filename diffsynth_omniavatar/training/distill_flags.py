@@ -148,6 +148,8 @@ OTHERS = ("distill_preset", "trajectories", "trajectory_steps", "student_start")
 INSTEAD = {
     "lora_kind": "student and critic are plain LoRAs",
     "lora_rank_pattern": "student and critic have one rank",
+    "log_noise_levels": "its losses are of several noise levels",
+    "log_samples": "its losses are of several noise levels",
     "optimizer": "its recipes are of AdamW",
     "lr_audio": "the audio modules are the teacher's",
     "trainable_models": "student and critic are LoRAs",

@@ -388,6 +388,7 @@ LEAST = {
     "dataset_repeat": 1,
     "gradient_accumulation_steps": 1,
     "learning_rate": 0,
+    "log_noise_levels": 1,
     "log_steps": 1,
     "lora_rank": 1,
     "max_steps": 1,

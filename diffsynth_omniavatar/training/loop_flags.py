@@ -49,6 +49,13 @@ def add_loop_flags(group: Any) -> None:
     add("--checkpoints_total_limit", type=int, help="Keep only this many of the newest step-N. (default: all)")
     add("--strict_data", action="store_true", help="Stop at a faulty clip instead of leaving it out.")
     add("--log_steps", type=int, default=1, help="Optimizer steps between lines on the console.")
+    add(
+        "--log_noise_levels",
+        type=int,
+        metavar="N",
+        help="Log the mean error of the samples in each of N equal parts of the timesteps apart. (default: no)",
+    )
+    add("--log_samples", action="store_true", help="Write samples.csv: each sample of each step, with its loss.")
     add("--config", help="YAML or JSON file with values for these flags; the command line overrides it.")
     add("--vram_report", action="store_true", help="Print the GPU memory of each stage after the third step.")
     add("--dry_run", action="store_true", help="Print samples, steps, trained parameters and memory, and end.")

@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import host
 from ..data.sample import TrainingSample
 from ..generation.pipeline import OmniAvatarPipeline
+from ..generation.record import StepRecord
 from ..generation.units import PromptUnit, units
 from ..losses.flow import flow_loss
 from ..losses.noise_levels import LogitNormal, MinSNR
@@ -134,6 +135,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         self.auxiliary = auxiliary
         self.on_parts: Callable[[Mapping[str, Tensor]], None] | None = None
         """Called with the losses that the loss is made of, where there are auxiliary ones."""
+        self.on_sample: Callable[[TrainingSample, StepRecord, Tensor], None] | None = None
+        """Called with each sample, what its step recorded, and its flow loss."""
         self.pipe = pipe
         self.config = config
         self.settings = settings
@@ -165,6 +168,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         if self.memory is not None:
             self.memory.end_of(ENCODING, shared["input_latents"])
         loss, parts = self.loss(data, shared, positive)
+        if self.on_sample is not None:
+            self.on_sample(data, shared["omni_record"], parts.get("flow", loss))
         if parts and self.on_parts is not None:
             self.on_parts(parts)
         if self.memory is not None:

@@ -60,6 +60,7 @@ from .loop_state import check_same_parameters, check_same_run, check_same_settin
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, trainable_parameters
 from .settings import LoopSettings, StepSettings, steps_in_epochs
+from .step_samples import SAMPLES_FILE, StepSamples
 from .trajectories import TrajectoryDataset, write_trajectories
 from .validation_setup import make_validations, read_validation
 
@@ -406,6 +407,8 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     _check_parameters(resume, module)
     if accelerator.is_main_process:  # only now, when nothing can be refused any more
         _save_arguments(args)
+    table = Path(args.output_path, SAMPLES_FILE) if args.log_samples else None
+    samples = StepSamples(args.log_noise_levels or 0, table, step, accelerator.is_main_process)
     training_logger = TrainingLogger(
         accelerator,
         module,
@@ -419,8 +422,10 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
         patience=args.patience,
         log_steps=args.log_steps,
         loss_parts=module.loss_parts,
+        samples=samples,
         **_logger_options(args),
     )
+    module.on_sample = samples.add
     args.num_epochs = accelerator.epochs_to_run(len(dataset))
     with training_logger.bar:
         host.launch_training_task(accelerator, dataset, module, training_logger, args=args)

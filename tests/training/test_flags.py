@@ -274,6 +274,8 @@ ROWS: dict[str, list[Row]] = {
         Row("resume", "{folder}/step-3", "accelerator.settings.resume", Path("{folder}/step-3")),
         Row("checkpoints_total_limit", "6", "logger.checkpoints_total_limit", 6),
         Row("log_steps", "9", "logger.log_steps", 9),
+        Row("log_noise_levels", "4", "logger.samples.levels", 4),
+        Row("log_samples", None, "logger.samples.path", Path("{folder}/out/samples.csv")),
         Row("validation_data", "{folder}/validation.txt", "logger.validate.videos.samples", [
             ValidationSample("x", Path("{folder}/mask.png"), Path("{folder}/0.mp4"))]),
         Row("validation_steps", "11", "logger.validation_steps", 11),
