@@ -24,6 +24,13 @@ class OwnConfigs:
     conventions: Conventions | None = None
     wav2vec2: Path | None = None
 
+    @property
+    def host_bytes(self) -> int | None:
+        """Size of the files of the `host_configs`; None while some are on a hub."""
+        if any(config.path is None for config in self.host_configs):
+            return None
+        return sum(path.stat().st_size for config in self.host_configs for path in _downloaded(config))
+
 
 def _downloaded(config: Any) -> list[Path]:
     config.download_if_necessary()

@@ -385,7 +385,7 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         if own.lora_checkpoint is not None or given or channels is not None or bound.arguments["use_usp"]:
             raise ValueError(f"{own.quantized} is in 8 bits: it takes no other checkpoint, LoRA, channels or use_usp.")
         placement = replace(placement, is_quantized=True)
-    if placement.starts_on_cpu:
+    if placement.loads_on_cpu(device, own.host_bytes):
         bound.arguments["device"] = "cpu"
     loras = [ReadLoRA.of(one) for one in given]
     if own.lora_checkpoint is None and own.conventions is None and own.wav2vec2 is None and channels is None:
@@ -457,7 +457,7 @@ def _choose_blocks(pipe: Any, runner: BlockRunner, placement: Placement, device:
         if runner.attention_fp8:
             check_attention_fp8(device, dit.config.dim // dit.config.num_heads)
         dit.runner = runner
-    if placement.starts_on_cpu:
+    if placement.is_wanted:
         place(pipe, placement, device)
 
 

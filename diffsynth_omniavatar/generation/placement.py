@@ -1,6 +1,7 @@
 """Where the weights of a pipeline lie, and in how many bits.
 
-A pipeline whose denoiser is to be smaller on the GPU than on disk is loaded to CPU memory first, and then placed.
+A pipeline whose denoiser is to be smaller on the GPU than on disk is loaded to CPU memory first, and then placed;
+where the GPU has room for its files, it is loaded there, which takes less main memory.
 """
 
 from __future__ import annotations
@@ -51,13 +52,19 @@ class Placement:
         return "cpu" if self.stream or self.shard else device
 
     @property
-    def starts_on_cpu(self) -> bool:
-        """Whether the models are to be loaded to CPU memory."""
+    def is_wanted(self) -> bool:
+        """Whether `place` has something to do."""
         return self.stream or self.shard or self.is_quantized or self.quantize is not None
+
+    def loads_on_cpu(self, device: torch.device | str, size: int | None) -> bool:
+        """Whether models whose files have `size` bytes (None: unknown) are to be loaded to CPU memory."""
+        if self.stream or self.shard or self.is_quantized or torch.device(device).type != "cuda":
+            return self.is_wanted
+        return self.quantize is not None and (size is None or size + WORKING_MEMORY > free_memory(torch.device(device)))
 
 
 def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
-    """Bring a pipeline from CPU memory to `device`; its denoiser has a `BlockRunner` if it is to be streamed."""
+    """Bring a loaded pipeline to `device`; its denoiser has a `BlockRunner` if it is to be streamed."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
@@ -74,7 +81,7 @@ def place(pipe: Any, placement: Placement, device: torch.device | str) -> None:
     text_encoder, pipe.text_encoder = pipe.text_encoder, None
     _bring(pipe, device)
     pipe.text_encoder = text_encoder
-    if text_encoder is not None:
+    if text_encoder is not None and next(text_encoder.parameters()).device != device:
         _place_text_encoder(text_encoder, device, placement.stream or placement.shard)
 
 
