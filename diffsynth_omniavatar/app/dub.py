@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..system.messages import no_file
 from .jobs import checked_job, dub_job, make_video
 from .model_flags import SHARED_FLAGS, Flags, add_flags, add_model_flags, facts, flags_of_file, given, load_model
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise ValueError(f"{', '.join(missing)} missing.")
     if not Path(args.video).is_file():
-        raise FileNotFoundError(f"{args.video} is not there.")
+        raise FileNotFoundError(f"{no_file(args.video)}.")
     job = checked_job(lambda: dub_job(DubRequest(video=args.video, **asked), facts(args), show_progress))
     make_video(load_model(args), job, args)
     return 0

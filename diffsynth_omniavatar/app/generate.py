@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..generation.samples import read_samples
 from ..model.config import has_masked_video
-from ..system.messages import counted
+from ..system.messages import counted, no_file
 from .console import FAILED, say
 from .jobs import Job, checked_job, make_video, talk_job
 from .model_flags import SHARED_FLAGS, Flags, add_flags, add_model_flags, facts, flags_of_file, given, load_model
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(missing)} missing; or give --input_file with one video per line.")
     for name in ("image", "video", "audio"):
         if name in inputs and not Path(inputs[name]).is_file():
-            raise FileNotFoundError(f"--{name}: {inputs[name]} is not there.")
+            raise FileNotFoundError(f"--{name}: {no_file(inputs[name])}.")
     job = _checked(args, inputs, facts(args))
     make_video(load_model(args), job, args)
     return 0

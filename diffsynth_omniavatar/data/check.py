@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     clips, settings, recipe = data_of(args)
     faults = check_dataset(clips, settings, recipe)
     for fault in faults:
-        print(f"{fault.clip}: {fault.reason.removeprefix(f'{fault.clip}: ')}")
+        print(f"{fault.clip}: {fault.told}")
     bad = len({fault.index for fault in faults})
     print(f"{counted(len(clips), 'clip')}, {bad} of them with faults")
     return 1 if faults else 0

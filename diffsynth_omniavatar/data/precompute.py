@@ -160,7 +160,7 @@ def scan_usable(videos: Sequence[ClipSource], settings: ClipSettings, recipe: Re
     """Look at clips; ValueError if none can be used."""
     scan = scan_clips(videos, settings, recipe)
     if scan.bad_clips == len(videos):
-        raise ValueError(f"none of {len(videos)} clips can be used: {scan.faults[0].clip}: {scan.faults[0].reason}")
+        raise ValueError(f"none of {len(videos)} clips can be used: {scan.faults[0].clip}: {scan.faults[0].told}")
     return scan
 
 
@@ -328,7 +328,7 @@ def run(args: argparse.Namespace) -> int:
     scan = scan_usable(videos, settings, recipe)
     if state.is_main_process:
         for fault in scan.faults:
-            logger.warning("%s: %s", fault.clip, fault.reason)
+            logger.warning("%s: %s", fault.clip, fault.told)
     configs = {part: host_config(part, sources[part]) for part in PARTS}
     with (
         main_process_first(state),  # so that one process downloads

@@ -28,6 +28,11 @@ class Fault:
     is_stale: bool = False
     """The clip is fine, but its cache entry is of an earlier version of it."""
 
+    @property
+    def told(self) -> str:
+        """The reason, without the clip's name before it."""
+        return self.reason.removeprefix(f"{self.clip}: ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:

@@ -139,6 +139,7 @@ def test_mistakes_take_one_line(tmp_path, inputs, capsys):
     for arguments, message in [
         (["generate"], "--prompt, --audio, --out missing"),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--image", "no.png"], "no.png is not there"),
+        (["dub", ".", "--audio", "a.wav", "--out", "b.mp4"], ". is a folder, wanted a file"),
         (["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--models_folder", tmp_path], "doctor"),
         (
             ["generate", *generate_flags(inputs, tmp_path / "a.mp4"), "--video", inputs / "face.png"],

@@ -296,6 +296,13 @@ def test_a_folder_that_cannot_be_searched_is_told(tmp_path: Path, monkeypatch: p
     assert work(folder).reasons == {"unreadable": f"{closed}: Permission denied"}
 
 
+def test_a_link_to_itself_is_told(tmp_path: Path) -> None:
+    (tmp_path / "self.mp4").symlink_to("self.mp4")
+    (source,) = find_sources([tmp_path], tmp_path / "out")
+    (reason,) = process.SourceWork(out=tmp_path / "out", settings=settings())(source).reasons.values()
+    assert reason == f"{tmp_path / 'self.mp4'}: Too many levels of symbolic links"
+
+
 def test_sources_come_from_folders_globs_and_lists(raw: Path, tmp_path: Path) -> None:
     (raw / "deep").mkdir()
     (raw / "deep" / "x.MOV").touch()

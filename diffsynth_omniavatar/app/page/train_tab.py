@@ -283,7 +283,7 @@ class NewRun:
     def _shown(self, training: Training, faults: Sequence[Fault], mark: str) -> list[Any]:
         """Updates that show the faults of clips, and whether one can start without these."""
         bad = tuple(sorted({fault.index for fault in faults}))
-        rows = [[fault.clip, fault.reason.removeprefix(f"{fault.clip}: ")] for fault in faults]
+        rows = [[fault.clip, fault.told] for fault in faults]
         table = gr.update(value=rows, visible=True)
         if (why := training.data.hindrance(bad)) is not None:
             return [*self._said(FieldFaults({"data": why}))[:-3], table, ("", ()), gr.skip()]

@@ -29,10 +29,15 @@ class Source:
     path: Path
 
     @property
+    def place(self) -> Path:
+        """Where it lies, whatever it is called. `Path.resolve` raises for a link to itself, up to Python 3.12."""
+        return Path(os.path.realpath(self.path))
+
+    @property
     def key(self) -> str:
         """Begins the names of all files that are made of it: letters of its own name, and a hash of its place."""
         letters = re.sub(r"[^A-Za-z0-9]+", "-", self.path.stem).strip("-")[:32] or "video"
-        return f"{letters}-{hashlib.sha256(os.fsencode(self.path.resolve())).hexdigest()[:8]}"
+        return f"{letters}-{hashlib.sha256(os.fsencode(self.place)).hexdigest()[:8]}"
 
 
 def find_sources(raw: Sequence[str | Path], out: Path) -> list[Source]:
@@ -49,16 +54,14 @@ def find_sources(raw: Sequence[str | Path], out: Path) -> list[Source]:
     out = out.resolve()
     found = dict[Path, Source]()
     for given in raw:
-        count = len(found)
-        paths = list(_paths(str(given)))
-        if not paths:
+        sources = [Source(path=path) for path in _paths(str(given))]
+        if not sources:
             raise ValueError(f"{given}: there is no video; give folders, globs, lists of files or video files")
-        for path in paths:
-            resolved = path.resolve()
-            if not resolved.is_relative_to(out):
-                found.setdefault(resolved, Source(path=path))
-        if len(found) == count and all(path.resolve().is_relative_to(out) for path in paths):
-            raise ValueError(f"{given}: {counted(len(paths), 'video')}, all in the output folder {out}")
+        outside = [source for source in sources if not source.place.is_relative_to(out)]
+        if not outside:
+            raise ValueError(f"{given}: {counted(len(sources), 'video')}, all in the output folder {out}")
+        for source in outside:
+            found.setdefault(source.place, source)
     return list(found.values())
 
 
