@@ -184,7 +184,8 @@ def status(work: VideoWork, queue: WorkQueue) -> str:
     """Where a job is, as HTML."""
     if work.state == "waiting":
         ahead = queue.position(work)
-        return f'<p role="status">Waiting: {counted(ahead, "job")} before this one.</p>'
+        told = f"Waiting: {counted(ahead, 'job')} before this one." if ahead else "Starting."
+        return f'<p role="status">{told}</p>'
     if work.state == "failed":
         return f'<p role="alert" class="failed">{plain(work.fault)}</p>'
     if work.state == "stopped":
