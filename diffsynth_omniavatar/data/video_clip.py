@@ -14,7 +14,7 @@ from ..media.images import Size, fit_image, image_to_tensor, load_image, to_byte
 from ..media.sound import load_sound, speech_waveform
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..media.video import iter_frames, probe_video, read_frames
-from .clip_faces import FaceFaults, face_crops
+from .clip_faces import FaceFaults, cut_picture, face_crops
 from .clips import AUDIO, LATENTS, REFERENCE_SEQUENCE, TEXT, ClipFacts, ClipSettings, ClipSource, Faults, Footage
 from .recipe import Recipe
 
@@ -103,6 +103,9 @@ class VideoClip(ClipSource):
             faults.reasons += error.reasons
         except ValueError as error:
             faults.add(str(error))
+        picture = self.reference
+        if aligned and picture is not None and not any(str(picture) in reason for reason in faults.reasons):
+            faults.collect(lambda: cut_picture(load_image(picture), size, template))
 
     def inspect_sound(self, parts: Collection[str], needed: int, faults: Faults) -> None:
         """Collect the faults in the sound itself, for samples of up to `needed` frames, unless its file has some."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from data_clips import RECIPE
 from nasty import drawn_people, encode
+from PIL import Image
 from synthetic_clips import write_table
 
 from diffsynth_omniavatar.data import check
@@ -104,6 +105,21 @@ def test_faces_matter_where_they_are_asked_for(clips: Path) -> None:
     aligned = {fault.clip for fault in check_dataset(listed[1:], replace(SETTINGS, faces="aligned"), RECIPE_OF_256)}
     assert aligned == checked - {"one.mp4"}
     assert replace(SETTINGS, height=None, width=None, faces="aligned").size_for(1920, 1080) == (720, 720)
+
+
+def test_a_reference_to_align_needs_an_upright_face(clips: Path) -> None:
+    person = Image.fromarray(PEOPLE.first[0])
+    person.rotate(180).save(clips / "turned.png")
+    Image.new("RGB", person.size).save(clips / "black.png")
+    (clips / "broken.png").write_bytes(b"no picture")
+    rows = [{"video": "one.mp4", "prompt": "x", "reference": f"{name}.png"} for name in ("turned", "black", "broken")]
+    listed = read_clips(write_table(clips / "references.csv", rows))
+    told = [fault.reason for fault in check_dataset(listed, replace(SETTINGS, faces="aligned"), RECIPE_OF_256)]
+    assert len(told) == 3 and "broken.png" in told[2]
+    assert told[:2] == [
+        "in the reference image the face is upside down: turn the picture",
+        "there is no face in the reference image",
+    ]
 
 
 def test_flags_choose_what_is_done_with_faces(clips: Path) -> None:
