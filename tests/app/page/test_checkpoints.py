@@ -14,6 +14,7 @@ from diffsynth_omniavatar.app.page.pair import order_pair
 from diffsynth_omniavatar.app.page.state import PageApp
 from diffsynth_omniavatar.app.page.talk import order_talk
 from diffsynth_omniavatar.app.page.training_runs import Record
+from diffsynth_omniavatar.app.page.work_queue import QueueFull, Work
 from diffsynth_omniavatar.model.files import NANO_I2V, NANO_V2V
 from diffsynth_omniavatar.nano.family import write_random_family
 
@@ -113,3 +114,21 @@ def test_two_checkpoints_get_the_same_fields_and_seed(app):
     first, second = ordered
     assert (first.pop("model"), second.pop("model")) == ("nano-v2v", "a run/best")
     assert first == second and isinstance(first["seed"], int) and first.keys() == {"prompt", "seed"}
+
+
+class Idle(Work):
+    def run(self):
+        raise AssertionError("it is not made")
+
+
+def test_where_the_second_job_is_refused_the_first_is_not_made(app):
+    def order(fields):
+        if fields["model"] == "a run/best":
+            raise QueueFull("20 jobs wait already")
+        work = Idle("")
+        app.jobs.add(work)
+        return work
+
+    with pytest.raises(QueueFull):
+        order_pair(app, True, {"checkpoint_a": "nano-v2v", "checkpoint_b": "a run/best"}, order)
+    assert [work.state for work in app.jobs.of("")] == ["stopped"]
