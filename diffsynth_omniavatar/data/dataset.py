@@ -6,12 +6,14 @@ dataset = OmniAvatarDataset(read_clips("metadata.csv", "data"), settings=ClipSet
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from ..system.messages import counted
 from .cache_index import StaleCacheError
 from .clips import NETWORKS, BadSampleError, ClipFacts, ClipSettings, ClipSource, reason_of
 from .recipe import Recipe, draw_below
@@ -41,13 +43,15 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         recipe: the random choices.
         batch_size: clips in an item.
         repeat: how often an epoch has every item.
+        tables: the weights of the tables that the clips come from, and how many clips each has, in their order; an
+            item's clips are of one table. None for one table. See `epoch_indices`.
         scan: of these clips with these settings; None scans them here. Clips with faults are left out.
         strict: raise BadSampleError instead of leaving clips out.
 
     Raises:
         BadSampleError: with `strict`, a clip has a fault.
         StaleCacheError: the cache was made of other clips or with other settings.
-        ValueError: no clip is usable, or batch_size or repeat is less than 1.
+        ValueError: no clip is usable, an epoch has none of a table, or batch_size or repeat is less than 1.
     """
 
     load_from_cache = False
@@ -61,6 +65,7 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         recipe: Recipe,
         batch_size: int = 1,
         repeat: int = 1,
+        tables: Sequence[tuple[float, int]] | None = None,
         scan: Scan | None = None,
         strict: bool = False,
     ) -> None:
@@ -73,10 +78,22 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         self.repeat = repeat
         self.strict = strict
         self.scan = scan_clips(clips, settings, recipe) if scan is None else scan
+        tables = [(1.0, len(clips))] if tables is None else tables
+        self.weights = [weight for weight, _ in tables]
+        self.table_of = [table for table, (_, count) in enumerate(tables) for _ in range(count)]
+        """Place of a clip -> place of its table."""
+        self.step = 0
+        """The optimizer step that takes the next item."""
         self.skipped = 0
         """Items of this process (a worker of a loader is one) in whose place another was taken."""
         self._refuse_faults()
         self.items = self._group()
+        for weight, (items, rounds, more) in zip(self.weights, self._shares(), strict=True):
+            if not rounds + more:
+                raise ValueError(
+                    f"a table of {counted(len(items), 'sample')} has none in an epoch with weight {weight:g}: a larger "
+                    "weight, or more clips"
+                )
 
     def _refuse_faults(self) -> None:
         faults = self.scan.faults
@@ -106,7 +123,7 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         buckets: dict[tuple[Any, ...], list[int]] = {}
         for index, facts in enumerate(self.scan.facts):
             if facts is not None:
-                buckets.setdefault(facts.bucket, []).append(index)
+                buckets.setdefault((self.table_of[index], *facts.bucket), []).append(index)
         if self.batch_size > 1:
             for members in buckets.values():
                 random.Random(0).shuffle(members)  # neighbours in the list are often of one speaker
@@ -127,7 +144,36 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         return needed
 
     def __len__(self) -> int:
-        return len(self.items) * self.repeat
+        return sum(len(items) * rounds + more for items, rounds, more in self._shares())
+
+    def _shares(self) -> Iterator[tuple[list[int], int, int]]:
+        """For each table: the places of its items, how often an epoch has all of them, and how many once more."""
+        for table, weight in enumerate(self.weights):
+            items = [place for place, members in enumerate(self.items) if self.table_of[members[0]] == table]
+            rounds, rest = divmod(weight * self.repeat, 1)
+            yield items, int(rounds), round(rest * len(items))
+
+    def epoch_indices(self, generator: torch.Generator) -> list[int]:
+        """The indices of an epoch, in no order.
+
+        Of a table with weight w, an epoch has each item floor(w) times, and some of its items once more, drawn with the
+        generator, so that all are w times as many as the table has. With `repeat` r, w r stands for w.
+        """
+        found = []
+        for items, rounds, more in self._shares():
+            drawn = torch.randperm(len(items), generator=generator)[:more].tolist() if more else []
+            found += [turn * len(self.items) + place for turn in range(rounds) for place in items]
+            found += [rounds * len(self.items) + items[number] for number in drawn]
+        return found
+
+    @property
+    def mixture(self) -> str:
+        """The weights, where they are not all 1."""
+        return "" if {*self.weights} == {1.0} else " ".join(f"{weight:g}" for weight in self.weights)
+
+    def begin_step(self, step: int) -> None:
+        """Called before each item with the number of the optimizer step that takes it, from 0."""
+        self.step = step
 
     def describe(self, index: int) -> str:
         """The clips of an item, for messages."""
@@ -140,7 +186,7 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
             BadSampleError: with `strict`, a clip cannot be read; else, none of all can.
             IndexError: there are not so many.
         """
-        first = range(len(self))[index]
+        first = range(len(self.items) * math.ceil(max(self.weights) * self.repeat))[index]
         for offset in range(len(self.items)):
             members = self.items[(first + offset) % len(self.items)]
             try:
@@ -164,7 +210,8 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
     def _sample(self, members: tuple[int, ...]) -> TrainingSample:
         indices = self._complete(members)
         facts, recipe = [self.facts(index) for index in indices], self.recipe
-        num_frames = recipe.draw_length(min(one.longest for one in facts))
+        longest = min(one.longest for one in facts)
+        num_frames = recipe.draw_length(recipe.longest_at(self.step, longest))
         prefix_frames = recipe.draw_prefix(num_frames)
         if facts[0].is_still:  # as generating starts from a portrait
             prefix_frames = 1

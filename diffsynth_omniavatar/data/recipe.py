@@ -33,11 +33,14 @@ class Recipe:
     """Most video frames of a sample, 4n+1; None for no limit but max_tokens."""
     min_frames: int | None = None
     """Fewest video frames of a sample, 4n+1; None for one latent frame more than the longest prefix."""
+    curriculum_frames: tuple[tuple[int, int], ...] = ()
+    """Optimizer steps, from 0, and most video frames of a sample, 4n+1, from each on; empty for no further limit."""
     dynamic_length: bool = True
     """Draw the length of every sample; else each is as long as its clip and the limits allow."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix_frames", tuple(self.prefix_frames))
+        object.__setattr__(self, "curriculum_frames", tuple(tuple(part) for part in self.curriculum_frames))
         faults = [
             f"{name} is {getattr(self, name)}, wanted 0 to 1"
             for name in ("text_drop_prob", "audio_drop_prob", "prefix_drop_prob")
@@ -47,12 +50,21 @@ class Recipe:
             "prefix_frames": self.prefix_frames,
             "num_frames": (self.num_frames,),
             "min_frames": (self.min_frames,),
+            "curriculum_frames": tuple(frames for _, frames in self.curriculum_frames),
         }
         for name, values in lengths.items():
             wrong = [value for value in values if value is not None and (value < 1 or value % 4 != 1)]
             faults += [f"{name} has {value}, wanted 4n+1 such as 1, 5, 9, 13" for value in wrong]
         if self.shortest < 5:
             faults.append(f"min_frames is {self.min_frames}, wanted 5 or more")
+        steps = [step for step, _ in self.curriculum_frames]
+        if self.curriculum_frames and (steps[0] != 0 or steps != sorted({*steps})):
+            faults.append(f"curriculum_frames has the steps {steps}, wanted 0 first and each above the one before")
+        faults += [
+            f"curriculum_frames has {frames} frames, below the shortest sample, {self.shortest}; lower min_frames"
+            for _, frames in self.curriculum_frames
+            if frames < self.shortest
+        ]
         if self.num_frames is not None and self.num_frames < self.shortest:
             faults.append(
                 f"num_frames {self.num_frames} is below the shortest sample, {self.shortest}; lower min_frames"
@@ -79,6 +91,11 @@ class Recipe:
                 f"wanted {self.shortest}: lower min_frames, or the longest of prefix_frames"
             )
         return longest
+
+    def longest_at(self, step: int, longest: int) -> int:
+        """Most frames at an optimizer step, where `longest` are allowed without the curriculum."""
+        begun = [frames for start, frames in self.curriculum_frames if start <= step]
+        return min(longest, begun[-1]) if begun else longest
 
     def draw_length(self, longest: int) -> int:
         """A length between `shortest` and `longest`, each 4n+1 with equal chance."""

@@ -314,6 +314,7 @@ class OmniAccelerator(Accelerator):
                 processes=self.num_processes,
                 device=self.device,
                 on_pass=self._begin,
+                accumulation=self.settings.gradient_accumulation_steps,
             )
             return self.loader
         if isinstance(obj, LRScheduler):
@@ -394,8 +395,8 @@ class OmniAccelerator(Accelerator):
         if self.companion is not None:
             self.companion.after_step(self.steps_done)
 
-    def _run(self) -> dict[str, int]:
-        return run_of(self.settings, self.num_processes, self.loader.samples)
+    def _run(self) -> dict[str, Any]:
+        return run_of(self.settings, self.num_processes, self.loader.loader.dataset)
 
     def loop_state(self, module: torch.nn.Module) -> dict[str, Any]:
         """All that a run needs to go on after the last step; {} except on the main process. Every process must call it.

@@ -23,7 +23,8 @@ flags from a file, and the command line overrides it. `--dry_run` prints the pla
 
 HOST_HELP: Mapping[str, str] = {
     "dataset_base_path": "Folder that paths in the table are relative to; or the folder of a cache.",
-    "dataset_metadata_path": "Table of clips (.csv, .json, .jsonl), list of prepared directories, or cache.",
+    "dataset_metadata_path": "Tables of clips (.csv, .json, .jsonl), lists of prepared directories, or caches. An "
+    "epoch has a table's clips WEIGHT times, with 0.5 another half of them each time. (default WEIGHT: 1)",
     "dataset_repeat": "How often each clip comes in an epoch.",
     "dataset_num_workers": "Processes that read and decode clips; 0 uses the training process.",
     "model_paths": "Files of the base model, as a JSON list.",

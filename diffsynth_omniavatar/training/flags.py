@@ -110,6 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
         action.help = argparse.SUPPRESS if refused else HOST_HELP.get(action.dest, action.help)
     parser.description = DESCRIPTION
     parser.formatter_class = HelpFormatter
+    table = next(action for action in parser._actions if action.dest == "dataset_metadata_path")
+    table.nargs, table.metavar = "+", "TABLE[:WEIGHT]"
     parser.set_defaults(lora_rank=128, lora_target_modules=",".join(LORA_TARGETS), num_frames=None)
     _add_model_flags(parser.add_argument_group("OmniAvatar: model"))
     add_recipe_flags(parser.add_argument_group("OmniAvatar: recipe"))

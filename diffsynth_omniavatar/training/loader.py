@@ -25,7 +25,9 @@ class EpochDataset(Protocol):
 
     `__getitem__` is called with the global python, numpy and torch CPU generators seeded by (seed, epoch, index),
     in a worker or not: what it draws from them is new in each epoch and the same in a resumed run. It must keep no
-    generator of its own. It may have a method `describe(index) -> str`; messages about a sample then say it.
+    generator of its own. It may have methods: `describe(index) -> str`, which messages about a sample then say;
+    `epoch_indices(generator)`, the `len` indices that an epoch has, instead of 0, 1, ...; `begin_step(step)`, called
+    before each item with the number of the optimizer step that takes it.
     """
 
     load_from_cache: bool
@@ -79,6 +81,8 @@ class SampleKey(NamedTuple):
 
     epoch: int
     sample: int
+    step: int = 0
+    """The optimizer step that takes it, from 0."""
 
 
 def only_sample(batch: Sequence[Any]) -> Any:
@@ -101,7 +105,10 @@ class SeededSamples(Dataset[Any]):
 
     def __getitem__(self, key: SampleKey) -> Any:
         state = cpu_rng_state()
-        seed_cpu_generators(stream_seed("sample", self.seed, *key))
+        seed_cpu_generators(stream_seed("sample", self.seed, key.epoch, key.sample))
+        begin_step = getattr(self.dataset, "begin_step", None)
+        if begin_step is not None:
+            begin_step(key.step)
         try:
             return self.dataset[key.sample]
         except (ValueError, OSError) as error:
@@ -123,6 +130,7 @@ class LoopLoader:
         processes: how many there are.
         device: where the samples' tensors go.
         on_pass: called at the start of each pass.
+        accumulation: samples of this process in an optimizer step.
 
     Raises:
         ValueError: the dataset is empty; in a pass: a worker process could not read a sample.
@@ -138,6 +146,7 @@ class LoopLoader:
         processes: int,
         device: torch.device,
         on_pass: Callable[[], None],
+        accumulation: int = 1,
     ) -> None:
         self.loader = loader
         self.samples = len(loader.dataset)  # type: ignore[arg-type]
@@ -149,6 +158,7 @@ class LoopLoader:
         self.processes = processes
         self.device = device
         self.on_pass = on_pass
+        self.accumulation = accumulation
         self.position = 0
         """How many samples this process has handed out, over all epochs; set it to go on from there."""
         self.current: SampleKey | None = None
@@ -159,11 +169,14 @@ class LoopLoader:
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(stream_seed("epoch", self.seed, epoch))
-        return torch.randperm(self.samples, generator=generator).tolist()
+        places = torch.randperm(self.samples, generator=generator).tolist()
+        choose = getattr(self.loader.dataset, "epoch_indices", None)
+        indices = range(self.samples) if choose is None else choose(generator)
+        return [indices[place] for place in places]
 
     def _key(self, position: int) -> SampleKey:
         epoch, place = divmod(position * self.processes + self.process, self.samples)
-        return SampleKey(epoch, self.order(epoch)[place])
+        return SampleKey(epoch, self.order(epoch)[place], position // self.accumulation)
 
     def _end_of_pass(self) -> int:
         epoch = self.position * self.processes // self.samples

@@ -30,17 +30,18 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def run_of(settings: LoopSettings, processes: int, samples: int) -> dict[str, int]:
+def run_of(settings: LoopSettings, processes: int, dataset: Any) -> dict[str, Any]:
     """What makes a step count mean the same data and draws: a resumed run must share it."""
     return {
         "seed": settings.seed,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "processes": processes,
-        "samples": samples,
+        "samples": len(dataset),
+        **({"mixture": mixture} if (mixture := getattr(dataset, "mixture", "")) else {}),
     }
 
 
-def check_same_run(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str, int]) -> None:
+def check_same_run(checkpoint: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
     """Raise ValueError if a checkpoint is of another run than `run_of` says of this one."""
     if state["run"] != run:
         raise ValueError(

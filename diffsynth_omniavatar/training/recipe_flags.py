@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from ..losses.noise_levels import HOST, SAMPLINGS, WEIGHTINGS, LogitNormal, MinSNR
 from ..model.config import IMAGE_SIZES
+from .distill_flags import TRAJECTORIES
 
 
 def frame_counts(text: str) -> tuple[int, ...]:
     """ "1,5,9,13" -> (1, 5, 9, 13); "" -> ()."""
     return tuple(int(number) for number in text.split(",") if number)
+
+
+WEIGHT = re.compile(r"\d+(\.\d+)?")
+
+
+def with_weight(text: str) -> tuple[str, float]:
+    """TABLE[:WEIGHT] -> table and weight, by default 1. What follows the last colon is one only if it is a number."""
+    name, _, last = text.rpartition(":")
+    return (name, float(last)) if name and WEIGHT.fullmatch(last) else (text, 1.0)
+
+
+def curriculum(text: str) -> tuple[tuple[int, int], ...]:
+    """ "0:21,1000:81" -> ((0, 21), (1000, 81)); ValueError for another text."""
+    parts = [part.split(":") for part in text.split(",") if part]
+    if not all(len(part) == 2 and all(number.isdecimal() for number in part) for part in parts):
+        raise ValueError(f"is {text!r}, wanted STEP:FRAMES with commas between, like 0:21,1000:81")
+    return tuple((int(step), int(frames)) for step, frames in parts)
 
 
 def add_recipe_flags(group: Any) -> None:
@@ -51,6 +70,13 @@ def add_recipe_flags(group: Any) -> None:
         help="Make samples as long as clip and limits allow. (default: random length)",
     )
     add(
+        "--curriculum_frames",
+        default="",
+        metavar="STEP:FRAMES,...",
+        help="Most frames per sample, 4n+1, from these optimizer steps on, like 0:21,1000:81, within the other limits. "
+        "(default: the same in all steps)",
+    )
+    add(
         "--max_tokens",
         type=int,
         help="Longest sample: frames * height * width / 1024. (default: the checkpoint's, else 30000)",
@@ -83,10 +109,23 @@ def add_recipe_flags(group: Any) -> None:
 
 def recipe_faults(args: argparse.Namespace) -> Iterator[str]:
     """Of flags that do not go together, and values that cannot be."""
-    for name, parse in (("timestep_sampling", LogitNormal.parse), ("loss_weighting", MinSNR.parse)):
+    named = (
+        ("timestep_sampling", LogitNormal.parse),
+        ("loss_weighting", MinSNR.parse),
+        ("curriculum_frames", curriculum),
+    )
+    for name, parse in named:
         try:
             parse(getattr(args, name))
         except ValueError as error:
             yield f"--{name} {error}"
+    weights = [weight for _, weight in map(with_weight, args.dataset_metadata_path or ())]
+    if not all(weights):
+        yield f"--dataset_metadata_path {' '.join(args.dataset_metadata_path)}: a weight is 0, wanted more"
+    writes = args.task in ("sft:data_process", TRAJECTORIES)
+    if writes and {*weights} - {1.0}:
+        yield f"weights in --dataset_metadata_path have no meaning with --task {args.task}, which takes each clip once"
+    if args.curriculum_frames and (writes or args.trajectories is not None):
+        yield "--curriculum_frames has no meaning here: these samples have their whole length"
     if args.timestep_sampling != HOST and (args.min_timestep_boundary, args.max_timestep_boundary) != (0, 1):
         yield "--min_timestep_boundary and --max_timestep_boundary are of the host's table: --timestep_sampling host"

@@ -59,6 +59,7 @@ from .log_table import read_table
 from .loop_state import check_same_parameters, check_same_run, check_same_settings, load_state, run_of
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, trainable_parameters
+from .recipe_flags import curriculum, with_weight
 from .settings import LoopSettings, StepSettings, steps_in_epochs
 from .step_samples import SAMPLES_FILE, StepSamples
 from .trajectories import TrajectoryDataset, write_trajectories
@@ -91,7 +92,13 @@ def conventions_of(args: argparse.Namespace) -> Conventions:
 
 def named_clips(args: argparse.Namespace) -> list[ClipSource]:
     """The clips that the flags name."""
-    return read_clips(args.dataset_metadata_path or args.dataset_base_path, args.dataset_base_path)
+    return [clip for _, clips in named_tables(args) for clip in clips]
+
+
+def named_tables(args: argparse.Namespace) -> list[tuple[float, list[ClipSource]]]:
+    """The tables that the flags name: their weights and clips."""
+    named = args.dataset_metadata_path or [args.dataset_base_path]
+    return [(weight, read_clips(path, args.dataset_base_path)) for path, weight in map(with_weight, named)]
 
 
 def recipe_of(args: argparse.Namespace, conventions: Conventions) -> Recipe:
@@ -103,6 +110,7 @@ def recipe_of(args: argparse.Namespace, conventions: Conventions) -> Recipe:
         max_tokens=conventions.max_tokens,
         num_frames=args.num_frames,
         min_frames=args.min_frames,
+        curriculum_frames=curriculum(args.curriculum_frames),
         dynamic_length=not args.fixed_length and args.task != TRAJECTORIES,
     )
 
@@ -125,7 +133,8 @@ def build_dataset(args: argparse.Namespace, conventions: Conventions) -> AnyData
     if args.trajectories is not None:
         levels = distill_settings(args).sampling(conventions.sampling).sigmas
         return TrajectoryDataset(Path(args.trajectories), levels, args.dataset_repeat)
-    clips = named_clips(args)
+    tables = named_tables(args)
+    clips = [clip for _, clips in tables for clip in clips]
     check_same_clips(clips)
     return OmniAvatarDataset(
         clips,
@@ -133,6 +142,7 @@ def build_dataset(args: argparse.Namespace, conventions: Conventions) -> AnyData
         recipe=recipe_of(args, conventions),
         batch_size=args.batch_size,
         repeat=args.dataset_repeat,
+        tables=[(weight, len(clips)) for weight, clips in tables],
         strict=args.strict_data,
     )
 
@@ -391,7 +401,7 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     if resume is not None:
         check_same_base(resume, args)
         state = load_state(resume)
-        check_same_run(resume, state, run_of(settings, processes, len(dataset)))
+        check_same_run(resume, state, run_of(settings, processes, dataset))
         check_same_settings(resume, state, settings)
     has_unused = args.find_unused_parameters or distills(args)  # of student and critic one has a loss at a time
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=has_unused)]

@@ -72,7 +72,12 @@ def _noise(shape: torch.Size, seed: int, clip: int, place: int) -> torch.Tensor:
 def validation_recipe(recipe: Recipe) -> Recipe:
     """The same for held-out clips: nothing is dropped, and samples are as long as clips and limits allow."""
     return dataclasses.replace(
-        recipe, text_drop_prob=0.0, audio_drop_prob=0.0, prefix_drop_prob=0.0, dynamic_length=False
+        recipe,
+        text_drop_prob=0.0,
+        audio_drop_prob=0.0,
+        prefix_drop_prob=0.0,
+        curriculum_frames=(),
+        dynamic_length=False,
     )
 
 

@@ -264,6 +264,7 @@ ROWS: dict[str, list[Row]] = {
         Row("lr_audio", "5e-3", lambda s: s.optimizer.param_groups[-1]["initial_lr"], 5e-3),
         Row("loss_weighting", "min_snr:4", "module.weighting.gamma", 4.0),
         Row("batch_size", "2", lambda s: len(s.sample.sources), 2),
+        Row("curriculum_frames", "0:9,7:13", "dataset.recipe.curriculum_frames", ((0, 9), (7, 13))),
         Row("max_steps", "40", "accelerator.settings.max_steps", 40),
         Row("warmup_steps", "7", "accelerator.settings.warmup_steps", 7),
         Row("lr_schedule", "cosine", "accelerator.settings.lr_schedule", "cosine"),
@@ -347,6 +348,7 @@ ROWS: dict[str, list[Row]] = {
         Row("aux_memory", "frame", "module.auxiliary.memory", "frame"),
     ],
     "blocks": [
+        Row("dataset_metadata_path", "{folder}/clips.csv:1.5", lambda s: s.dataset.weights, [1.5]),
         Row("activation_memory", "0.5", "module.pipe.dit.runner.activation_memory", 0.5),
         Row("compile", None, "module.pipe.dit.runner.compile", True),
         Row("stream_weights", None, "module.pipe.dit.runner.streamed.__class__.__name__", "StreamedWeights"),

@@ -298,6 +298,8 @@ def test_config_file_applies_unless_the_command_line_says_otherwise(folder, tmp_
         (["--timestep_sampling", "cosine"], "--timestep_sampling is 'cosine', wanted host, uniform"),
         (["--timestep_sampling", "uniform", "--max_timestep_boundary", "0.5"], "are of the host's table"),
         (["--loss_weighting", "min_snr:-1"], "--loss_weighting is 'min_snr:-1', wanted a GAMMA above 0"),
+        (["--curriculum_frames", "21"], "--curriculum_frames is '21', wanted STEP:FRAMES"),
+        (["--dataset_metadata_path", "a.csv:0", "b.csv"], "--dataset_metadata_path a.csv:0 b.csv: a weight is 0"),
         (["--lora_rank_pattern", "ffn"], "--lora_rank_pattern is 'ffn', wanted NAME=RANK"),
         (["--lora_kind", "lokr", "--compile"], "--compile knows plain LoRAs: leave it out, or --lora_kind lokr"),
         (["--lora_kind", "rslora"], "--lora_kind rslora needs --lora_alpha"),
