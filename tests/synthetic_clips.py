@@ -1,6 +1,7 @@
 """Small clips for tests, whose pictures tell which frame they are."""
 
 import csv
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,4 +80,9 @@ def portrait(size: int) -> Image.Image:
 
 def speech(seconds: float) -> np.ndarray:
     """Made-up speech, float32 [n] at 16 kHz; it begins without a pause."""
-    return draw_clip(0, 75, split="train").waveform[16000 : 16000 + round(16000 * seconds)]
+    return _speech()[16000 : 16000 + round(16000 * seconds)].copy()
+
+
+@functools.cache
+def _speech() -> np.ndarray:
+    return draw_clip(0, 75, split="train").waveform
