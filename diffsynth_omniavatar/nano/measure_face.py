@@ -32,6 +32,9 @@ CLOSED = 0.22
 GAZE = 3.15
 """Pixels of the iris' way for a pixel of the way of the white's middle."""
 
+CHEEK = 18
+"""Pixels from the middle within which there is skin."""
+
 EDGE_CONTRAST = 24.0
 """Least distance of the face's edge from the skin, in RGB."""
 
@@ -170,11 +173,19 @@ def _eye(faces: np.ndarray, differs: np.ndarray, skin: np.ndarray, side: int, x:
 def _turn(faces: np.ndarray, skin: np.ndarray) -> np.ndarray:
     """How far the features are from the middle between the edges of the face's skin, at the height of the cheeks."""
     row = faces[:, :, (_V[:, 0] > 4) & (_V[:, 0] < 14)].mean(axis=2)
-    differs = np.linalg.norm(row - skin[:, None], axis=1) > EDGE_CONTRAST
-    columns = np.arange(LEFT, RIGHT) + 0.5
-    edges = [side * np.where(differs & (side * columns > 18), side * columns, 1e6).min(axis=1) for side in (-1, 1)]
+    contrast = np.linalg.norm(row - skin[:, None], axis=1) / EDGE_CONTRAST
+    edges = [_first_above(contrast[:, ::side], side) for side in (-1, 1)]
     middle = (edges[0] + edges[1]) / 2
     return np.where(np.maximum(*np.abs(edges)) < RIGHT, -middle / (1 - FACE_TURN), np.nan)
+
+
+def _first_above(contrast: np.ndarray, side: int) -> np.ndarray:
+    """Where, from the cheek to a side, contrasts [F, columns], which run to that side, first reach 1: u [F]."""
+    first = CHEEK - LEFT + np.argmax(contrast[:, CHEEK - LEFT :] >= 1, axis=1)
+    rows = np.arange(len(contrast))
+    before, at = contrast[rows, first - 1], contrast[rows, first]
+    way = np.where(at >= 1, first - np.clip((at - 1) / np.maximum(at - before, 1e-3), 0, 1), RIGHT - LEFT)
+    return np.asarray(side * (way + LEFT + 0.5))
 
 
 def _sharpness(pictures: torch.Tensor, origin: np.ndarray, roll: np.ndarray) -> np.ndarray:
