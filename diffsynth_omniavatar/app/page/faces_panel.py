@@ -53,6 +53,7 @@ class FacesPanel:
             self._face = gr.Radio(
                 [], label="Whose mouth: choose a box or a line", visible=False, elem_id=f"{name}-face"
             )
+            self._face.preprocess = lambda face: face  # which faces there are is looked up
             form.field("face", self._face)
 
     @property
@@ -63,6 +64,7 @@ class FacesPanel:
         """Look for faces as soon as a video is there; show them again when the page is loaded again."""
         self.video.change(self._sent, [self.video, self.number], self._outputs, **QUIETLY)
         self._timer.tick(self._look, [self.number], self._outputs, **QUIETLY)
+        self._face.input(self._chosen, [self.number, self._face], None, **QUIETLY)
         self._sheet.select(self._clicked, [self.number], [self._face], **QUIETLY)
         Context.root_block.load(self._look_again, [self.number], [*self._outputs, self.video], **QUIETLY)
 
@@ -106,21 +108,31 @@ class FacesPanel:
             return [look.id, gr.Timer(active=True), told_fault(""), status, hidden, hidden]
         assert look.sheet is not None
         choices = look.choices()
+        face = look.face or choices[0][1]
         return [
             look.id,
             gr.Timer(active=False),
             told_fault(""),
             hidden,
             gr.update(value=look.sheet.image, visible=True),
-            gr.update(choices=choices, value=choices[0][1], visible=True),
+            gr.update(choices=choices, value=face, visible=True),
         ]
+
+    def _chosen(self, number: str | None, face: str | None, request: gr.Request) -> None:
+        """Keep the choice for a page that is loaded again."""
+        look = self.find(number, request)
+        if look is not None and face in [value for _, value in look.choices()]:
+            look.face = str(face)
 
     def _clicked(self, number: str | None, event: gr.SelectData, request: gr.Request) -> Any:
         look = self.find(number, request)
         if look is None or look.sheet is None:
             return gr.skip()
         face = look.sheet.face_at(*event.index)
-        return gr.skip() if face is None else str(face)
+        if face is None:
+            return gr.skip()
+        look.face = str(face)
+        return look.face
 
 
 def _progress(look: Look, ahead: int) -> str:

@@ -75,6 +75,8 @@ class Look(Work):
         self.video = video
         self.footage: Footage | None = None
         self.sheet: Sheet | None = None
+        self.face = ""
+        """Which one somebody has chosen; "" before."""
         self.seconds_done = 0
         self.seconds = 0
         """Of the video, once that is known."""

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import gradio as gr
-
 from .markup import plain
 from .shown_files import shown_copy
 
@@ -17,6 +15,8 @@ SCRIPT = Path(__file__).with_name("player.js")
 
 def lay_out_player(elem_id: str) -> Any:
     """The place of the videos, to be filled with what `player` gives."""
+    import gradio as gr
+
     return gr.HTML(
         "", visible=False, elem_id=elem_id, elem_classes="player", js_on_load=SCRIPT.read_text(encoding="utf-8")
     )

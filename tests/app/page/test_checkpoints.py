@@ -1,5 +1,6 @@
 """Checkpoints that Talk, Dub and Compare offer: of models, of trainings, and others that the page may read."""
 
+import os
 import shlex
 import shutil
 
@@ -50,6 +51,12 @@ def test_what_is_offered_can_be_chosen_and_does_what_its_tab_does(app, tmp_path)
         assert app.shelf.find(model.name) is model
         with pytest.raises(FieldFaults, match="wanted one that"):
             chosen_model(app, text, text not in dubs)
+    best = tmp_path / "data" / "other" / "best"
+    shutil.rmtree(best)
+    best.mkdir()
+    shutil.copyfile(NANO_I2V, best / "model.safetensors")  # a better one has taken its place
+    os.utime(best, (1, 1))
+    assert str(best) in offered_checkpoints(app, False) and str(best) not in offered_checkpoints(app, True)
     assert chosen_checkpoint(app, "nano") is app.shelf.models["nano"]
     run = tmp_path / "page" / "runs" / "a run"
     assert chosen_checkpoint(app, "a run/step-4").flags["omniavatar"] == str(run / "step-4")

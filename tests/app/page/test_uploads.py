@@ -2,12 +2,13 @@
 
 import asyncio
 import errno
+import json
 
 import pytest
 
 from diffsynth_omniavatar.app.page.faults import FieldFaults
 from diffsynth_omniavatar.app.page.safety import Safety, asks_elsewhere
-from diffsynth_omniavatar.app.page.uploads import MEGABYTE, PICTURE, SOUND, VIDEO, kept_upload
+from diffsynth_omniavatar.app.page.uploads import LORA, MEGABYTE, PICTURE, SOUND, VIDEO, kept_upload, upload_script
 
 pytestmark = pytest.mark.one_host("imports nothing of the host")
 
@@ -106,6 +107,14 @@ def test_uploads_do_not_fill_the_disk_and_pages_load_nothing_from_elsewhere(tmp_
     (tmp_path / "c.png").write_bytes(bytes(200))
     (tmp_path / "d.png").hardlink_to(tmp_path / "c.png")
     assert answers(safety, "POST", "/gradio_api/upload")[0] == 200
+
+
+def test_the_browser_refuses_what_the_server_refuses():
+    script = upload_script(7)
+    kinds = json.loads(script.partition("KINDS = ")[2].partition(", MOST_MEGABYTES = 7,")[0])
+    assert {kind["mark"]: kind["endings"] for kind in kinds} == {
+        kind.css[-1]: list(kind.suffixes) for kind in (VIDEO, SOUND, PICTURE, LORA)
+    }
 
 
 def test_a_full_disk_is_told_to_who_sends_a_file(tmp_path):
