@@ -35,7 +35,7 @@ def offered_checkpoints(app: PageApp, dubs: bool) -> list[str]:
         f"{name}/{path.name}"
         for folder, name in {**own, **others}.items()
         for path in TrainingRun(folder).checkpoints()
-        if _dubs(path, path.stat().st_mtime_ns) == dubs
+        if _mode(path) == dubs
     ]
     return [*app.shelf.names(dubs), *trained]
 
@@ -65,12 +65,20 @@ def _has_steps(_: Path, inside: Sequence[Path]) -> bool:
     return any(_CHECKPOINT.fullmatch(path.name) for path in inside)
 
 
+def _mode(path: Path) -> bool | None:
+    """Whether a checkpoint dubs videos; None where it cannot be read, or a training has just removed it."""
+    try:
+        return _dubs(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
 @lru_cache(maxsize=1000)
 def _dubs(path: Path, _: int) -> bool | None:
     """Whether a checkpoint, written at that time, dubs videos; None where it cannot be read."""
     try:
         known = read_facts((path,))
-    except (ValueError, OSError):
+    except ValueError:
         return None
     return None if known is None else has_masked_video(known.in_dim or 33)
 

@@ -8,6 +8,7 @@ import pytest
 
 from diffsynth_omniavatar.app.page.faults import FieldFaults
 from diffsynth_omniavatar.app.page.safety import Safety, asks_elsewhere
+from diffsynth_omniavatar.app.page.shown_files import shown_copy
 from diffsynth_omniavatar.app.page.uploads import LORA, MEGABYTE, PICTURE, SOUND, VIDEO, kept_upload, upload_script
 
 pytestmark = pytest.mark.one_host("imports nothing of the host")
@@ -107,6 +108,17 @@ def test_uploads_do_not_fill_the_disk_and_pages_load_nothing_from_elsewhere(tmp_
     (tmp_path / "c.png").write_bytes(bytes(200))
     (tmp_path / "d.png").hardlink_to(tmp_path / "c.png")
     assert answers(safety, "POST", "/gradio_api/upload")[0] == 200
+
+
+def test_a_file_that_has_changed_is_shown_anew(tmp_path):
+    video, uploads = tmp_path / "a <b>.mp4", tmp_path / "uploads"
+    video.write_bytes(b"first")
+    first = shown_copy(video, uploads)
+    assert first == shown_copy(video, uploads) and first.is_relative_to(uploads) and first.name == "a__b_.mp4"
+    video.unlink()  # as files are replaced whole
+    video.write_bytes(b"second one")
+    second = shown_copy(video, uploads)
+    assert (first.read_bytes(), second.read_bytes()) == (b"first", b"second one")
 
 
 def test_the_browser_refuses_what_the_server_refuses():
