@@ -176,6 +176,7 @@ class TrainingLogger(ModelLogger):
         log_steps: optimizer steps between lines on the console; other logs get every step.
         loss_parts: names of the losses that a loss is made of: columns of `loss.csv`.
         samples: collects the samples of each step; None if nothing is told of them.
+        on_step: called after each optimizer step.
         enable_csv_log: write `loss.csv`, a row a step, and `validation.csv`.
         host_options: of the host's ModelLogger, for instance `enable_tensorboard_log`.
 
@@ -200,6 +201,7 @@ class TrainingLogger(ModelLogger):
         log_steps: int = 1,
         loss_parts: Sequence[str] = (),
         samples: StepSamples | None = None,
+        on_step: Callable[[], None] | None = None,
         enable_csv_log: bool = False,
         **host_options: Any,
     ) -> None:
@@ -229,6 +231,7 @@ class TrainingLogger(ModelLogger):
         self.log_steps = log_steps
         self.loss_parts = loss_parts
         self.samples = StepSamples() if samples is None else samples
+        self.on_step = on_step
         self.writes_tables = enable_csv_log
         self.tables: dict[str, StepTable] = {}
         self.bar = progress_bar("steps", show=accelerator.is_main_process, by_itself=False)  # the loader forks
@@ -288,6 +291,8 @@ class TrainingLogger(ModelLogger):
             self.save()
         if self.is_validation_due():
             self.run_validation()
+        if self.on_step is not None:
+            self.on_step()
         self.clock = time.perf_counter()
 
     def on_epoch_end(self, accelerator: OmniAccelerator, model: torch.nn.Module, epoch_id: int) -> None:

@@ -396,6 +396,7 @@ LEAST = {
     "max_steps": 1,
     "num_epochs": 1,
     "patience": 1,
+    "profile": 1,
     "save_steps": 1,
     "validation_loss_levels": 1,
     "validation_num_inference_steps": 1,

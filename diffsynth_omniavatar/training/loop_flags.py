@@ -57,6 +57,15 @@ def add_loop_flags(group: Any) -> None:
     )
     add("--log_samples", action="store_true", help="Write samples.csv: each sample of each step, with its loss.")
     add("--config", help="YAML or JSON file with values for these flags; the command line overrides it.")
+    add(
+        "--profile",
+        nargs="?",
+        type=int,
+        const=3,
+        metavar="STEPS",
+        help="Write a trace of so many steps (3), after the first 2, and a table of operators into profile/ of "
+        "--output_path. (default: no)",
+    )
     add("--vram_report", action="store_true", help="Print the GPU memory of each stage after the third step.")
     add("--dry_run", action="store_true", help="Print samples, steps, trained parameters and memory, and end.")
     add("--debug", action="store_true", help="Show where an error comes from.")

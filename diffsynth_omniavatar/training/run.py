@@ -59,6 +59,7 @@ from .log_table import read_table
 from .loop_state import check_same_parameters, check_same_run, check_same_settings, load_state, run_of
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, trainable_parameters
+from .profiling import SKIPPED, profiled
 from .recipe_flags import curriculum, with_weight
 from .settings import LoopSettings, StepSettings, steps_in_epochs
 from .step_samples import SAMPLES_FILE, StepSamples
@@ -398,6 +399,10 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     if PartialState().is_main_process:
         held_out.tell_trained(dataset.clips)
     settings = _loop_settings(args, len(dataset), processes, resume)
+    if args.profile is not None and settings.max_steps - step <= SKIPPED:
+        raise FlagError(
+            f"--profile leaves {SKIPPED} steps out, and this run has {settings.max_steps - step}: more steps"
+        )
     if resume is not None:
         check_same_base(resume, args)
         state = load_state(resume)
@@ -437,7 +442,11 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     )
     module.on_sample = samples.add
     args.num_epochs = accelerator.epochs_to_run(len(dataset))
-    with training_logger.bar:
+    profiles = args.profile is not None and accelerator.is_main_process
+    with (
+        training_logger.bar,
+        profiled(args.output_path, args.profile) if profiles else nullcontext() as training_logger.on_step,
+    ):
         host.launch_training_task(accelerator, dataset, module, training_logger, args=args)
 
 

@@ -393,6 +393,7 @@ ELSEWHERE = {
     "reference": "test_the_hosts_own_blocks",
     "config": "test_flags_in_a_file",
     "vram_report": "test_a_report_of_the_memory_needs_a_gpu",
+    "profile": "test_a_profile",
     "dry_run": "test_a_dry_run_ends_before_the_loop",
     "debug": "test_debugging_shows_the_error_itself",
     "validation_syncnet_path": "test_weights_of_figures",
@@ -550,6 +551,13 @@ def test_the_tasks_of_the_command_line(folder: Path, monkeypatch: pytest.MonkeyP
 def test_a_report_of_the_memory_needs_a_gpu(folder: Path) -> None:
     with pytest.raises(ValueError, match="--vram_report needs a CUDA device"):
         run.train(parse_arguments(flags(folder, folder / "plain", "--vram_report")))
+
+
+def test_a_profile(folder: Path) -> None:
+    begun = start(flags(folder, folder / "profiled", "--profile", "--max_steps", "3"))
+    assert begun.logger.on_step is not None and (folder / "profiled" / "profile").is_dir()
+    with pytest.raises(FlagError, match="--profile leaves 2 steps out, and this run has 2"):
+        run.train(parse_arguments(flags(folder, folder / "plain", "--profile", "1", "--max_steps", "2")))
 
 
 def test_a_dry_run_ends_before_the_loop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,14 @@ def test_errors_are_told_by_noise_level_and_the_last_part_has_its_end():
     assert level_columns(3)[1] == "mse_t333.333_666.667"
 
 
+def test_the_work_is_that_of_all_processes():
+    samples = StepSamples()
+    samples.add(live_sample(), StepRecord(), torch.tensor(0.0))
+    two = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda sums, how: 2 * sums if how == "sum" else sums)
+    work, _ = samples.finish(1, two)
+    assert work == Work(2, 18, 24) and work.per_second(0.5) == "  4 samples/s, 36 frames/s, 48 tokens/s"
+
+
 def test_a_resumed_run_writes_its_rows_again(tmp_path):
     path = tmp_path / "samples.csv"
     for resumed in (0, 1):
