@@ -21,6 +21,7 @@ from diffsynth_omniavatar.app.page.orders import ADVANCED, ADVANCED_TALK
 from diffsynth_omniavatar.app.page.state import PageApp
 from diffsynth_omniavatar.app.page.talk import order_talk
 from diffsynth_omniavatar.app.page.work_queue import QueueFull
+from diffsynth_omniavatar.generation import dub_inputs
 from diffsynth_omniavatar.generation.request import TalkRequest
 from diffsynth_omniavatar.nano.speaker.clips import draw_clip
 from diffsynth_omniavatar.nano.stage import write_video
@@ -137,7 +138,8 @@ def test_talk_makes_the_request_of_its_command_line(page, fields, monkeypatch):
     assert page.jobs.works == [work] and work.owner == "me" and work.order.seed == -3
 
 
-def test_dub_makes_the_request_of_its_command_line(page, sent, look, dub_fields):
+def test_dub_makes_the_request_of_its_command_line(page, sent, look, dub_fields, monkeypatch):
+    monkeypatch.setattr(dub_inputs, "find_footage", lambda *_, **__: pytest.fail("the faces are looked for again"))
     assert [name for _, name in look.choices()] == ["1"]
     work = order_dub(page, "me", look, {**dub_fields, "crf": "20"})
     args = parsed(work.order.command)
@@ -216,4 +218,17 @@ def test_a_lora_that_does_not_fit_is_told_at_its_field(page, sent):
     assert list(faults_of(add, page, "nano", "../uploads/portrait.png", 1.0)) == ["lora"]
     assert list(faults_of(add, page, "14B", name, 1.0)) == ["lora_model"]
     assert list(faults_of(add, page, "nano", name, float("nan"))) == ["strength"]
+    assert page.shelf.loras == {}
+
+
+def test_a_lora_that_is_added_again_gets_its_new_strength(page, monkeypatch):
+    monkeypatch.setattr(lora_choice, "facts", lambda args: None)
+    page.lora_files.mkdir(exist_ok=True)
+    for name in ("one.pt", "two.pt"):
+        (page.lora_files / name).touch()
+    for name, strength in (("one.pt", 0.5), ("two.pt", 1), ("one.pt", -2)):
+        lora_choice.add_lora(page, "nano", name, strength)
+    assert page.shelf.loras == {"nano": ((page.lora_files / "two.pt", 1.0), (page.lora_files / "one.pt", -2.0))}
+    lora_choice.clear_loras(page, "nano-v2v")
+    lora_choice.clear_loras(page, "nano")
     assert page.shelf.loras == {}
