@@ -57,11 +57,13 @@ def open_media(path: str | Path) -> Iterator[InputContainer]:
             f"{path}: cannot be read: {'is not a file' if os.path.exists(path) else 'there is no such file'}"
         )
     # A playlist may name other places; those on the network are none of a file's business.
-    with (
-        named_faults(path),
-        av.open(libav_name(path), options={"protocol_whitelist": "file"}, **_ANY_TITLE) as container,
-    ):
-        yield container
+    with named_faults(path):
+        try:
+            container = av.open(libav_name(path), options={"protocol_whitelist": "file"}, **_ANY_TITLE)
+        except av.InvalidDataError as error:
+            raise MediaError(f"{path}: cannot be read: it is damaged, or no sound or video for FFmpeg") from error
+        with container:
+            yield container
 
 
 def picture_stream(container: InputContainer) -> av.VideoStream | None:
