@@ -137,6 +137,10 @@ FIGURES: Mapping[str, Callable[[FaceTracks], object]] = {
 """What is compared, with its unit: of a clip's tracks one number, or one a frame or event; NaN counts for nothing."""
 
 
+LEAST_FLOOR = {"share of gaze between targets": 0.01, "r of both eyes' gaze": 0.01, "r of both eyes' lids": 0.02}
+"""Distances that nobody sees, where those of true clips can be smaller still."""
+
+
 def samples(faces: Sequence[FaceTracks]) -> dict[str, np.ndarray]:
     """The figures of many clips, each a float array [n]; where nothing was found, as with no blink at all, one 0."""
     found = {}

@@ -27,7 +27,7 @@ from ..metrics.sync import best_lag, correlation
 from ..model.files import NANO_FOLDER
 from ..system.output_folder import check_output_folder
 from .batch import Sampling
-from .distributions import distances, frechet, latent_features, samples
+from .distributions import LEAST_FLOOR, distances, frechet, latent_features, samples
 from .measure import measure_mouth, measure_sway
 from .measure_face import measure_face
 from .processes import process_map
@@ -291,11 +291,11 @@ def figures_distributions(stage: Stage) -> Iterator[Figure]:
     generated = _seen(stage, [video[stage.leading :][:frames] for video in videos])
     floors = [_away(other, true) for other in others]
     for name, distance in _away(generated, true).items():
-        floor = float(np.mean([found[name] for found in floors]))
+        floor = max(float(np.mean([found[name] for found in floors])), LEAST_FLOOR.get(name, 1e-9))
         means = "" if name == LATENTS else f"; mean {generated[0][name].mean():.4g}, of true {true[0][name].mean():.4g}"
         yield Figure(
             name=f"{name}: distance / floor",
-            value=distance / max(floor, 1e-9),
+            value=distance / floor,
             goal=f"<= {NEAR:g}",
             ok=distance <= NEAR * floor,
             values=(distance, floor),
