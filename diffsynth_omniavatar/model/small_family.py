@@ -7,6 +7,7 @@ weights, for tests, and `NANO`, which is trained and part of this package.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,12 +157,20 @@ def networks(sizes: FamilySizes) -> dict[str, Network]:
 
 def register_family() -> None:
     """Tell the host's loader the files of both sizes."""
-    for sizes in (TINY, NANO):
-        for network in networks(sizes).values():
-            with torch.device("meta"):
-                hash_ = host.model_hash(shapes_of(network.made().state_dict()))
-            factory = f"{__name__}.{network.build.__name__}"
-            host.add_model_entry(hash_, network.slot, factory, None, network.arguments)
+    for hash_, network in _hashes().items():
+        factory = f"{__name__}.{network.build.__name__}"
+        host.add_model_entry(hash_, network.slot, factory, None, network.arguments)
+
+
+@functools.cache
+def _hashes() -> dict[str, Network]:
+    """Hash by which the host recognises a file -> the network in it; half a second."""
+    with torch.device("meta"):
+        return {
+            host.model_hash(shapes_of(network.made().state_dict())): network
+            for sizes in (TINY, NANO)
+            for network in networks(sizes).values()
+        }
 
 
 def family_configs(folder: str | Path) -> dict[str, Any]:
