@@ -289,6 +289,7 @@ def figures_distributions(stage: Stage) -> Iterator[Figure]:
     frames = (FRAMES - 1) // 4 * 4 + 1
     true, *others = (_seen(stage, stage.decode(stage.encode([clip[:frames] for clip in clips]))) for clips in drawn)
     generated = _seen(stage, [video[stage.leading :][:frames] for video in videos])
+    _plot_gaze(stage, true, generated)
     floors = [_away(other, true) for other in others]
     for name, distance in _away(generated, true).items():
         floor = max(float(np.mean([found[name] for found in floors])), LEAST_FLOOR.get(name, 1e-9))
@@ -310,6 +311,16 @@ Seen = tuple[Mapping[str, np.ndarray], np.ndarray]
 def _seen(stage: Stage, videos: Sequence[np.ndarray]) -> Seen:
     latents = stage.encode(videos).float().cpu().numpy()
     return samples(stage.workers(measure_face, videos)), latent_features(latents)
+
+
+def _plot_gaze(stage: Stage, true: Seen, generated: Seen) -> None:
+    edges = np.linspace(-6.25, 6.25, 26)
+    shares = {
+        name: (np.histogram(found[0]["gaze (pixels)"], edges)[0] / len(found[0]["gaze (pixels)"])).tolist()
+        for name, found in (("true", true), ("generated", generated))
+    }
+    middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+    stage.plot("where eyes look", shares, x=middles, x_label="pixels right of the middle", y_label="share of frames")
 
 
 def _away(one: Seen, other: Seen) -> dict[str, float]:

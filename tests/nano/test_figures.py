@@ -129,6 +129,9 @@ class DrawnStage:
     def generate(self, name, takes):
         return self.shown
 
+    def plot(self, name, series, **labels):
+        assert all(sum(shares) == pytest.approx(1, abs=0.1) for shares in series.values())
+
     def encode(self, videos):
         """Each channel is a latent frame's every eighth pixel, of every fourth frame."""
         return torch.from_numpy(np.stack(videos))[:, ::4, ::8, ::8, :1].permute(0, 4, 1, 2, 3).repeat(1, 16, 1, 1, 1)
