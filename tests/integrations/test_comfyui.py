@@ -135,6 +135,7 @@ def test_a_portrait_talks_in_comfyuis_own_memory_and_progress(comfy):
     model = load(comfy)
     assert management.asked == ["unload"] and not model.dubs
     (speech,) = run(comfy, "Speech", audio=audio())
+    assert isinstance(speech, omni.EncodedSpeech)
     (sampling,) = run(comfy, "Sampling", **QUICK)
     assert sampling == QUICK
     given = {"model": model, "image": torch.rand(1, 40, 40, 4), "audio": speech, "silence": 0.0, "sampling": sampling}
