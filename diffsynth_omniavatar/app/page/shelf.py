@@ -101,7 +101,7 @@ class Shelf:
         if not fitting:
             raise ValueError(f"{name} fits no model that is there")
         base = next((model for model in fitting if model.dubs == has_masked_video(known.in_dim or 33)), fitting[0])
-        own = argparse.Namespace(**vars(base.args) | {"omniavatar": str(checkpoint)})
+        own = argparse.Namespace(**vars(base.args) | {"omniavatar": shown_path(checkpoint)})
         model = Model(name, own, facts(own), "", checkpoint.stat().st_mtime_ns)
         self._checkpoints[name] = model
         return model
