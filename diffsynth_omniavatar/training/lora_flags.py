@@ -36,7 +36,7 @@ def add_lora_flags(group: Any) -> None:
         "--lora_kind",
         choices=KINDS,
         default="lora",
-        help="How a new LoRA changes the weights; all but lora and rslora train with DiffSynth's blocks.",
+        help="How a new LoRA changes the weights; dora, lokr and loha train with DiffSynth's own blocks only.",
     )
     add(
         "--lora_rank_pattern",

@@ -60,6 +60,7 @@ def validation_arguments(run: Path, changed: Mapping[str, Any]) -> argparse.Name
         args.validation_metrics = ""
     for name in ("sync", "lpips", "trepa"):
         setattr(args, f"use_{name}_loss", False)
+    args.optimizer = "adamw"  # no step is made: the run's own need not be installed
     return args
 
 
