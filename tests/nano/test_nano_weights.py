@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 FRAMES, LEAD = 33, 12
-SAMPLING = Sampling(steps=6)
+SAMPLING = Sampling(steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +144,11 @@ def test_dubbing_moves_a_small_mouth_in_a_film_and_no_pixel_around(v2v, tmp_path
 
 
 def test_fine_tuning_lowers_the_loss_on_somebody_new(tmp_path, monkeypatch):
-    """24 steps of the demo's own commands, on few and short clips; smaller steps than its own, which gain late."""
-    small = {"FRAMES": 17, "TRAIN_CLIPS": 6, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1}
-    for name, value in {**small, "REFERENCES": 2, "BATCH": 2, "LEARNING_RATE": 2e-4}.items():
+    """Six steps of the demo's own commands, on few and short clips."""
+    small = {"FRAMES": 17, "TRAIN_CLIPS": 4, "TRAIN_FRAMES": 17, "SAMPLE_FRAMES": 17, "HELD_OUT_CLIPS": 1}
+    for name, value in {**small, "REFERENCES": 2, "BATCH": 2, "LEARNING_RATE": 4e-4}.items():
         monkeypatch.setattr(demo, name, value)
-    tuning = demo.Demo(out=tmp_path, family=NANO_FOLDER, steps=None, train_steps=24)
+    tuning = demo.Demo(out=tmp_path, family=NANO_FOLDER, steps=None, train_steps=6)
     tuning.work.mkdir()
     _, held_out = demo._draw(tuning)
     before = validation_loss(load_family(NANO_FOLDER, "i2v", "cpu"), held_out, draws=4)
@@ -156,4 +156,5 @@ def test_fine_tuning_lowers_the_loss_on_somebody_new(tmp_path, monkeypatch):
     assert cli.main(precompute[1:]) == 0
     assert run.main(launch_command_parser().parse_args(train[2:]).training_script_args) == 0
     tuned = load_family(NANO_FOLDER, "i2v", "cpu", tuned=find_latest(tuning.work / "run"))
-    assert validation_loss(tuned, held_out, draws=4) < 0.99 * before
+    after = validation_loss(tuned, held_out, draws=4)
+    assert after < 0.97 * before
