@@ -223,3 +223,11 @@ def test_the_shipped_tokenizer_is_the_same_on_both_generations_of_transformers()
     """transformers 4 leaves out the space before the first word unless the tokenizer's config asks for it."""
     tokenizer = AutoTokenizer.from_pretrained(PACKAGED / "tokenizer")
     assert tokenizer("A woman speaks.").input_ids == [284, 261, 314, 370, 260, 81, 70, 66, 280, 15, 1]
+
+
+def test_errors_at_the_mouth_weigh_more_and_those_at_eyes_if_they_are_lively():
+    for lively in (False, True):
+        weights = train_vae.pixel_weights(128, torch.device("cpu"), lively)
+        mouth, eyes, wall = weights[82, 64], weights[54, 47], weights[20, 5]
+        assert weights.mean() == pytest.approx(1, abs=1e-5)
+        assert mouth > 1.5 * eyes and (eyes > 3 * wall if lively else eyes == wall)
