@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from ...system.output_folder import check_output_folder, reserved
+from ..console import say
 from ..model_flags import add_model_flags
 from .state import UPLOADS, PageApp
 
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--use_usp makes a video by several processes; the page runs in one: leave it out.")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder / UPLOADS)
+    say("starting the page; that takes some seconds.")
     try:
         from .page import serve
     except ModuleNotFoundError as error:
