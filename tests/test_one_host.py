@@ -25,7 +25,7 @@ OF_WRITING = {"test_kills.py"}
 
 OF_THE_PAGE = {
     *("app/page/test_checkpoints.py", "app/page/test_orders.py"),
-    *("app/page/test_shelf.py", "app/page/test_training_form.py"),
+    *("app/page/test_shelf.py", "app/page/test_training_form.py", "app/page/test_video_work.py"),
 }
 """How filled-in fields become requests and commands, which are the same with both hosts."""
 OF_COMFYUI = {"integrations/test_comfyui.py"}
