@@ -382,8 +382,8 @@ def _load(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     placement.check(device)
     own = sort_configs(bound.arguments["model_configs"])
     if own.quantized is not None:
-        if own.lora_checkpoint is not None or given or channels is not None or bound.arguments["use_usp"]:
-            raise ValueError(f"{own.quantized} is in 8 bits: it takes no other checkpoint, LoRA, channels or use_usp.")
+        if own.lora_checkpoint is not None or given or channels is not None:
+            raise ValueError(f"{own.quantized} is in 8 bits: it takes no other checkpoint, LoRA or channels.")
         placement = replace(placement, is_quantized=True)
     if placement.loads_on_cpu(device, own.host_bytes):
         bound.arguments["device"] = "cpu"

@@ -6,7 +6,7 @@ import torch
 from golden_models import relative_deviation
 from processes import run_in_processes
 from safetensors.torch import load_file
-from sequence_parallel_worker import CLIPS, PROCESSES, final_latents, work, written_frames
+from sequence_parallel_worker import CLIPS, PROCESSES, QUANTIZED, final_latents, work, written_frames
 from synthetic_clips import portrait, speech
 
 from diffsynth_omniavatar.generation.loading import load_pipeline
@@ -15,6 +15,8 @@ from diffsynth_omniavatar.model.blocks.process_grid import ProcessGrid
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.blocks.sequence_parallel import SequenceParallel
 from diffsynth_omniavatar.model.config import Conventions
+from diffsynth_omniavatar.model.convert import convert
+from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.nano.family import write_random_family
 
 TOLERANCE = 1e-5  # float32, against the host's blocks: another order of the same operations
@@ -24,7 +26,9 @@ TOLERANCE = 1e-5  # float32, against the host's blocks: another order of the sam
 def families(tmp_path_factory):
     folder = tmp_path_factory.mktemp("families")
     conventions = Conventions(image_sizes=((64, 64),), max_tokens=36)
-    return [write_random_family(folder / str(in_dim), in_dim, conventions=conventions) for in_dim in (33, 49)]
+    i2v, v2v = (write_random_family(folder / str(in_dim), in_dim, conventions=conventions) for in_dim in (33, 49))
+    convert(i2v / FILES["omniavatar"], i2v / QUANTIZED, "merged", base=i2v / FILES["dit"], quantize="fp8")
+    return [i2v, v2v]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def many(families, flags, tmp_path_factory):
 def test_three_processes_compute_the_latents_of_one(families, many):
     first, second, third = (load_file(many / f"latents.{rank}.safetensors") for rank in range(PROCESSES))
     wanted = final_latents(*families, use_usp=False)
-    assert set(first) == {*CLIPS, "batch", "V2V", "V2V, three passes"}
+    assert set(first) == {*CLIPS, "batch", "V2V", "V2V, three passes", "8 bits"}
     for name, latents in wanted.items():
         assert torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]), name
         assert relative_deviation(first[name], latents) < TOLERANCE, name
