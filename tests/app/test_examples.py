@@ -88,7 +88,7 @@ def test_a_cache_is_made_for_the_training_that_reads_it(mode: str, tmp_path: Pat
     assert launch.training_script == "diffsynth_omniavatar"
     made = cli.parse(launch.training_script_args)
     trained = training_flags(launched(commands_of(f"train_{mode}_14b.sh", tmp_path)))
-    assert trained.dataset_metadata_path == made.cache and checked.data == made.data and made.wav2vec2 is not None
+    assert trained.dataset_metadata_path == [made.cache] and checked.data == made.data and made.wav2vec2 is not None
     for name in ("omniavatar_mode", "height", "width", "num_frames", "use_ref_sequence", "mouth_mask"):
         assert getattr(trained, name) == getattr(made, name) == getattr(checked, name), name
     assert (trained.first_frame or "known") == made.first_frame
