@@ -54,11 +54,16 @@
       input.files = list([new File([file], file.name, {type: `${kind.type}/x`})]);
     }
   }, true);
+  document.addEventListener("dragover", event => {  // else the browser leaves the page for a file that is dropped beside a field
+    if (event.dataTransfer && [...event.dataTransfer.types].includes("Files")) event.preventDefault();
+  });
   document.addEventListener("drop", event => {
     const field = fieldOf(event.target), file = event.dataTransfer && event.dataTransfer.files[0];
     const input = field && field.querySelector("input[type=file]");
-    if (!file || !input) return;
+    if (!file) return;
     stop(event);
+    if (field && !input) tell(field, "Take away what is here first, by its cross, and drop the file again.");
+    if (!input) return;
     event.target.dispatchEvent(new DragEvent("dragleave", {bubbles: true}));
     input.files = list([file]);
     input.dispatchEvent(new Event("change", {bubbles: true}));
@@ -68,8 +73,8 @@
   }, true);
   document.addEventListener("click", event => {
     if (!event.isTrusted) return;
-    const field = fieldOf(event.target), input = field && field.querySelector("input[type=file]");
-    if (input) input.accept = kindOf(field).endings.join(",");
+    const field = fieldOf(event.target), input = field && field.querySelector("input[type=file]"), kind = input && kindOf(field);
+    if (input) input.accept = [...kind.type ? [`${kind.type}/*`] : [], ...kind.endings].join(",");  // image/* offers a phone's camera
     if (event.target.closest("button.primary, button.sm")) for (const old of document.querySelectorAll(".fault[data-upload]")) old.remove();
   }, true);
 })();
