@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import host
 from ..generation.record import StepRecord
 from ..model.sampling import TRAIN_TIMESTEPS
-from .noise_levels import LogitNormal, MinSNR
+from .noise_levels import LevelWeight, NoiseLevels
 
 if TYPE_CHECKING:
     from ..generation.pipeline import OmniAvatarPipeline
@@ -31,8 +31,8 @@ def recording(
     scheduler: Any,
     record: StepRecord,
     boundaries: tuple[float, float],
-    levels: LogitNormal | None = None,
-    weighting: MinSNR | None = None,
+    levels: NoiseLevels | None = None,
+    weighting: LevelWeight | None = None,
 ) -> Iterator[None]:
     """Within it, the scheduler's target is the covered part, and the record gets the sigma that makes x_t.
 
@@ -91,8 +91,8 @@ def _draw_timesteps(scheduler: Any, boundaries: tuple[float, float], count: int)
 def flow_loss(
     pipe: OmniAvatarPipeline,
     inputs: Mapping[str, Any],
-    levels: LogitNormal | None = None,
-    weighting: MinSNR | None = None,
+    levels: NoiseLevels | None = None,
+    weighting: LevelWeight | None = None,
 ) -> Tensor:
     """The host's loss of one batch, a scalar: the mean over the frames behind the known ones, weighted by timestep.
 

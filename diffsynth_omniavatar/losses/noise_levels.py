@@ -17,10 +17,10 @@ WEIGHTINGS = "host, none or min_snr[:GAMMA]"
 
 
 @dataclass(frozen=True)
-class LogitNormal:
-    """u = sigmoid(m + s z), z normal; without a normal it is uniform.
+class NoiseLevels:
+    """How levels are drawn: u = sigmoid(m + s z) with z normal, or u uniform, then shifted.
 
-    The density of u is 1 / (s sqrt(2 pi) u (1 - u)) exp(-(logit(u) - m)^2 / (2 s^2)); then
+    The density of the former is 1 / (s sqrt(2 pi) u (1 - u)) exp(-(logit(u) - m)^2 / (2 s^2)); then
 
         sigma = a u / (1 + (a - 1) u)
 
@@ -33,7 +33,7 @@ class LogitNormal:
     shift: float = 1.0
 
     @classmethod
-    def parse(cls, text: str) -> LogitNormal | None:
+    def parse(cls, text: str) -> NoiseLevels | None:
         """What one of `SAMPLINGS` says; None for the host's own. ValueError for another text."""
         name, _, values = text.partition(":")
         numbers = _numbers(values)
@@ -60,8 +60,10 @@ class LogitNormal:
 
 
 @dataclass(frozen=True)
-class MinSNR:
-    """min(SNR, gamma) on the error of x_0, of Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting".
+class LevelWeight:
+    """What a level counts: min(SNR, gamma) on the error of x_0.
+
+    Source: Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy".
 
     Here SNR = ((1 - sigma) / sigma)^2. The network predicts the flow v = n - x_0, and x_0 = x_t - sigma v: an error of
     v is an error of x_0 of sigma times its size. So the weight of the squared error of v is
@@ -74,7 +76,7 @@ class MinSNR:
     gamma: float | None = 5.0
 
     @classmethod
-    def parse(cls, text: str) -> MinSNR | None:
+    def parse(cls, text: str) -> LevelWeight | None:
         """What one of `WEIGHTINGS` says; None for the host's own. ValueError for another text."""
         name, _, values = text.partition(":")
         numbers = _numbers(values)

@@ -19,7 +19,7 @@ from ..generation.pipeline import OmniAvatarPipeline
 from ..generation.record import StepRecord
 from ..generation.units import PromptUnit, units
 from ..losses.flow import flow_loss
-from ..losses.noise_levels import LogitNormal, MinSNR
+from ..losses.noise_levels import LevelWeight, NoiseLevels
 from ..media.images import to_video
 from ..media.timeline import SAMPLES_PER_FRAME
 from ..model.blocks.attention_fp8 import check_attention_fp8
@@ -140,8 +140,8 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         self.pipe = pipe
         self.config = config
         self.settings = settings
-        self.noise_levels = LogitNormal.parse(settings.timestep_sampling)
-        self.weighting = MinSNR.parse(settings.loss_weighting)
+        self.noise_levels = NoiseLevels.parse(settings.timestep_sampling)
+        self.weighting = LevelWeight.parse(settings.loss_weighting)
         self.switch_pipe_to_training_mode(pipe)
         lora = config.lora is not None
         select_trainable(pipe.dit, full=not lora)

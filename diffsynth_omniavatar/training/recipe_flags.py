@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ..losses.noise_levels import HOST, SAMPLINGS, WEIGHTINGS, LogitNormal, MinSNR
+from ..losses.noise_levels import HOST, SAMPLINGS, WEIGHTINGS, LevelWeight, NoiseLevels
 from ..model.config import IMAGE_SIZES
 from .distill_flags import TRAJECTORIES
 
@@ -110,8 +110,8 @@ def add_recipe_flags(group: Any) -> None:
 def recipe_faults(args: argparse.Namespace) -> Iterator[str]:
     """Of flags that do not go together, and values that cannot be."""
     named = (
-        ("timestep_sampling", LogitNormal.parse),
-        ("loss_weighting", MinSNR.parse),
+        ("timestep_sampling", NoiseLevels.parse),
+        ("loss_weighting", LevelWeight.parse),
         ("curriculum_frames", curriculum),
     )
     for name, parse in named:

@@ -9,13 +9,13 @@ import torch
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.record import StepRecord
 from diffsynth_omniavatar.losses.flow import flow_loss
-from diffsynth_omniavatar.losses.noise_levels import LogitNormal, MinSNR
+from diffsynth_omniavatar.losses.noise_levels import LevelWeight, NoiseLevels
 
 DRAWS = 20_000
 SHAPE = (16, 2, 2, 2)
 
 
-def share_below(sigma: float, choice: LogitNormal) -> float:
+def share_below(sigma: float, choice: NoiseLevels) -> float:
     """The probability of a level below sigma, from the inverse of the shift and the normal distribution."""
     u = sigma / (choice.shift - (choice.shift - 1) * sigma)
     if choice.normal is None:
@@ -26,15 +26,15 @@ def share_below(sigma: float, choice: LogitNormal) -> float:
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        ("uniform", LogitNormal(None)),
-        ("uniform:5", LogitNormal(None, 5.0)),
-        ("logit_normal", LogitNormal()),
-        ("logit_normal:-0.5,0.7", LogitNormal((-0.5, 0.7))),
-        ("logit_normal:0,1,3", LogitNormal((0.0, 1.0), 3.0)),
+        ("uniform", NoiseLevels(None)),
+        ("uniform:5", NoiseLevels(None, 5.0)),
+        ("logit_normal", NoiseLevels()),
+        ("logit_normal:-0.5,0.7", NoiseLevels((-0.5, 0.7))),
+        ("logit_normal:0,1,3", NoiseLevels((0.0, 1.0), 3.0)),
     ],
 )
 def test_levels_have_the_distribution_of_their_formula(text, choice):
-    assert LogitNormal.parse(text) == choice
+    assert NoiseLevels.parse(text) == choice
     torch.manual_seed(0)
     drawn = choice.draw(DRAWS).double()
     assert drawn.min() >= 0 and drawn.max() <= 1
@@ -50,7 +50,9 @@ def test_min_snr_is_the_papers_weight_of_an_error_of_x_0(gamma):
     noisy = (1 - sigma) * clean + sigma * noise
     error = (noisy - sigma * flow - clean).square()  # of the x_0 that this flow stands for
     papers = torch.clamp(((1 - sigma) / sigma).square(), max=gamma) * error
-    torch.testing.assert_close(MinSNR.parse(f"min_snr:{gamma}").weight(sigma) * (flow - (noise - clean)) ** 2, papers)
+    torch.testing.assert_close(
+        LevelWeight.parse(f"min_snr:{gamma}").weight(sigma) * (flow - (noise - clean)) ** 2, papers
+    )
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_the_loss_is_the_weighted_error_at_the_drawn_levels(pipe, clips, samplin
     latents, noise = torch.randn(2, clips, *SHAPE)
     record = StepRecord()
     inputs = {"input_latents": latents, "noise": noise, "omni_record": record}
-    loss = flow_loss(pipe, inputs, LogitNormal.parse(sampling), MinSNR.parse(weighting))
+    loss = flow_loss(pipe, inputs, NoiseLevels.parse(sampling), LevelWeight.parse(weighting))
     sigma, table = record.sigma, pipe.scheduler
     noise = (record.latents - (1 - sigma) * latents) / sigma
     errors, flat = (noise - latents).square().mean(dim=(1, 2, 3, 4)), sigma.flatten()
@@ -92,14 +94,14 @@ def test_the_loss_is_the_weighted_error_at_the_drawn_levels(pipe, clips, samplin
 @pytest.mark.parametrize(
     ("parse", "text", "wanted"),
     [
-        (LogitNormal.parse, "normal", "wanted host, uniform"),
-        (LogitNormal.parse, "logit_normal:0", r"wanted host, uniform\[:SHIFT\] or logit_normal"),
-        (LogitNormal.parse, "logit_normal:0,0", "STD and SHIFT above 0"),
-        (LogitNormal.parse, "uniform:x", "wanted host"),
-        (LogitNormal.parse, "uniform:nan", "wanted host"),
-        (LogitNormal.parse, "host:1", "wanted host"),
-        (MinSNR.parse, "min_snr:0", "GAMMA above 0"),
-        (MinSNR.parse, "p2", "wanted host, none or min_snr"),
+        (NoiseLevels.parse, "normal", "wanted host, uniform"),
+        (NoiseLevels.parse, "logit_normal:0", r"wanted host, uniform\[:SHIFT\] or logit_normal"),
+        (NoiseLevels.parse, "logit_normal:0,0", "STD and SHIFT above 0"),
+        (NoiseLevels.parse, "uniform:x", "wanted host"),
+        (NoiseLevels.parse, "uniform:nan", "wanted host"),
+        (NoiseLevels.parse, "host:1", "wanted host"),
+        (LevelWeight.parse, "min_snr:0", "GAMMA above 0"),
+        (LevelWeight.parse, "p2", "wanted host, none or min_snr"),
     ],
 )
 def test_other_texts_are_refused(parse, text, wanted):

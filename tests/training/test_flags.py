@@ -22,7 +22,7 @@ from training_runs import flags, write_inputs
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.losses.noise_levels import LogitNormal
+from diffsynth_omniavatar.losses.noise_levels import NoiseLevels
 from diffsynth_omniavatar.model.config import IMAGE_SIZES
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
 from diffsynth_omniavatar.model.quantize import is_quantized
@@ -291,7 +291,7 @@ ROWS: dict[str, list[Row]] = {
     ],
     "epochs": [
         Row("num_epochs", "4", "accelerator.settings.max_steps", 8),
-        Row("timestep_sampling", "logit_normal:0.5,2,3", "module.noise_levels", LogitNormal((0.5, 2.0), 3.0)),
+        Row("timestep_sampling", "logit_normal:0.5,2,3", "module.noise_levels", NoiseLevels((0.5, 2.0), 3.0)),
         Row("ema_decay", "0.75", "accelerator.settings.ema_decay", 0.75),
     ],
     "offloading": [
