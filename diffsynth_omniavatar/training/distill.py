@@ -29,6 +29,7 @@ from .distill_settings import DistillSettings, Role
 from .loader import stream_seed
 from .module import OmniAvatarTrainingModule
 from .settings import StepSettings
+from .sync_reward import SyncReward
 
 STUDENT: Role = "student"
 CRITIC: Role = "critic"
@@ -69,6 +70,8 @@ class DistillationModule(OmniAvatarTrainingModule):
         self.negative_context: Tensor | None = None
         """Embedding [1, L, D] of the negative prompt; made when it is first needed, unless it is set."""
         self.teacher_sampling, self.sampling = teacher, distillation.sampling(teacher)
+        self.reward: SyncReward | None = None
+        """What weighs samples in the student's loss."""
         self.has_trajectories = False
         """Whether samples bring trajectories of the teacher, which the student learns by heart: all steps are its."""
         conventions = dataclasses.replace(config.conventions, sampling=self.sampling)
@@ -270,8 +273,20 @@ class Conditions:
             real = self.generated(dmd.clean_of(x, level, self.teacher(x, level)))
             made = self.generated(clean)
             gradient = dmd.dmd_gradient(made, fake, real)
-        loss = dmd.student_loss(self.generated(clean), gradient, self.record.weight)
-        return loss, {STUDENT: loss.detach(), "gap": (fake - real).abs().mean()}
+            weight, more = self.record.weight, {}
+            if self.module.reward is not None:
+                reward = self.rewarded(clean)
+                weight = dmd.along(reward, clean) if weight is None else weight * dmd.along(reward, clean)
+                more["reward"] = reward.mean()
+        loss = dmd.student_loss(self.generated(clean), gradient, weight)
+        return loss, {STUDENT: loss.detach(), "gap": (fake - real).abs().mean(), **more}
+
+    def rewarded(self, clean: Tensor) -> Tensor:
+        """The weight [B] of each sample, by how its lips follow its sound."""
+        assert self.module.reward is not None
+        with self.module.encoders_on_device():
+            vae, known = self.module.pipe.vae, self.record.known_frames
+            return self.module.reward(vae, clean.detach(), known, self.inputs["omni_waveforms"])
 
     def regression_loss(self, trajectory: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's squared error on a trajectory [B, K, 16, T, h, w], at the noise level number `exit_step`."""

@@ -114,6 +114,13 @@ def add_distill_flags(group: Any) -> None:
         help="Timesteps, 0 to 1000, that these are clamped to. (default: 20,980)",
     )
     add(
+        "--sync_reward",
+        type=float,
+        metavar="BETA",
+        help="Multiply the student's loss of each sample by exp(BETA c), c from 0 to 1 how well the lips that it made "
+        "follow the sound, by StableSyncNet (--syncnet_path); needs the VAE. (default: no)",
+    )
+    add(
         "--trajectories",
         metavar="FOLDER",
         help="Warm-up: instead of distilling, let the student learn these trajectories of the teacher, which "
@@ -143,7 +150,7 @@ def distill_settings(args: argparse.Namespace) -> DistillSettings:
     return DistillSettings(**{name: getattr(args, name) for name in NAMES})
 
 
-OTHERS = ("distill_preset", "trajectories", "trajectory_steps", "student_start")
+OTHERS = ("distill_preset", "sync_reward", "trajectories", "trajectory_steps", "student_start")
 
 INSTEAD = {
     "lora_kind": "student and critic are plain LoRAs",
@@ -181,6 +188,13 @@ def distill_faults(args: argparse.Namespace, defaults: Mapping[str, Any]) -> Ite
     yield from (f"--{name} does not go with --task {TASK}: {INSTEAD[name]}" for name in given if name in INSTEAD)
     if args.omniavatar_checkpoint is None:
         yield f"--task {TASK} needs a teacher: --omniavatar_checkpoint"
+    if args.sync_reward is not None:
+        if args.sync_reward <= 0:
+            yield f"--sync_reward is {args.sync_reward:g}, wanted more than 0"
+        if args.syncnet_path is None:
+            yield "--sync_reward needs --syncnet_path"
+        if args.trajectories is not None or args.task == TRAJECTORIES:
+            yield "--sync_reward does not go with trajectories: their frames are the teacher's"
     if args.trajectory_steps is not None and (args.task != TRAJECTORIES or args.trajectory_steps < 1):
         yield "--trajectory_steps is a number from 1 for `precompute --trajectories`"
     if args.task == TRAJECTORIES:

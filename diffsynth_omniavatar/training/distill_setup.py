@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from ..data.cache import CachedClip
 from ..data.cache_index import text_key
 from ..data.clips import ClipSource
 from ..generation.pipeline import OmniAvatarPipeline
+from ..losses.sync import SyncLoss
+from ..losses.syncnet import load_syncnet
 from ..model.checkpoint import load_checkpoint, normalise_keys, read_tensors
 from ..model.config import CheckpointConfig
 from ..model.lora import split_lora
@@ -21,6 +24,7 @@ from .distill import DistillationModule
 from .distill_flags import distill_settings
 from .flags import FlagError
 from .settings import StepSettings
+from .sync_reward import SyncReward
 
 
 def make_distillation(
@@ -56,6 +60,9 @@ def make_distillation(
         )
     module = DistillationModule(pipe, config, settings, distill_settings(args), fused, args.seed)
     module.has_trajectories = args.trajectories is not None
+    if args.sync_reward is not None:
+        network = load_syncnet(args.syncnet_path, accelerator.device, getattr(torch, args.aux_dtype))
+        module.reward = SyncReward(SyncLoss(network), args.sync_reward)
     if args.student_start is not None:
         module.start_from(*student_of(Path(args.student_start)))
     key = text_key(module.negative_prompt)

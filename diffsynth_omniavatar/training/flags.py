@@ -484,6 +484,7 @@ def _loss_faults(parser: argparse.ArgumentParser, args: argparse.Namespace) -> I
         if getattr(args, flag) != parser.get_default(flag)
         and not any(getattr(args, f"use_{one}_loss") for one in losses)
         and FIGURE_FLAGS.get(flag) not in groups
+        and not (args.sync_reward is not None and flag in ("syncnet_path", "aux_dtype"))
     ]
     if unused:
         yield f"{', '.join(unused)}: the loss is not on; add --use_sync_loss, --use_lpips_loss, --use_trepa_loss"

@@ -26,6 +26,7 @@ from ..data.tables import read_clips
 from ..generation.pipeline import OmniAvatarPipeline
 from ..losses.decode import choose_memory
 from ..losses.lpips import LpipsLoss, load_lpips
+from ..losses.mel import WINDOW
 from ..losses.sync import SyncLoss
 from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
@@ -124,7 +125,7 @@ def clip_settings(args: argparse.Namespace, conventions: Conventions) -> ClipSet
         height=args.height,
         width=args.width,
         mouth_mask=None if args.mouth_mask is None else Path(args.mouth_mask),
-        sound=args.use_sync_loss,
+        sound=args.use_sync_loss or args.sync_reward is not None,
         portraits=distills(args),
     )
 
@@ -148,10 +149,10 @@ def build_dataset(args: argparse.Namespace, conventions: Conventions) -> AnyData
     )
 
 
-def check_networks(datasets: Sequence[AnyDataset], pipe: OmniAvatarPipeline, auxiliary: AuxiliaryLosses | None) -> None:
-    """Raise FlagError if the samples or the losses need a network that was not loaded."""
+def check_networks(datasets: Sequence[AnyDataset], pipe: OmniAvatarPipeline, decodes: bool) -> None:
+    """Raise FlagError if the samples, or losses that decode frames, need a network that was not loaded."""
     needed = {name: purpose for dataset in reversed(datasets) for name, purpose in dataset.needed_networks().items()}
-    if auxiliary is not None:
+    if decodes:
         needed["vae"] = "the losses on decoded frames"
     flags = {"speech_encoder": "--wav2vec2_path", "text_encoder": "--model_paths", "vae": "--model_paths"}
     missing = [
@@ -188,12 +189,12 @@ def load_auxiliary(args: argparse.Namespace, device: torch.device) -> AuxiliaryL
     )
 
 
-def check_lengths(dataset: AnyDataset, auxiliary: AuxiliaryLosses) -> None:
-    """Raise FlagError if samples can be shorter than a window of the losses."""
-    if isinstance(dataset, OmniAvatarDataset) and dataset.recipe.shortest < auxiliary.shortest:
+def check_lengths(dataset: AnyDataset, window: int, losses: Sequence[str]) -> None:
+    """Raise FlagError if samples can be shorter than the frames that losses look at together."""
+    if isinstance(dataset, OmniAvatarDataset) and dataset.recipe.shortest < window:
         raise FlagError(
-            f"samples can have {dataset.recipe.shortest} frames, but {' and '.join(auxiliary.names)} look at "
-            f"{auxiliary.shortest} at once: --min_frames 17"
+            f"samples can have {dataset.recipe.shortest} frames, but {' and '.join(losses)} look at {window} at once: "
+            "--min_frames 17"
         )
 
 
@@ -476,8 +477,10 @@ def build_module(
     pipe.device = accelerator.device
     auxiliary = load_auxiliary(args, accelerator.device)
     if auxiliary is not None:
-        check_lengths(datasets[0], auxiliary)
-    check_networks(datasets, pipe, auxiliary)
+        check_lengths(datasets[0], auxiliary.shortest, auxiliary.names)
+    if args.sync_reward is not None:
+        check_lengths(datasets[0], WINDOW, ["--sync_reward"])
+    check_networks(datasets, pipe, auxiliary is not None or args.sync_reward is not None)
     settings = StepSettings(**_given(args, StepSettings))
     if distills(args):
         module: OmniAvatarTrainingModule = make_distillation(

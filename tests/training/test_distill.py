@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from processes import run_in_processes
 from safetensors.torch import load_file
+from small_networks import small_syncnet
 from synthetic_clips import noise, write_table
 from training_runs import FRAMES, SIZE, flags, live_sample, run_all, write_inputs
 from training_toy import same
@@ -23,6 +24,8 @@ from diffsynth_omniavatar.data.recipe import Recipe
 from diffsynth_omniavatar.data.tables import read_clips
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
 from diffsynth_omniavatar.losses import dmd
+from diffsynth_omniavatar.losses.mel import mel_spectrogram, mel_window
+from diffsynth_omniavatar.losses.sync import SyncLoss
 from diffsynth_omniavatar.model import checkpoint
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions, LoRAConfig
 from diffsynth_omniavatar.model.dit import model_fn_omniavatar
@@ -38,6 +41,7 @@ from diffsynth_omniavatar.training.log_table import read_table
 from diffsynth_omniavatar.training.loop_state import load_state
 from diffsynth_omniavatar.training.module import add_lora
 from diffsynth_omniavatar.training.settings import StepSettings
+from diffsynth_omniavatar.training.sync_reward import SyncReward
 
 one_host = pytest.mark.one_host("losses, flags and data of distillation are the package's own")
 LORA = LoRAConfig(rank=2, alpha=2.0)
@@ -229,6 +233,39 @@ def test_the_mouth_weighs_more_in_both_losses(folders):
         assert torch.equal(given[0], weight) and weight.max() > weight.min()
 
 
+@one_host
+@pytest.mark.parametrize("mode", [33, 49])
+def test_a_reward_weighs_each_sample_by_its_lips(folders, mode):
+    """The loss is the plain one times the weight, which follows from the frames that the student made."""
+    settings = StepSettings(use_gradient_checkpointing=False, mouth_weight=None if mode == 33 else 4.0)
+    module = distillation(folders[mode], settings)
+    module.progress = lambda: (1, 2)
+    pixels = (255 * torch.rand(1, 17, SIZE, SIZE, 3)).to(torch.uint8)
+    fields = {"num_frames": 17, "target_video": pixels, "waveforms": [0.1 * torch.randn(640 * 17)]}
+    sample = live_sample(prefix_frames=1, **fields)
+    sync, judged, parts = SyncLoss(small_syncnet()), [], {}
+    module.on_parts = parts.update
+
+    def loss_and_gradient(reward):
+        module.reward = reward
+        module.zero_grad()
+        torch.manual_seed(1)
+        loss = module(sample)
+        loss.backward()
+        return loss.item(), torch.cat([weight.grad.flatten() for weight in module.student.values()])
+
+    plain, gradient = loss_and_gradient(None)
+    reward = SyncReward(sync, beta=2.0)
+    watched = lambda vae, latents, *others: judged.append(latents) or reward(vae, latents, *others)  # noqa: E731
+    weighed, weighed_gradient = loss_and_gradient(watched)
+    vae = module.pipe.vae
+    frames = vae.model.decode(judged[0], vae.scale).clamp(-1, 1)[:, :, 1:17]
+    weight = (2 * sync.window_cosine(frames, mel_window(mel_spectrogram(sample.waveforms[0]), 1)[None])).exp().item()
+    assert weight > 1.0001 and parts["reward"].item() == pytest.approx(weight, rel=1e-4)
+    assert weighed == pytest.approx(weight * plain, rel=1e-4)
+    torch.testing.assert_close(weighed_gradient, weight * gradient, rtol=1e-3, atol=1e-7)
+
+
 def test_a_rollout_makes_what_generating_makes(folders):
     """The x_0 of each step, from the same noise and the same inputs."""
     module = distillation(folders[33], student_solver="euler", ema_decay=0)
@@ -385,6 +422,8 @@ def test_portraits_and_speech_are_enough(folder, tmp_path, capsys):
         (["--student_timesteps", "500,800"], "--student_steps.*each smaller than the one before"),
         (["--score_range", "980,20"], "--score_range is 980,20, wanted two timesteps from 0 to 1000"),
         (["--ema_decay", "1"], "--ema_decay is 1.0"),
+        (["--sync_reward", "0"], "--sync_reward is 0, wanted more than 0; --sync_reward needs --syncnet_path"),
+        (["--sync_reward", "2", "--trajectories", "x"], "--sync_reward does not go with trajectories"),
         (["--adam_betas", "0.9"], "--adam_betas is 0.9, wanted two numbers"),
         (["--validation_loss_data", "x.csv", "--validation_steps", "1"], "--validation_loss_data does not go with"),
         (

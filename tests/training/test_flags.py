@@ -399,9 +399,10 @@ ELSEWHERE = {
     "validation_syncnet_path": "test_weights_of_figures",
     "validation_inception_path": "test_weights_of_figures",
     "validation_fvd_path": "test_weights_of_figures",
-    "trajectories": "test_flags_of_a_warm_up",
-    "trajectory_steps": "test_flags_of_a_warm_up",
-    "student_start": "test_flags_of_a_warm_up",
+    "trajectories": "test_flags_of_distillation_alone",
+    "trajectory_steps": "test_flags_of_distillation_alone",
+    "student_start": "test_flags_of_distillation_alone",
+    "sync_reward": "test_flags_of_distillation_alone",
 }
 """Flags whose effect is not found in a place -> the test of them."""
 
@@ -466,9 +467,10 @@ def test_weights_of_figures(folder: Path) -> None:
     assert (found.inception_path, found.fvd_path, found.videomae_path) == ("d", "e", "f")
 
 
-def test_flags_of_a_warm_up(folder: Path) -> None:
-    """Their effect is in tests/training/test_trajectories.py."""
+def test_flags_of_distillation_alone(folder: Path) -> None:
+    """Their effect is in tests/training/test_trajectories.py and test_distill.py."""
     for more, message in [
+        (["--sync_reward", "2"], "--sync_reward needs --task distill"),
         (["--trajectories", "x"], "--trajectories needs --task distill"),
         (["--task", "distill", "--trajectory_steps", "3"], "--trajectory_steps is a number from 1 for `precompute"),
         (
