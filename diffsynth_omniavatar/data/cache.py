@@ -15,7 +15,7 @@ from ..media.timeline import latent_frames
 from ..model.config import LATENT_CHANNELS
 from ..system.digests import file_sha256
 from ..system.tensor_files import DamagedFileError, open_safetensors
-from .cache_index import StaleCacheError, read_index, text_key
+from .cache_index import CACHE_INDEX, StaleCacheError, read_index, text_key
 from .clips import REFERENCE_SEQUENCE, ClipFacts, ClipSettings, ClipSource, Faults, Footage
 from .prepared import load_pt
 from .recipe import Recipe
@@ -47,7 +47,12 @@ class Cache:
         table = self.folder / "metadata.csv"
         if index is None and table.is_file():
             raise StaleCacheError(f"{self.folder} is no cache; for the clips of its table give {table}")
-        if index is None or not index["complete"]:
+        if index is None:
+            raise StaleCacheError(
+                f"{self.folder} is no cache, as it has no {CACHE_INDEX}; give a table of clips, a list of directories "
+                "or a cache. Of raw footage `omniavatar prepare` makes a table"
+            )
+        if not index["complete"]:
             raise StaleCacheError(
                 f"{self.folder} is no complete cache: run `omniavatar precompute` with the same arguments, it goes on"
             )

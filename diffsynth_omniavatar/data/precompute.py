@@ -29,7 +29,8 @@ from accelerate.utils import gather_object
 from ..generation.loading import MODELS_FOLDER_FLAG, host_config, named_downloads
 from ..generation.pipeline import OmniAvatarPipeline
 from ..host.output import quiet_host
-from ..model.files import MODELS, model_files
+from ..model.checkpoint import read_facts
+from ..model.files import MODELS, ModelFiles, model_files
 from ..model.part_files import check_parts
 from ..system.messages import counted
 from ..system.output_folder import check_output_folder
@@ -310,8 +311,8 @@ def run(args: argparse.Namespace) -> int:
     clips, settings, recipe = data_of(args)
     videos = video_clips(clips)
     files = model_files(args.model, args.models_folder, {part: getattr(args, part) for part in PARTS})
-    if files.is_small_family and settings.faces == "checked":  # its drawn people fill the picture in another way
-        settings = replace(settings, faces="any")
+    if files.is_small_family:
+        settings = _of_small_family(settings, files)
     options = CacheOptions(references=args.references, audio_dtype=DTYPES[args.audio_dtype], tiled=args.tiled)
     state = processes(args.device)
     device, dtype = device_of(args.device, state), DTYPES[args.dtype]
@@ -354,6 +355,15 @@ def run(args: argparse.Namespace) -> int:
             f"kept, {counted(len(report.faults), 'fault')}"
         )
     return 1 if report.faults else 0
+
+
+def _of_small_family(settings: ClipSettings, files: ModelFiles) -> ClipSettings:
+    """Faces as its checkpoint expects them: drawn people fill the picture in another way, so they are not checked."""
+    if settings.faces == "checked":
+        return replace(settings, faces="any")
+    if settings.faces == "aligned" and (facts := read_facts(files.sources["omniavatar"])) is not None:
+        return replace(settings, conventions=replace(settings.conventions, template=facts.conventions.template))
+    return settings
 
 
 def _folder(path: str | Sequence[str]) -> Path:

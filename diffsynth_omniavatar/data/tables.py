@@ -20,6 +20,10 @@ from .prepared import PreparedClip
 from .video_clip import VideoClip
 
 COLUMNS = ("video", "prompt", "audio", "reference", "mask")
+_WANTED = (
+    "wanted a table (.csv, .json or .jsonl, with the columns video and prompt), a text file with a prepared directory "
+    "a line, or the folder of a cache"
+)
 SHOWN = 5
 """Most faults of a table that are told at once."""
 
@@ -48,13 +52,13 @@ def read_clips(path: str | Path, base_path: str | Path | None = None) -> list[Cl
     if path.is_dir():
         return list(Cache(path).clips)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; give a table of clips, a list of directories or a cache")
+        raise ValueError(f"{path} does not exist; {_WANTED}")
     base = Path(base_path) if base_path else path.parent
     if not base.is_dir():
         raise ValueError(f"{base}, from which the paths in {path} start, is no folder")
     reader = _TABLE_READERS.get(path.suffix.lower())
     if reader is None:
-        rows: list[Row] = [("", {"video": line}) for line in _directories(path)]
+        rows: list[Row] = [("", {"video": line}) for line in _directories(path, base)]
     else:
         rows = list(reader(path))
         _refuse_faults(path, rows)
@@ -86,15 +90,19 @@ def _find_empty_text(base: Path, folder: Path) -> Path | None:
     return next(found, None)
 
 
-def _directories(path: Path) -> list[str]:
+def _directories(path: Path, base: Path) -> list[str]:
     """The lines of a list of directories."""
     kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
     if kind in ("video", "audio", "image"):
-        raise ValueError(
-            f"{path} is no list of clips, it seems to be a file of {kind}; wanted a table (.csv, .json or .jsonl, with "
-            "the columns video and prompt), a text file with a prepared directory a line, or the folder of a cache"
-        )
-    return [line for _, line in read_lines(path)]
+        raise ValueError(f"{path} is no list of clips, it seems to be a file of {kind}; {_WANTED}")
+    lines = read_lines(path)
+    for number, line in lines:
+        if os.path.isfile(base / line):
+            raise ValueError(
+                f"{path}, line {number}: {line} is a file, and a list names prepared directories; videos belong in a "
+                "table, .csv, .json or .jsonl, with the columns video and prompt"
+            )
+    return [line for _, line in lines]
 
 
 def read_csv(path: Path) -> Iterator[Row]:
@@ -150,6 +158,7 @@ _TABLE_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
 }
+TABLE_SUFFIXES = tuple(_TABLE_READERS)
 
 
 def _refuse_faults(path: Path, rows: list[Row]) -> None:

@@ -118,7 +118,7 @@ def find_footage(
         told = f"{source}: {turned_video(turn)}"
         if turn == 2 or not tracks:  # a mouth would be looked for on the forehead
             raise ValueError(f"{told}.")
-        logger.warning("%s; as it is, faces are lost at times.", told)
+        logger.warning("warning: %s; as it is, faces are lost at times.", told)
     if not tracks:
         raise ValueError(
             f"{source}: shows no face in {counted(count, 'picture')} ({scan.times().duration:.1f} s). A drawn face "

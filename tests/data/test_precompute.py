@@ -36,11 +36,11 @@ from diffsynth_omniavatar.data.scan import check_dataset, scan_clips
 from diffsynth_omniavatar.data.tables import read_clips
 from diffsynth_omniavatar.data.video_clip import VideoClip
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.media.faces.template import LATENTSYNC
+from diffsynth_omniavatar.media.faces.template import LATENTSYNC, Template
 from diffsynth_omniavatar.media.sound import Sound
 from diffsynth_omniavatar.model.config import CheckpointConfig, Conventions
 from diffsynth_omniavatar.model.files import SMALL_FAMILY as FILES
-from diffsynth_omniavatar.model.small_family import TINY, family_configs, register_family
+from diffsynth_omniavatar.model.small_family import NANO, TINY, family_configs, register_family
 from diffsynth_omniavatar.nano.family import write_random_family
 from diffsynth_omniavatar.training.module import OmniAvatarTrainingModule
 from diffsynth_omniavatar.training.settings import StepSettings
@@ -347,7 +347,7 @@ def test_a_check_of_a_cache_reads_it(pipe: OmniAvatarPipeline, table: Path, tmp_
 
 
 def test_damaged_and_foreign_indices_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StaleCacheError, match="no complete cache"):
+    with pytest.raises(StaleCacheError, match=r"is no cache, as it has no index\.json; give .*prepare"):
         read_clips(tmp_path)
     for text, words in (("{", "not valid JSON"), ("[]", "has format None"), ('{"format": 99}', "has format 99")):
         (tmp_path / "index.json").write_text(text)
@@ -435,6 +435,26 @@ def test_cheap_mistakes_are_told_before_anything_is_loaded(family_folder: Path, 
             patch.setattr(precompute_module, "encoder_pipeline", lambda *_, **__: pytest.fail("it loads"))
             precompute_module.run(parser.parse_args(arguments))
         assert not Path(new).exists()
+
+
+@pytest.mark.parametrize("model", ["nano", "nano-v2v"])
+def test_faces_are_cut_out_to_where_the_small_model_has_them(tmp_path: Path, model: str) -> None:
+    write_texture(tmp_path / "a.mp4", 4)
+    table = write_table(tmp_path / "t.csv", [{"video": "a.mp4", "prompt": "x"}])
+    parser = argparse.ArgumentParser()
+    precompute_module.add_arguments(parser)
+    flags = ["--model", model, "--omniavatar_mode", "v2v", "--align", "--device", "cpu"]
+    wanted = NANO.conventions.template if model == "nano-v2v" else LATENTSYNC
+    seen = []
+
+    def refuse(folder: Path, settings: dict[str, Any]) -> None:
+        seen.append(Template(**settings["align"]))
+        raise StaleCacheError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StaleCacheError):
+        patch.setattr(precompute_module, "refuse_other_cache", refuse)
+        precompute_module.run(parser.parse_args([str(table), str(tmp_path / "cache"), *flags]))
+    assert seen == [wanted]
 
 
 def write_together(family_folder: Path, table: Path, cache: Path) -> None:

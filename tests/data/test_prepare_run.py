@@ -327,6 +327,9 @@ def test_sources_come_from_folders_globs_and_lists(raw: Path, tmp_path: Path) ->
     (raw / "wrong.txt").write_text("wrong.txt\n")
     with pytest.raises(ValueError, match=r"line 1: wrong\.txt is a list, too"):
         names(raw / "wrong.txt")
+    (raw / "table.csv").write_text("video,prompt\ngood 0.mp4,x\n")
+    with pytest.raises(ValueError, match=r"table\.csv is no video; give folders, .* goes to `omniavatar check`"):
+        names(raw / "table.csv")
 
 
 def test_no_person_trains_and_validates() -> None:

@@ -104,6 +104,14 @@ def test_unusable_tables_are_refused_by_name(tmp_path: Path, name: str, content:
         read_clips(tmp_path / "nothing.csv")
 
 
+def test_a_list_of_videos_is_told_what_belongs_in_it(tmp_path: Path) -> None:
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "b.mp4").touch()
+    (tmp_path / "list.txt").write_text("prepared\n\nb.mp4\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 3: b\.mp4 is a file, .* videos belong in a table"):
+        read_clips(tmp_path / "list.txt")
+
+
 def test_a_folder_with_a_table_is_told_from_a_cache(tmp_path: Path) -> None:
     table = write_table(tmp_path / "metadata.csv", [])
     with pytest.raises(ValueError, match=rf"is no cache; .* give {table}"):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...system.messages import counted
 from ...system.text_files import read_lines
+from ..tables import TABLE_SUFFIXES
 
 SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".f4v", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
@@ -49,7 +50,7 @@ def find_sources(raw: Sequence[str | Path], out: Path) -> list[Source]:
         out: the output folder, whose files are no sources.
 
     Raises:
-        ValueError: one of `raw` names nothing.
+        ValueError: one of `raw` names nothing, or is a table.
     """
     out = out.resolve()
     found = dict[Path, Source]()
@@ -76,6 +77,11 @@ def _paths(given: str) -> Iterator[Path]:
             if (path.parent / line).suffix.lower() in LIST_SUFFIXES:
                 raise ValueError(f"{path}, line {number}: {line} is a list, too; name it beside this one")
             yield path.parent / line
+    elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file() and not _is_binary(path):
+        raise ValueError(
+            f"{path} is no video; give folders, globs, lists of files (.txt, a path a line) or video files. A table of "
+            "finished clips goes to `omniavatar check` and `precompute`, one with texts for raw files to --captions"
+        )
     elif os.path.lexists(path):
         yield path
     else:
