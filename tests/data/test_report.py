@@ -76,7 +76,7 @@ def test_reasons_of_no_figure_stay(tmp_path: Path) -> None:
     data = written(tmp_path, source(small, record("b")))
     assert [clip["fixed"] for clip in data["clips"]] == [{"no_speech": "nobody speaks"}, {}]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "1 of 2 clips are kept, 0.0667 of 0.133 minutes" in text
+    assert "1 of 2 clips are kept, 0:04 of 0:08 minutes" in text
 
 
 def test_files_of_which_nothing_is_used_have_their_reason(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ function number(value) {
 }
 
 function minutes(some) {
-  return number(some.reduce((sum, clip) => sum + clip.seconds, 0) / 60);
+  const seconds = Math.round(some.reduce((sum, clip) => sum + clip.seconds, 0));
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 }
 
 function time(seconds) {
@@ -183,7 +184,8 @@ function listReasons() {
   const counts = rules.map((rule, index) => [rule.complaint, clips.filter(clip => clip.broken.includes(index)).length]);
   counts.push(...Object.entries(others).map(([key, words]) => [words, clips.filter(clip => key in clip.fixed).length + (unused[key] ?? 0)]));
   const shown = counts.filter(([, count]) => count).sort((a, b) => b[1] - a[1]);
-  find("reasons").replaceChildren(...shown.map(([words, count]) => {
+  const none = element("tr", {}, element("td", {}, "nothing is rejected"));
+  find("reasons").replaceChildren(...!shown.length ? [none] : shown.map(([words, count]) => {
     const bar = element("div", {});
     bar.style.width = `${100 * count / shown[0][1]}%`;
     return element("tr", {}, element("td", {}, words), element("td", {}, bar), element("td", {}, String(count)));

@@ -132,7 +132,8 @@ def _source(source: SourceRecord) -> list[str]:
 
 
 def _minutes(clips: Sequence[ClipRecord]) -> str:
-    return f"{sum(clip.seconds for clip in clips) / 60:.3g}"
+    minutes, seconds = divmod(round(sum(clip.seconds for clip in clips)), 60)
+    return f"{minutes}:{seconds:02d}"
 
 
 def _json(content: Any) -> str:
