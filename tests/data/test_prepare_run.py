@@ -26,6 +26,7 @@ from diffsynth_omniavatar.data.prepare.run import PrepareReport, prepare
 from diffsynth_omniavatar.data.prepare.settings import PrepareSettings
 from diffsynth_omniavatar.data.prepare.sources import Shard, find_sources
 from diffsynth_omniavatar.data.prepare.split import people_of, splits, validation_people
+from diffsynth_omniavatar.data.prepare.sync import Sync
 from diffsynth_omniavatar.data.recipe import Recipe
 from diffsynth_omniavatar.data.scan import check_dataset
 from diffsynth_omniavatar.data.tables import read_clips
@@ -301,6 +302,19 @@ def test_a_link_to_itself_is_told(tmp_path: Path) -> None:
     (source,) = find_sources([tmp_path], tmp_path / "out")
     (reason,) = process.SourceWork(out=tmp_path / "out", settings=settings())(source).reasons.values()
     assert reason == f"{tmp_path / 'self.mp4'}: Too many levels of symbolic links"
+
+
+def test_sound_that_is_late_is_put_earlier(raw: Path, looked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(path: Path, waveform: torch.Tensor, places: Any, *others: Any) -> dict[str, tuple[float, int]]:
+        return dict.fromkeys(places, (0.9, 5))
+
+    monkeypatch.setattr(process, "measure_sync", measured)
+    source, out = raw / "good 0.mp4", raw.parent / "out"
+    report = prepare(find_sources([source], out), out, settings(), sync=Sync(source))
+    (clip,) = report.sources[0].clips
+    sound = load_sound(out / str(clip.video)).samples[0]
+    original = noise(FRAMES / 25, 0).samples[0][8 * 640 : 32 * 640]
+    assert len(sound) == len(original) and np.corrcoef(sound, original)[0, 1] > 0.9
 
 
 def test_sources_come_from_folders_globs_and_lists(raw: Path, tmp_path: Path) -> None:

@@ -100,6 +100,14 @@ def test_a_head_crop_has_a_trained_shape_and_the_head_inside(
     assert size * small / (bottom - top) >= 0.1 or (bottom - top) == height or (right - left) == width
 
 
+def test_a_head_with_room_around_it_lies_a_little_above_the_middle() -> None:
+    person = track(range(60), 540, 960, 108)
+    crop = crop_of(look(60, [person], [range(60)], size=(1920, 1080)), person, range(60), PrepareSettings(mode="i2v"))
+    _, top, _, bottom = crop.bounds[0].tolist()
+    _, hair, _, chin = head_box(face(540, 960, 108))
+    assert ((hair + chin) / 2 - top) / (bottom - top) == pytest.approx(0.4, abs=0.005)
+
+
 def test_an_aligned_crop_follows_the_face_and_repeats_on_duplicates() -> None:
     moving = Track(start=0, faces=tuple(face(100 + 2 * frame, 100, 60) for frame in range(50)))
     seen = look(50, [moving], [range(50)], size=(200, 300), duplicates=frozenset([21]))

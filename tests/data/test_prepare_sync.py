@@ -39,7 +39,7 @@ def test_the_offset_of_the_sound_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     with VideoWriter(tmp_path / "a.mp4", 64, 64, sound=Sound(sound[None].numpy(), 16000)) as writer:
         writer.write((flashes * 255).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 64, 64, 3))
     monkeypatch.setattr(sync, "_loaded", lambda path, device: FlashesAndBeeps())
-    person = track(range(5, 85), 32, 32, 30)
+    person = track(range(10, 85), 32, 32, 30)
     places = {"good": (person, range(10, 80)), "short": (person, range(80, 85))}
     found = measure_sync(tmp_path / "a.mp4", sound, places, (), Sync(tmp_path))
     assert list(found) == ["good"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn_faces import still, track_at, with_faces
+from drawn_faces import face_at, still, track_at, with_faces
 
 from diffsynth_omniavatar.generation.dub_faces import choose_tracks
 from diffsynth_omniavatar.generation.dub_plan import NO_SPEECH, TOO_SHORT, place_track, plan_chunks, plan_face
@@ -14,6 +14,7 @@ from diffsynth_omniavatar.generation.dub_request import DubRequest
 from diffsynth_omniavatar.generation.footage import Footage
 from diffsynth_omniavatar.generation.playback import plan_playback
 from diffsynth_omniavatar.generation.request import RequestError, TalkRequest
+from diffsynth_omniavatar.media.faces.face import Track
 from diffsynth_omniavatar.media.faces.faults import CUT_OFF, NO_FACE, PROFILE, TOO_SMALL, UNSURE
 from diffsynth_omniavatar.media.faces.template import LATENTSYNC
 from diffsynth_omniavatar.media.pictures import PictureTimes
@@ -108,9 +109,21 @@ def test_gaps_pass_unchanged_with_a_fade():
     _, found = plan(footage_of(track_at(0, places)))
     assert [span.places for span in found.spans] == [range(30), range(33, 100)]
     assert found.reasons[29:34] == (None, NO_FACE, NO_FACE, NO_FACE, None)
+    assert [chunk.index for span in found.spans for chunk in span.chunks] == list(range(found.chunks)) == [0, 1, 2, 3]
     wanted = torch.tensor([1, 1, 0.9, 0.7, 0.5, 0.3, 0.1, 0, 0, 0, 0.1, 0.3, 0.5, 0.7, 0.9, 1, 1])
     assert torch.allclose(found.strengths[23:40], wanted, atol=1e-5)
     assert found.strengths[0] == found.strengths[-1] == 1
+
+
+def test_crops_are_smoothed_over_the_same_time_at_any_frame_rate():
+    sizes = (48 + 4 * torch.randn(100, generator=torch.Generator().manual_seed(1))).tolist()
+    footage = footage_of(Track(start=0, faces=tuple(face_at(120, 70, size) for size in sizes)))
+
+    def tremble(rate):
+        at_rate = dataclasses.replace(footage, times=times_of(range(100), 100, Fraction(1, rate)))
+        return float(place_track(footage.tracks[0], at_rate, LATENTSYNC).transforms[:, 0, 0].diff().std())
+
+    assert tremble(100) < 0.5 * tremble(50) < 0.25 * tremble(25)
 
 
 def test_each_frame_that_stays_has_its_reason():

@@ -5,12 +5,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from drawn_faces import still, write_faces
+from drawn_faces import still, track_at, write_faces
 from synthetic_clips import portrait
 
 from diffsynth_omniavatar.generation.face_crops import cut_face, paste_face
 from diffsynth_omniavatar.generation.request import RequestError
 from diffsynth_omniavatar.media.clip import Clip
+from diffsynth_omniavatar.media.faces.align import crop_transforms
+from diffsynth_omniavatar.media.faces.template import HEAD
 from diffsynth_omniavatar.media.video import read_frames
 
 pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
@@ -36,6 +38,14 @@ def test_what_is_cut_out_goes_back_into_the_mouth(tmp_path):
     shown = (above[5] != 90).any(dim=-1)
     assert shown[: int(middle[1])].any() and not shown[int(middle[1]) + 1 :].any()
     assert 90 < lit[2].max() < lit[6].max()
+
+
+def test_crops_stand_still_where_the_face_is_not_seen(tmp_path):
+    frames = torch.arange(50, 170, 10, dtype=torch.uint8).view(-1, 1, 1, 1).expand(12, 96, 160, 3)
+    moving = track_at(2, [(60 + 3 * frame, 48) for frame in range(8)])
+    faces = write_faces(tmp_path / "faces.jsonl", moving)
+    _, places = cut_face(Clip(frames, Fraction(25)), size=(32, 32), template=HEAD, detections=faces)
+    assert torch.equal(places.transforms, crop_transforms(moving, HEAD)[[0, 0, *range(8), 7, 7]])
 
 
 def test_what_does_not_go_together_is_named(tmp_path):

@@ -103,6 +103,12 @@ def test_who_is_hidden_by_a_neighbour_keeps_the_own_looks() -> None:
     assert middles(one)[-1] == 100 and middles(other)[-1] == 250
 
 
+def test_a_face_that_moved_on_while_it_was_lost_is_not_taken_to_be_faster() -> None:
+    faces = [[] if 10 <= frame < 30 else [face_at(50 + 5 * frame)] for frame in range(40)]
+    (track,) = tracks_of(faces)
+    assert track.frames == range(40)
+
+
 @pytest.mark.parametrize("gap", [1, LONGEST_GAP])
 @pytest.mark.parametrize("lost", [[], [face_at(100, score=0.55)], [face_at(100, flag=0.4)]])
 def test_track_goes_on_after_a_gap(gap: int, lost: list[Face]) -> None:

@@ -1,5 +1,7 @@
 """A video or a picture that lies on its side or stands on its head is told; one that shows nobody is not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from face_pictures import GREY, drawn_person, placed
@@ -46,6 +48,23 @@ def test_a_video_whose_faces_are_seen_well_is_not_turned(finder: FaceFinder) -> 
     for _ in range(3):
         watch.add(PERSON, finder.faces(PERSON))
     assert watch.turn(Nothing()) == 0  # type: ignore[arg-type]
+
+
+def test_a_face_that_is_seen_nearly_as_well_as_it_lies_is_not_turned() -> None:
+    """One that is tilted may be found only in the picture that is turned once."""
+
+    class Tilted:
+        def __init__(self, unturned: float) -> None:
+            self.scores = [0.8, 0.2, 0.2, unturned]
+
+        def faces(self, picture: torch.Tensor) -> list[SimpleNamespace]:
+            return [SimpleNamespace(is_sure=True)] if len(picture) == 240 else []
+
+        def standing(self, picture: torch.Tensor, face: SimpleNamespace) -> list[float]:
+            return self.scores
+
+    assert turn_of(Tilted(0.75), NOBODY) == 0  # type: ignore[arg-type]
+    assert turn_of(Tilted(0.65), NOBODY) == 1  # type: ignore[arg-type]
 
 
 def test_few_small_pictures_of_a_long_video_are_kept_from_all_over_it(finder: FaceFinder) -> None:
