@@ -35,6 +35,7 @@ from .average import WeightAverage
 from .loader import LoopLoader, rng_state, seed_cpu_generators, set_rng_state, stream_seed
 from .loop_state import check_same_parameters, check_same_run, check_same_settings, load_state, run_of
 from .optimizers import exchanged
+from .prefix_errors import ErrorBank
 from .settings import LoopSettings
 from .zero import EngineOptimizer, configure, frozen_networks, gathered_weights, hide_frozen_networks
 
@@ -227,6 +228,8 @@ class OmniAccelerator(Accelerator):
         self.companion: Companion | None = None
         self.average: WeightAverage | None = None
         """Of the weights that train, where the settings ask for one."""
+        self.bank: ErrorBank | None = None
+        """Errors for prefixes, of each process its own."""
         self.window: dict[str, list[float]] = {}
         """What was reported since the last optimizer step."""
 
@@ -423,6 +426,16 @@ class OmniAccelerator(Accelerator):
         """Write what `loop_state` leaves out, each process its part. Every process must call it."""
         if self.engine is not None:
             self.engine.save(folder)
+        if self.bank is not None:
+            self.bank.save(self._bank_file(folder))
+
+    def load_bank(self, checkpoint: Path) -> None:
+        """Take back this process's errors for prefixes, if it keeps some. ValueError if the checkpoint has none."""
+        if self.bank is not None:
+            self.bank.load(self._bank_file(checkpoint))
+
+    def _bank_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"prefix_errors-{self.process_index}.safetensors"
 
     def whole_weights(self, module: torch.nn.Module, tensors: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """`whole_tensors` of what `tensors()` gives of the module's weights."""

@@ -166,6 +166,7 @@ INSTEAD = {
     "text_drop_prob": "nothing is dropped",
     "audio_drop_prob": "nothing is dropped",
     "prefix_drop_prob": "nothing is dropped",
+    "prefix_errors": "its rollouts begin with clean frames",
     "validation_loss_data": "the student has no flow-matching loss; use --validation_data",
     "validation_num_inference_steps": "validation videos have --student_steps",
     "min_timestep_boundary": "use --score_range",

@@ -34,6 +34,7 @@ from ..model.quantize import layer_names, quantize_blocks
 from .auxiliary import AuxiliaryLosses
 from .loader import stream_seed
 from .memory_report import BACKWARD, ENCODING, FORWARD, MemoryReport
+from .prefix_errors import PrefixErrors
 from .settings import StepSettings
 
 AUDIO_MODULES = ("audio_proj", "audio_cond_projs")
@@ -142,6 +143,7 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         self.settings = settings
         self.noise_levels = NoiseLevels.parse(settings.timestep_sampling)
         self.weighting = LevelWeight.parse(settings.loss_weighting)
+        self.prefix_errors = PrefixErrors.parse(settings.prefix_errors)
         self.switch_pipe_to_training_mode(pipe)
         lora = config.lora is not None
         select_trainable(pipe.dit, full=not lora)
@@ -167,7 +169,10 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         shared, positive, _ = self.prepare(data)
         if self.memory is not None:
             self.memory.end_of(ENCODING, shared["input_latents"])
+        self.spoil_prefix(data, shared)
         loss, parts = self.loss(data, shared, positive)
+        if self.prefix_errors is not None and self.prefix_errors.bank is not None:
+            self.prefix_errors.bank.collect(shared["omni_record"])
         if self.on_sample is not None:
             self.on_sample(data, shared["omni_record"], parts.get("flow", loss))
         if parts and self.on_parts is not None:
@@ -175,6 +180,12 @@ class OmniAvatarTrainingModule(host.DiffusionTrainingModule):
         if self.memory is not None:
             self.memory.end_of(FORWARD)
         return loss
+
+    def spoil_prefix(self, sample: TrainingSample, shared: dict[str, Any]) -> None:
+        """Put errors into the known latents of the model's input, where the settings ask for some."""
+        known = shared.get("omni_prefix_latents")
+        if self.prefix_errors is not None and known is not None:
+            shared["omni_prefix_latents"] = self.prefix_errors.added(known, sample.drop_prefix)
 
     def between_steps(self, function: Callable[[], Any]) -> Any:
         """What a function returns with the weights that validate."""

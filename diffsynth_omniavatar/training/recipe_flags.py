@@ -10,6 +10,7 @@ from typing import Any
 from ..losses.noise_levels import HOST, SAMPLINGS, WEIGHTINGS, LevelWeight, NoiseLevels
 from ..model.config import IMAGE_SIZES
 from .distill_flags import TRAJECTORIES
+from .prefix_errors import FORMS, OFF, PrefixErrors
 
 
 def frame_counts(text: str) -> tuple[int, ...]:
@@ -63,6 +64,13 @@ def add_recipe_flags(group: Any) -> None:
     add("--text_drop_prob", type=float, default=0.1, help="Probability that a sample has the empty prompt.")
     add("--audio_drop_prob", type=float, default=0.1, help="Probability that a sample has silence as its sound.")
     add("--prefix_drop_prob", type=float, default=0.1, help="Probability that known frames become noise.")
+    add(
+        "--prefix_errors",
+        default=OFF,
+        metavar="NAME[:NUMBERS]",
+        help=f"I2V: errors in the known frames, against drift of long videos: {FORMS}; bank has the model's own, P is "
+        "the probability, 0.5 if it is left out. (default: none)",
+    )
     add("--min_frames", type=int, help="Fewest frames per sample, 4n+1. (default: 4 more than --prefix_frames)")
     add(
         "--fixed_length",
@@ -113,6 +121,7 @@ def recipe_faults(args: argparse.Namespace) -> Iterator[str]:
         ("timestep_sampling", NoiseLevels.parse),
         ("loss_weighting", LevelWeight.parse),
         ("curriculum_frames", curriculum),
+        ("prefix_errors", PrefixErrors.parse),
     )
     for name, parse in named:
         try:
@@ -127,5 +136,9 @@ def recipe_faults(args: argparse.Namespace) -> Iterator[str]:
         yield f"weights in --dataset_metadata_path have no meaning with --task {args.task}, which takes each clip once"
     if args.curriculum_frames and (writes or args.trajectories is not None):
         yield "--curriculum_frames has no meaning here: these samples have their whole length"
+    if args.prefix_errors != OFF and args.omniavatar_mode == "v2v":
+        yield "--prefix_errors is for I2V: in V2V the masked video shows the first known frame without an error"
+    if args.prefix_errors != OFF and args.task == "sft:data_process":
+        yield "--prefix_errors has no meaning with --task sft:data_process, which trains nothing"
     if args.timestep_sampling != HOST and (args.min_timestep_boundary, args.max_timestep_boundary) != (0, 1):
         yield "--min_timestep_boundary and --max_timestep_boundary are of the host's table: --timestep_sampling host"

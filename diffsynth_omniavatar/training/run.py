@@ -60,6 +60,7 @@ from .log_table import read_table
 from .loop_state import check_same_parameters, check_same_run, check_same_settings, load_state, run_of
 from .memory_report import predicted_rows, size_text
 from .module import OmniAvatarTrainingModule, trainable_parameters
+from .prefix_errors import OFF
 from .profiling import SKIPPED, profiled
 from .recipe_flags import curriculum, with_weight
 from .settings import LoopSettings, StepSettings, steps_in_epochs
@@ -89,6 +90,8 @@ def conventions_of(args: argparse.Namespace) -> Conventions:
     conventions = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
     if args.omniavatar_mode == "v2v" and conventions.first_frame == "known" and not conventions.prefix_frames:
         raise FlagError("--first_frame known makes frame 0 known: --prefix_frames must name at least 1.")
+    if args.prefix_errors != OFF and max(conventions.prefix_frames, default=0) < 2:
+        raise FlagError("--prefix_errors is for prefixes of 5 frames and more: --prefix_frames has none.")
     return conventions
 
 
@@ -421,6 +424,8 @@ def _train(args: argparse.Namespace, conventions: Conventions, processes: int) -
     if args.dry_run:
         return
     _check_parameters(resume, module)
+    if resume is not None:
+        accelerator.load_bank(resume)
     if accelerator.is_main_process:  # only now, when nothing can be refused any more
         _save_arguments(args)
     table = Path(args.output_path, SAMPLES_FILE) if args.log_samples else None
@@ -488,6 +493,7 @@ def build_module(
         )
     else:
         module = OmniAvatarTrainingModule(pipe, config, settings, auxiliary)
+        accelerator.bank = None if module.prefix_errors is None else module.prefix_errors.bank
     module.on_parts = accelerator.report_parts
     return module
 

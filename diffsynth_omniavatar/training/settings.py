@@ -104,6 +104,8 @@ class StepSettings:
     """Which noise levels train, one of `noise_levels.SAMPLINGS`."""
     loss_weighting: str = "host"
     """What the loss at a noise level counts, one of `noise_levels.WEIGHTINGS`."""
+    prefix_errors: str = "none"
+    """What is added to known frames, one of `prefix_errors.FORMS`."""
     max_timestep_boundary: float = 1.0
     min_timestep_boundary: float = 0.0
     tiled: bool = False

@@ -293,6 +293,8 @@ ROWS: dict[str, list[Row]] = {
         Row("num_epochs", "4", "accelerator.settings.max_steps", 8),
         Row("timestep_sampling", "logit_normal:0.5,2,3", "module.noise_levels", NoiseLevels((0.5, 2.0), 3.0)),
         Row("ema_decay", "0.75", "accelerator.settings.ema_decay", 0.75),
+        Row("prefix_errors", "noise:0.2,0.7", "module.prefix_errors.deviation", 0.2),
+        Row("prefix_errors", "noise:0.2,0.7", "module.prefix_errors.probability", 0.7),
     ],
     "offloading": [
         Row("enable_model_cpu_offload", None, lambda s: len(s.prepared), 3),  # the host then prepares no model
