@@ -72,6 +72,13 @@ def test_the_speaker_is_whose_lips_move() -> None:
     assert lead is not None and faults({"speaker_lead": lead}, clip_rules("v2v"))
 
 
+def test_small_faces_behind_a_person_are_no_speakers() -> None:
+    spoken = [range(10, 100)]
+    person, behind = track(range(120), 30, size=50), track(range(120), 70, size=15, spoken=spoken)
+    (span,) = plan_spans(look(120, [behind, person], spoken), SHORTEST, LONGEST)
+    assert span.track == 1 and span.lead is None
+
+
 def test_each_scene_without_a_clip_has_its_reason() -> None:
     seen = look(300, [track(range(100, 200))], [range(10, 60)], cuts=[100, 200])
     assert [list(span.reasons) for span in plan_spans(seen, SHORTEST, LONGEST)] == [
@@ -156,6 +163,8 @@ def test_each_fault_breaks_its_rule() -> None:
     assert broken_by(seen(person(), power=good.power * 1e-3)) == {"loudness"}
     flash = torch.full((110,), 100.0)
     flash[70] = 160
+    assert broken_by(seen(person(), light=flash)) == {"brightness_jump"}
+    flash[70:] = 40  # and it stays dark
     assert broken_by(seen(person(), light=flash)) == {"brightness_jump"}
     beside = dataclasses.replace(good, tracks=(*good.tracks, track(all_of_it, 210, 290, 100)))
     assert "other_face_share" in broken_by(beside)
