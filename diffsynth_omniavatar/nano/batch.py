@@ -6,7 +6,7 @@ would give it, so that one made here equals one made there; the tests compare th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,11 +59,18 @@ class Take:
     """V2V: uint8 [frames, H, W, 3]; behind its end it runs back."""
 
 
-@torch.no_grad()
 def generate_batch(
     pipe: OmniAvatarPipeline, takes: Sequence[Take], sampling: Sampling, *, mute: bool = False
 ) -> np.ndarray:
-    """Videos of the takes.
+    """Videos of the takes, uint8 [B, F, H, W, 3]: all of `generate_chunks`."""
+    return np.concatenate([*generate_chunks(pipe, takes, sampling, mute=mute)], axis=1)
+
+
+@torch.no_grad()
+def generate_chunks(
+    pipe: OmniAvatarPipeline, takes: Sequence[Take], sampling: Sampling, *, mute: bool = False
+) -> Iterator[np.ndarray]:
+    """Videos of the takes, chunk by chunk.
 
     Args:
         pipe: I2V or V2V (33 or 49 channels).
@@ -71,8 +78,8 @@ def generate_batch(
         sampling: how.
         mute: features of zero instead of the sounds'.
 
-    Returns:
-        uint8 [B, F, H, W, 3], F = rows of the sound + leading rows; frame j hears row j - leading rows.
+    Yields:
+        uint8 [B, n, H, W, 3], n in all = rows of the sound + leading rows; frame j hears row j - leading rows.
     """
     if sampling.guided_steps != range(sampling.steps) or sampling.guidance_rescale or sampling.apg_eta != 1:
         names = "apg_eta, guidance_rescale, guidance_from and guidance_to"
@@ -90,7 +97,6 @@ def generate_batch(
     reference = encode_videos(pipe, pixels([take.portrait[None] for take in takes]))
     mask = load_mouth_mask(None, height, width) if pipe.dit.config.has_masked_video else None
     carried: Tensor | None = None
-    parts = []
     for chunk in plan.chunks:
         audio = torch.stack([chunk_features(rows, chunk) for rows in features]).to(reference)
         seeds = [sampling.seed + SEED_STEP * clip + chunk.index for clip in range(len(takes))]
@@ -107,8 +113,7 @@ def generate_batch(
         if mask is not None:
             frames = paste_outside_mouth(frames, original, mask)
         kept = frames[:, :, chunk.kept.start : chunk.kept.stop]
-        parts.append(to_bytes(kept).permute(0, 2, 3, 4, 1).cpu())
-    return torch.cat(parts, dim=1).numpy()
+        yield to_bytes(kept).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
 def pixels(videos: Sequence[np.ndarray]) -> Tensor:

@@ -6,7 +6,7 @@ import argparse
 
 from ..model.files import NANO_FOLDER
 from .batch import Sampling
-from .figures import evaluate_nano
+from .figures import LONG_SECONDS, evaluate_nano
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -16,6 +16,12 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
     add("--family", default=NANO_FOLDER, help="folder of a small model (default: the one of this package)")
     add("--clips", type=int, default=64, help="number of held-out clips (default: 64)")
     add("--lively", action="store_true", help="clips with moves that nothing decides, and textures")
+    add("--long_seconds", type=float, default=LONG_SECONDS, help="length of the videos of --figures long (default: 20)")
+    add(
+        "--match_colours",
+        action=argparse.BooleanOptionalAction,
+        help="bring each chunk to the portrait's colours (default: the checkpoint's)",
+    )
     add("--sampler", help="preset of steps, timesteps, guidance and solver, as of `omniavatar generate`")
     add("--steps", type=int, help=f"denoising steps per chunk (default: {default.steps})")
     add("--solver", help=f"euler, or renoise: fresh noise after each step (default: {default.solver})")
@@ -47,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
             solver=args.solver,
             cfg_scale=args.cfg_scale,
             audio_cfg_scale=args.audio_cfg_scale,
+            match_colours=args.match_colours,
         ),
         groups=args.figures.split(",") if args.figures else None,
         lively=args.lively,
+        long_seconds=args.long_seconds,
         seed=args.seed,
         device=args.device,
         leading_audio_rows=args.leading_audio_rows,

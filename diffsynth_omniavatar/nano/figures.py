@@ -22,16 +22,17 @@ from ..generation.masks import load_mouth_mask
 from ..generation.pipeline import OmniAvatarPipeline
 from ..media.timeline import FRAME_RATE
 from ..media.video import read_frames
-from ..metrics.picture import colour_drift, drift_at_end, psnr
+from ..metrics.picture import psnr
 from ..metrics.sync import best_lag, correlation
 from ..model.files import NANO_FOLDER
 from ..system.output_folder import check_output_folder
 from .batch import Sampling
 from .distributions import LEAST_FLOOR, distances, frechet, latent_features, samples
+from .long_videos import Track, follow, windows
 from .measure import measure_mouth, measure_sway
 from .measure_face import measure_face
 from .processes import process_map
-from .regions import background, static_region
+from .regions import static_region
 from .speaker.canvas import SIZE
 from .speaker.clips import SpeakerClip, draw_clip
 from .stage import Mouth, Stage, generate_file, load_family, take_of
@@ -42,7 +43,7 @@ PAUSE = 0.02
 """True openness below which a mouth is closed."""
 HISS = 1e-3
 """Effective value of the noise of a recording in which nobody speaks."""
-LONG_FRAMES = 20 * FRAME_RATE
+LONG_SECONDS = 20.0
 LONG_CLIPS = 6
 GUIDANCE_CLIPS = 16
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0)
@@ -197,30 +198,48 @@ def figures_guidance(stage: Stage) -> Iterator[Figure]:
 
 
 def figures_long(stage: Stage) -> Iterator[Figure]:
-    """20 s of speech: the last 5 s, and the colours of the wall."""
+    """A long speech: the last window against the first, in lips, colours of the wall, identity and sharpness."""
+    rows = round(stage.long_seconds * FRAME_RATE)
     seeds = [LONG_SEED + index for index in range(min(LONG_CLIPS, len(stage.clips)))]
-    clips = stage.workers(partial(_draw_still, frames=LONG_FRAMES, lively=stage.lively), seeds)
-    videos = stage.generate("long", [take_of(clip) for clip in clips])
-    window = 5 * FRAME_RATE
-    mouths = stage.mouths(videos)
-    pairs = [(mouth[0], clip.openness) for mouth, clip in zip(mouths, clips, strict=True)]
-    places = [slice(at, at + window) for at in range(0, LONG_FRAMES, window)]
-    rs = [[correlation(mouth[place], truth[place]) for mouth, truth in pairs] for place in places]
-    by_window = [float(np.mean(r)) for r in rs]
-    where = background()
-    yield _at_least("20 s: openness r in the last 5 s", rs[-1], 0.85, note=f"in each 5 s: {np.round(by_window, 3)}")
-    drifts = [drift_at_end(video, where) for video in videos]
-    worst = max(drifts)
-    yield Figure(name="20 s: colour drift of the wall (of 255)", value=worst, goal="< 2", ok=worst < 2, values=drifts)
-    track = np.mean([colour_drift(video, where) for video in videos], axis=0)
-    seconds = (np.arange(len(track)) / FRAME_RATE).tolist()
+    clips = stage.workers(partial(_draw_still, frames=rows, lively=stage.lively), seeds)
+    tracks = follow(stage, clips, "long")
+    places = windows(rows)
+    length, last = f"{stage.long_seconds:g} s", f"the last {(places[0].stop - places[0].start) / FRAME_RATE:g} s"
+    pairs = [*zip(tracks, clips, strict=True)]
+    rs = np.array([[track.mouth_r(clip, place, stage.leading) for place in places] for track, clip in pairs])
+    by_window = np.round(rs.mean(axis=0), 3)
+    yield _at_least(
+        f"{length}: openness r in {last}", rs[:, -1, 0].tolist(), 0.97, note=f"by window: {by_window[:, 0].tolist()}"
+    )
+    yield _at_least(
+        f"{length}: width r in {last}", rs[:, -1, 1].tolist(), 0.8, note=f"by window: {by_window[:, 1].tolist()}"
+    )
+    yield _wall_drift(stage, length, tracks)
+    at = [slice(place.start + stage.leading, place.stop + stage.leading) for place in places]
+    dbs = np.array([[track.part(place).psnr for place in at] for track in tracks])
+    note = f"by window: {np.round(dbs.mean(axis=0), 1).tolist()}"
+    yield _at_least(f"{length}: static regions, PSNR in {last} (dB)", dbs[:, -1].tolist(), 28, note=note)
+    sharp = np.array([[track.part(place).sharpness.mean() for place in at] for track in tracks])
+    note = f"by window: {np.round(sharp.mean(axis=0), 2).tolist()}"
+    kept = (100 * sharp[:, -1] / np.maximum(sharp[:, 0], 1e-9)).tolist()
+    yield _at_least(f"{length}: sharpness of {last} (% of the first)", kept, 95, note=note)
+
+
+def _wall_drift(stage: Stage, length: str, tracks: Sequence[Track]) -> Figure:
+    """From the first second to the last."""
+    drifts = [track.wall - track.wall[:FRAME_RATE].mean(axis=0) for track in tracks]
+    ends = [float(np.abs(drift[-FRAME_RATE:].mean(axis=0)).max()) for drift in drifts]
+    mean = np.mean(drifts, axis=0)
+    seconds = (np.arange(len(mean)) / FRAME_RATE).tolist()
     in_plot_colours = {"blue": 2, "red": 0, "green": 1}
-    series = {name: track[:, channel].tolist() for name, channel in in_plot_colours.items()}
+    series = {name: mean[:, channel].tolist() for name, channel in in_plot_colours.items()}
     stage.plot("colour drift of the wall", series, x=seconds, x_label="seconds", y_label="of 255", level=0.0)
+    name = f"{length}: colour drift of the wall (of 255)"
+    return Figure(name=name, value=max(ends), goal="< 2", ok=max(ends) < 2, values=ends)
 
 
 def _draw_still(seed: int, *, frames: int, lively: bool) -> SpeakerClip:
-    return draw_clip(seed, frames, split="evaluation", sways=False, lively=lively)
+    return draw_clip(seed, frames, split="evaluation", sways=False, lively=lively, shown=1)
 
 
 def figures_prompts(stage: Stage) -> Iterator[Figure]:
@@ -354,6 +373,7 @@ def evaluate_nano(
     sampling: Sampling | None = None,
     groups: Sequence[str] | None = None,
     lively: bool = False,
+    long_seconds: float = LONG_SECONDS,
     seed: int = 0,
     device: str | None = None,
     leading_audio_rows: int | None = None,
@@ -368,14 +388,15 @@ def evaluate_nano(
         sampling: how the model generates.
         groups: names in `GROUPS`; None for all that the clips allow.
         lively: whether the clips are.
+        long_seconds: length of the long speeches.
         seed: of the first clip.
         device: None for the GPU if there is one.
         leading_audio_rows: in place of the checkpoint's convention.
         batch: clips at a time; None for 32 on a GPU and 2 on a CPU.
 
     Raises:
-        ValueError: fewer than two clips, none in a batch, a group that is unknown or not for such clips, or a folder
-            that cannot be written; FileNotFoundError: weights are missing.
+        ValueError: fewer than two clips, none in a batch, too short speeches, a group that is unknown or not for such
+            clips, or a folder that cannot be written; FileNotFoundError: weights are missing.
     """
     allowed = [name for name in GROUPS if lively or name not in LIVELY_GROUPS]
     groups = allowed if groups is None else groups
@@ -385,6 +406,8 @@ def evaluate_nano(
         raise ValueError(
             f"{clips} clips and figures {unknown}; wanted at least 2, and some of {', '.join(allowed)}{more}."
         )
+    if not 1 <= long_seconds < float("inf"):
+        raise ValueError(f"long_seconds is {long_seconds}, wanted at least 1.")
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}, wanted at least 1.")
     check_output_folder(out)
@@ -403,6 +426,7 @@ def evaluate_nano(
             clips=workers(partial(_draw, lively=lively), range(seed, seed + clips)),
             seeds=range(seed, seed + clips),
             lively=lively,
+            long_seconds=long_seconds,
             sampling=sampling,
             batch=batch or (2 if on_cpu else 32),
             workers=workers,
@@ -412,7 +436,8 @@ def evaluate_nano(
             for figure in GROUPS[name](stage):
                 figures.append(figure)
                 print(line_of(figure), flush=True)
-    settings = {"clips": clips, "lively": lively, "seed": seed, "leading_audio_rows": stage.leading, **asdict(sampling)}
+    settings = {"clips": clips, "lively": lively, "long_seconds": long_seconds, "seed": seed}
+    settings |= {"leading_audio_rows": stage.leading, **asdict(sampling)}
     _write(out, figures, settings | {"seconds": time.monotonic() - started}, stage.plots)
     return figures
 

@@ -42,6 +42,8 @@ class Stage:
     """Of the clips."""
     lively: bool
     """Whether they are."""
+    long_seconds: float
+    """Length of the long speeches."""
     sampling: Sampling
     batch: int
     workers: Callable[..., list[Any]]
@@ -99,10 +101,14 @@ class Stage:
 
 def write_video(path: Path, frames: np.ndarray, waveform: np.ndarray, delay: float = 0.0) -> None:
     """An mp4 of frames uint8 [F, H, W, 3] with sound [n] at 16 kHz that starts `delay` seconds later."""
-    sound = Sound(waveform[None], SAMPLE_RATE)
-    _, height, width, _ = frames.shape
-    with VideoWriter(path, height, width, sound=sound, sound_delay=delay) as writer:
+    with open_video(path, frames.shape[1:3], waveform, delay) as writer:
         writer.write(torch.from_numpy(frames))
+
+
+def open_video(path: Path, size: Sequence[int], waveform: np.ndarray, delay: float) -> VideoWriter:
+    """An mp4 of this height and width to write frames to; its sound [n] at 16 kHz starts `delay` seconds later."""
+    height, width = size
+    return VideoWriter(path, height, width, sound=Sound(waveform[None], SAMPLE_RATE), sound_delay=delay)
 
 
 def generate_file(

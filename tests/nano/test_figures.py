@@ -80,10 +80,10 @@ def test_validation_loss_is_repeatable_and_falls_towards_the_truth(pipe, clips):
 @pytest.mark.slow
 def test_the_table_of_random_weights_has_every_figure(folder, tmp_path, monkeypatch, capsys, quick_decoder):
     monkeypatch.setattr(figures, "FRAMES", 9)
-    monkeypatch.setattr(figures, "LONG_FRAMES", 13)
     monkeypatch.setattr(figures, "GUIDANCE", (1.0, 2.0))
     taken = figures.evaluate_nano(
         tmp_path, family=folder, clips=2, sampling=Sampling(steps=1, cfg_scale=2.0), device="cpu", lively=True,
+        long_seconds=1,
         groups=[name for name in figures.GROUPS if name != "speed"],
     )  # fmt: skip
     assert len(capsys.readouterr().out.splitlines()) == len(taken) >= 30

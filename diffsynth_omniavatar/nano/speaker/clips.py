@@ -59,6 +59,7 @@ def draw_clip(
     speaks: bool = True,
     lively: bool = False,
     future: int = 0,
+    shown: int | None = None,
 ) -> SpeakerClip:
     """The clip of a seed; what is given replaces what would be drawn and changes nothing else.
 
@@ -71,6 +72,7 @@ def draw_clip(
         speaks: else the voice's hiss is all that is heard, and the mouth stays closed.
         lively: with moves that nothing decides (`lively.liven`), and, if no identity is given, textures.
         future: another number gives other such moves after the same first frame.
+        shown: how many frames are drawn, from the first on; None for all. The rest of the clip is not changed by it.
 
     Raises:
         ValueError: no frames, a negative seed, or an unknown split.
@@ -94,8 +96,9 @@ def draw_clip(
         coming = np.random.default_rng([split == "evaluation", seed, 7, future])
         motion = liven(motion, streams[6], coming, sways=sways)
     openness, width = mouth_curves(sentence, frames)
+    seen = Motion(**{name: track[:shown] for name, track in vars(motion).items()})
     return SpeakerClip(
-        frames=render(identity, openness, width, motion),
+        frames=render(identity, openness[:shown], width[:shown], seen),
         waveform=waveform,
         openness=openness,
         width=width,
