@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import causal_case
 import torch
 from golden_models import Goldens
 from recipe import inp, keyed_randn, weight
@@ -328,6 +329,11 @@ def write_denoise(golden: NewGoldens) -> None:
     golden.write("denoise", tensors, facts)
 
 
+def write_lipforcing(golden: NewGoldens) -> None:
+    dit = golden.dit(in_dim=65).requires_grad_(False)
+    golden.write("lipforcing", {"latents": torch.cat(causal_case.made(golden, dit), dim=2)})
+
+
 def main(folder: str, *settings: str) -> None:
     sizes = {name: int(value) for name, _, value in (setting.partition("=") for setting in settings)}
     golden = NewGoldens(Path(folder), sizes.pop("seed", 0), sizes)
@@ -340,6 +346,7 @@ def main(folder: str, *settings: str) -> None:
     write_expand(golden)
     write_wav2vec(golden)
     write_denoise(golden)
+    write_lipforcing(golden)
 
 
 if __name__ == "__main__":

@@ -121,24 +121,48 @@ class OmniAvatarDiT(WanModel):
             ValueError: the shapes do not belong together.
         """
         self._check_shapes(x, y, audio_emb)
-        t = self.time_embedding(sinusoidal_embedding_1d(self.freq_dim, timestep))
+        return self.predict(
+            x,
+            timestep,
+            context,
+            y,
+            self.audio_proj(audio_emb),
+            self.runner,
+            use_gradient_checkpointing,
+            use_gradient_checkpointing_offload,
+            tea_cache,
+        )
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor,
+        packed_audio: Tensor,
+        runner: BlockRunner | None,
+        use_gradient_checkpointing: bool = False,
+        use_gradient_checkpointing_offload: bool = False,
+        tea_cache: TeaCache | None = None,
+    ) -> Tensor:
+        """`forward` behind the packing of the audio [B, T, H], with a given runner; shapes are not checked."""
+        t = self.time_embedding(sinusoidal_embedding_1d(self.freq_dim, timestep).to(x.dtype))
         t_mod = self.time_projection(t).unflatten(1, (6, self.dim))
         context = self.text_embedding(context)
-        packed_audio = self.audio_proj(audio_emb)
 
         x = self.patch_embedding(torch.cat([x, y], dim=1))
         grid = tuple(x.shape[2:])
         tokens = x.flatten(2).transpose(1, 2).contiguous()
-        parallel = None if self.runner is None else self.runner.parallel
+        parallel = None if runner is None else runner.parallel
         frames = None
         if parallel is not None:
             tokens = parallel.share(tokens)
             frames = parallel.share(_frames_of_tokens(grid, x.device), dim=0)
         recompute = use_gradient_checkpointing or use_gradient_checkpointing_offload
-        add = add_per_frame if self.runner is None else self.runner.add_per_frame
-        if self.runner is not None:
+        add = add_per_frame if runner is None else runner.add_per_frame
+        if runner is not None:
             offload = use_gradient_checkpointing_offload
-            run = self.runner.prepare(self, tokens, context, t_mod, grid, recompute, offload)
+            run = runner.prepare(self, tokens, context, t_mod, grid, recompute, offload)
         else:
             run_host = _block_runner(use_gradient_checkpointing, use_gradient_checkpointing_offload)
             freqs = self._rotary_frequencies(grid, x.device)

@@ -102,9 +102,14 @@ def add_per_frame(tokens: Tensor, values: Tensor, frames: Tensor | None) -> Tens
 
 def pre_attention(x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights) -> tuple[Tensor, ...]:
     """[B, S, D] -> the projections q, k, v and the attention's q, k, [B, S, D] each."""
-    hidden = modulate(x, m.shift, m.scale, w.eps)
-    q, k, v = (project(hidden, p) for p in w.own[:3])
+    q, k, v = projections(x, m, w)
     return (q, k, v, *turned(q, k, rotary, w))
+
+
+def projections(x: Tensor, m: Modulation, w: BlockWeights) -> tuple[Tensor, ...]:
+    """[B, S, D] -> the self-attention's projections q, k, v, [B, S, D] each."""
+    hidden = modulate(x, m.shift, m.scale, w.eps)
+    return tuple(project(hidden, p) for p in w.own[:3])
 
 
 def pre_attention_fp8(x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights) -> AttentionInputs:
@@ -126,9 +131,12 @@ def to_fp8(v: Tensor, queries: Tensor, keys: Tensor, w: BlockWeights) -> Attenti
 
 def turned(q: Tensor, k: Tensor, rotary: Rotary, w: BlockWeights) -> tuple[Tensor, Tensor]:
     """The attention's q and k from their projections."""
-    queries = rotate(rms_norm(q, w.own.norm_q, w.eps), *rotary).to(q.dtype)
-    keys = rotate(rms_norm(k, w.own.norm_k, w.eps), *rotary).to(k.dtype)
-    return queries, keys
+    return turn(q, w.own.norm_q, rotary, w.eps), turn(k, w.own.norm_k, rotary, w.eps)
+
+
+def turn(x: Tensor, norm: Tensor, rotary: Rotary, eps: float) -> Tensor:
+    """The attention's q or k from its projection [B, S, D]."""
+    return rotate(rms_norm(x, norm, eps), *rotary).to(x.dtype)
 
 
 def middle(
@@ -137,16 +145,32 @@ def middle(
     """Tokens behind the self-attention [B, S, D], the cross-attention's projection of q, and its q, k, v, and the
     projection of k.
     """
-    between = add_gated(x, project(attended, w.own.o), m.gate)
-    q = project(layer_norm(between, w.norm3_weight, w.norm3_bias, w.eps), w.cross.q)
+    between, q = behind_attention(x, attended, m, w)
     return (between, q, *cross_inputs(q, text, w))
+
+
+def behind_attention(
+    x: Tensor, attended: Tensor | QuantizedTokens, m: Modulation, w: BlockWeights
+) -> tuple[Tensor, Tensor]:
+    """Tokens behind the self-attention [B, S, D], and the cross-attention's projection of q."""
+    between = add_gated(x, project(attended, w.own.o), m.gate)
+    return between, project(layer_norm(between, w.norm3_weight, w.norm3_bias, w.eps), w.cross.q)
 
 
 def cross_inputs(q: Tensor, text: Tensor, w: BlockWeights) -> tuple[Tensor, ...]:
     """The cross-attention's q [B, S, D], k and v [B, L, D], and the projection of k."""
+    return cross_queries(q, w), *text_inputs(text, w)
+
+
+def cross_queries(q: Tensor, w: BlockWeights) -> Tensor:
+    """The cross-attention's q [B, S, D] from its projection."""
+    return rms_norm(q, w.cross.norm_q, w.eps).to(q.dtype)
+
+
+def text_inputs(text: Tensor, w: BlockWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """The cross-attention's k and v [B, L, D], and the projection of k; the same in all passes of a text."""
     k, v = project(text, w.cross.k), project(text, w.cross.v)
-    queries = rms_norm(q, w.cross.norm_q, w.eps).to(q.dtype)
-    return queries, rms_norm(k, w.cross.norm_k, w.eps).to(k.dtype), v, k
+    return rms_norm(k, w.cross.norm_k, w.eps).to(k.dtype), v, k
 
 
 def post_attention(between: Tensor, attended: Tensor, m: Modulation, w: BlockWeights) -> tuple[Tensor, ...]:
