@@ -8,7 +8,8 @@ import test_layers
 
 TESTS = Path(__file__).resolve().parent
 OF_THE_SMALL_MODEL = {
-    "app/test_demo.py", "nano/test_batch.py", "nano/test_figures.py", "nano/test_long_videos.py", "nano/test_nano.py", "nano/test_nano_weights.py",
+    "app/test_demo.py", "nano/test_batch.py", "nano/test_figures.py", "nano/test_long_videos.py", "nano/test_nano.py",
+    "nano/test_nano_weights.py",
 }  # fmt: skip
 """What the small model does, and tools that make and measure it. That both hosts compute the same bits is a law of
 its own.
