@@ -18,7 +18,9 @@ from torch import Tensor
 from ..model.causal import CausalDenoiser
 from ..model.config import LATENT_CHANNELS
 from ..model.frame_decoder import FrameDecoder
+from ..model.frame_encoder import FrameEncoder
 from ..model.sampling import TRAIN_TIMESTEPS
+from .masks import mask_to_latents, mask_video
 
 LIP_FORCING_LEVELS = (0.999, 0.769)
 """The noise levels of its published student."""
@@ -31,6 +33,32 @@ class ChunkInputs(NamedTuple):
     """Conditioning channels [B, in_dim - 16, F, h, w]."""
     audio: Tensor
     """Audio features, one row per video frame: [B, 4F-3, C] of the first chunk, [B, 4F, C] of the others."""
+
+
+def source_chunks(vae: Any, frames: Iterable[Tensor], mask: Tensor, audio: Iterable[Tensor]) -> Iterator[ChunkInputs]:
+    """The inputs of each chunk of a video to dub, 65 channels, encoded as its frames come.
+
+    As Lip Forcing has it, the reference is the video's first latent frame, the reference sequence the video itself
+    with its mouth, and all frames are masked.
+
+    Args:
+        frames: those of each chunk [B, 3, 4F-3, H, W], then [B, 3, 4F, H, W], in [-1, 1].
+        mask: the mouth mask [1, H, W], 1 keep, from `masks.load_mouth_mask`.
+        audio: features of each chunk, one row per video frame, in the denoiser's number format.
+
+    Raises:
+        ValueError: as `FrameEncoder`.
+    """
+    whole, masked = FrameEncoder(vae), FrameEncoder(vae)
+    reference: Tensor | None = None
+    for pictures, rows in zip(frames, audio, strict=False):
+        sequence, hidden = whole(pictures), masked(mask_video(pictures, mask, known_frames=0))
+        if reference is None:
+            reference = sequence[:, :, :1]
+        count = sequence.shape[2]
+        generate = mask_to_latents(mask, count).to(sequence).expand(len(sequence), -1, -1, -1, -1)
+        parts = [reference.expand(-1, -1, count, -1, -1), generate, hidden, sequence]
+        yield ChunkInputs(torch.cat(parts, dim=1).to(rows.dtype), rows)
 
 
 @torch.no_grad()

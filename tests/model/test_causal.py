@@ -12,11 +12,13 @@ import pytest
 import torch
 from golden_models import Goldens, relative_deviation
 
-from diffsynth_omniavatar.generation.causal import ChunkInputs, decoded
+from diffsynth_omniavatar.generation.causal import ChunkInputs, causal_latents, decoded, source_chunks
+from diffsynth_omniavatar.generation.masks import load_mouth_mask, mask_to_latents, mask_video
 from diffsynth_omniavatar.model.blocks import runner
 from diffsynth_omniavatar.model.blocks.runner import BlockRunner
 from diffsynth_omniavatar.model.causal import CausalDenoiser, Window
 from diffsynth_omniavatar.model.frame_decoder import decode_video
+from diffsynth_omniavatar.model.frame_encoder import FrameEncoder
 from diffsynth_omniavatar.model.small_family import SmallVAE
 from diffsynth_omniavatar.nano.family import randomise
 
@@ -85,10 +87,49 @@ def test_a_wrong_chunk_or_window_is_refused(golden, dit):
         Window(chunk=6, seen=7, sink=2)
 
 
-def test_chunks_are_decoded_as_the_whole_video_bit_for_bit():
+@pytest.fixture(scope="module")
+def vae():
     vae = SmallVAE(dim=4)
     vae.load_state_dict(randomise(vae, torch.Generator().manual_seed(0)))
+    return vae
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Those of two chunks."""
+    video = torch.rand(1, 3, 21, 32, 48, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    return video.split([9, 12], dim=2)
+
+
+def test_chunks_are_decoded_as_the_whole_video_bit_for_bit(vae):
     latents = torch.randn(1, 16, 6, 2, 2, generator=torch.Generator().manual_seed(1))
     chunks = list(decoded(vae, latents.split(3, dim=2)))
     assert [chunk.shape[2] for chunk in chunks] == [9, 12]
     assert torch.equal(torch.cat(chunks, dim=2), decode_video(vae, latents))
+
+
+def test_a_source_is_encoded_chunk_by_chunk_as_the_whole(vae, pictures):
+    mask = load_mouth_mask(None, 32, 48)
+    rows = [torch.zeros(1, part.shape[2], 1) for part in pictures]
+    y = torch.cat([chunk.y for chunk in source_chunks(vae, pictures, mask, rows)], dim=2)
+    video = torch.cat(pictures, dim=2)
+    with torch.no_grad():
+        whole, masked = (vae.model.encode(part, vae.scale) for part in (video, mask_video(video, mask, 0)))
+    wanted = [whole[:, :, :1].expand(-1, -1, 6, -1, -1), mask_to_latents(mask, 6), masked, whole]
+    assert relative_deviation(y, torch.cat(wanted, dim=1)) < 1e-6
+
+
+def test_a_chunk_is_shown_before_the_next_one_is_asked_for(golden, dit, vae, pictures):
+    asked = []
+    incoming = (asked.append(number) or part for number, part in enumerate(pictures))
+    rows = (torch.zeros(1, part.shape[2], golden.meta["audio_dim"]) for part in pictures)
+    chunks = source_chunks(vae, incoming, load_mouth_mask(None, 32, 48), rows)
+    denoise = CausalDenoiser(dit, case.context(golden))
+    shown = decoded(vae, causal_latents(denoise, chunks, torch.randn))
+    for number, part in enumerate(pictures):
+        assert next(shown).shape == part.shape and asked == [*range(number + 1)]
+
+
+def test_a_part_of_the_source_with_another_number_of_frames_is_refused(vae, pictures):
+    with pytest.raises(ValueError, match="12 frames, wanted 4n-3"):
+        FrameEncoder(vae)(pictures[1])
