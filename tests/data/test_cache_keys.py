@@ -127,6 +127,7 @@ WITHOUT_EFFECT: dict[type, dict[str, Any]] = {
         "prefix_drop_prob": 0.7,
         "min_frames": 5,
         "dynamic_length": False,
+        "curriculum_frames": ((0, 9),),
     },
     CacheOptions: {},
 }
