@@ -28,7 +28,7 @@ from train_step import CHANNELS, RandomSamples
 
 from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.pipeline import OmniAvatarPipeline
-from diffsynth_omniavatar.media.timeline import latent_frames
+from diffsynth_omniavatar.media.timeline import transformer_tokens
 from diffsynth_omniavatar.model.blocks.gpu_memory import expandable_segments
 from diffsynth_omniavatar.model.blocks.memory_plan import GIB, describe
 from diffsynth_omniavatar.model.blocks.quantized import METHODS
@@ -128,7 +128,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "model": args.model,
         "mode": args.mode,
         "size": [args.num_frames, args.height, args.width],
-        "tokens": latent_frames(args.num_frames) * (args.height // 16) * (args.width // 16),
+        "tokens": transformer_tokens(args.num_frames, args.height, args.width),
         "trainable": trainable_parameters(module),
         "processes": accelerator.num_processes,
         "seconds": {role: round(value, 3) for role, value in seconds.items()},

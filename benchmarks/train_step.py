@@ -34,7 +34,7 @@ from diffsynth_omniavatar.losses.lpips import LpipsLoss
 from diffsynth_omniavatar.losses.sync import SyncLoss
 from diffsynth_omniavatar.losses.syncnet import StableSyncNet
 from diffsynth_omniavatar.losses.trepa import TrepaLoss, VideoMAE
-from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME, latent_frames
+from diffsynth_omniavatar.media.timeline import SAMPLES_PER_FRAME, latent_frames, transformer_tokens
 from diffsynth_omniavatar.model.blocks.gpu_memory import expandable_segments
 from diffsynth_omniavatar.model.blocks.memory_plan import describe
 from diffsynth_omniavatar.model.blocks.quantized import METHODS
@@ -181,7 +181,7 @@ def run(model: str, mode: str, args: argparse.Namespace, folder: str, resume: Pa
         "model": model,
         "mode": mode,
         "size": [args.num_frames, args.height, args.width],
-        "tokens": latent_frames(args.num_frames) * (args.height // 16) * (args.width // 16),
+        "tokens": transformer_tokens(args.num_frames, args.height, args.width),
         "trainable": trainable,
         "processes": f"{accelerator.num_processes} {accelerator.distributed_type.value}",
         "seconds_per_step": round(seconds[len(seconds) // 2], 3),

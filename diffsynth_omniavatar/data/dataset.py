@@ -88,7 +88,8 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         """Items of this process (a worker of a loader is one) in whose place another was taken."""
         self._refuse_faults()
         self.items = self._group()
-        for weight, (items, rounds, more) in zip(self.weights, self._shares(), strict=True):
+        self.shares = [*self._shares()]
+        for weight, (items, rounds, more) in zip(self.weights, self.shares, strict=True):
             if not rounds + more:
                 raise ValueError(
                     f"a table of {counted(len(items), 'sample')} has none in an epoch with weight {weight:g}: a larger "
@@ -144,7 +145,7 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         return needed
 
     def __len__(self) -> int:
-        return sum(len(items) * rounds + more for items, rounds, more in self._shares())
+        return sum(len(items) * rounds + more for items, rounds, more in self.shares)
 
     def _shares(self) -> Iterator[tuple[list[int], int, int]]:
         """For each table: the places of its items, how often an epoch has all of them, and how many once more."""
@@ -160,7 +161,7 @@ class OmniAvatarDataset(torch.utils.data.Dataset[TrainingSample]):
         generator, so that all are w times as many as the table has. With `repeat` r, w r stands for w.
         """
         found = []
-        for items, rounds, more in self._shares():
+        for items, rounds, more in self.shares:
             drawn = torch.randperm(len(items), generator=generator)[:more].tolist() if more else []
             found += [turn * len(self.items) + place for turn in range(rounds) for place in items]
             found += [rounds * len(self.items) + items[number] for number in drawn]

@@ -36,7 +36,7 @@ class NoiseLevels:
     def parse(cls, text: str) -> NoiseLevels | None:
         """What one of `SAMPLINGS` says; None for the host's own. ValueError for another text."""
         name, _, values = text.partition(":")
-        numbers = _numbers(values)
+        numbers = finite_numbers(values)
         if text == HOST:
             return None
         if numbers is not None and name == "uniform" and len(numbers) <= 1:
@@ -79,7 +79,7 @@ class LevelWeight:
     def parse(cls, text: str) -> LevelWeight | None:
         """What one of `WEIGHTINGS` says; None for the host's own. ValueError for another text."""
         name, _, values = text.partition(":")
-        numbers = _numbers(values)
+        numbers = finite_numbers(values)
         if text == HOST:
             return None
         if text == "none":
@@ -97,8 +97,8 @@ class LevelWeight:
         return torch.minimum((1 - sigma).square(), self.gamma * sigma.square())
 
 
-def _numbers(text: str) -> list[float] | None:
-    """ "0,1" -> [0.0, 1.0]; "" -> []; None if these are no finite numbers."""
+def finite_numbers(text: str) -> list[float] | None:
+    """Numbers of a flag: "0,1" -> [0.0, 1.0]; "" -> []; None if these are no finite numbers."""
     try:
         numbers = [float(number) for number in text.split(",")] if text else []
     except ValueError:

@@ -44,6 +44,11 @@ def video_frames(latent_frames: int) -> int:
     return 4 * latent_frames - 3
 
 
+def transformer_tokens(video_frames: int, height: int, width: int) -> int:
+    """Tokens that the transformer has of a clip: 16 x 16 pixels of a latent frame each."""
+    return latent_frames(video_frames) * (height // 16) * (width // 16)
+
+
 def clip_length(frames: int) -> int:
     """Least 4n+1 that is not below `frames`, as DiffSynth rounds `num_frames`; ValueError below one frame."""
     if frames < 1:

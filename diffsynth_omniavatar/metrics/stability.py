@@ -23,10 +23,15 @@ def sharpness(brightness: Tensor) -> Tensor:
     Args:
         brightness: luma of the frames, float [F, H, W], H and W of 3 or more.
     """
+    return laplacian(brightness).flatten(1).std(dim=1)
+
+
+def laplacian(brightness: Tensor) -> Tensor:
+    """The four neighbours of each pixel less four times itself, of pictures [F, H, W]: [F, H - 2, W - 2]."""
     inner = brightness[:, 1:-1, 1:-1]
     across = brightness[:, 1:-1, :-2] + brightness[:, 1:-1, 2:]
     down = brightness[:, :-2, 1:-1] + brightness[:, 2:, 1:-1]
-    return (across + down - 4 * inner).flatten(1).std(dim=1)
+    return across + down - 4 * inner
 
 
 def change(frames: Tensor, before: Tensor | None) -> Tensor:

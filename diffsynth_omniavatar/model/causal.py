@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..host import flash_attention
 from .blocks.forward import behind_attention, cross_queries, post_attention, projections, text_inputs, turn
-from .blocks.runner import BlockRunner, rotary_tables
+from .blocks.runner import BlockRunner
 from .blocks.weights import BlockWeights, Modulation, Rotary, block_weights
 from .config import AUDIO_WINDOW
 from .dit import AudioPack, OmniAvatarDiT
@@ -92,7 +92,7 @@ class CausalRunner(BlockRunner):
         """As `BlockRunner.prepare`, for the tokens of a chunk and the text of the video; without gradients."""
         per_frame = math.prod(grid[1:])
         before = self.kept[0][0].shape[1] // per_frame if self.kept else 0
-        rotary = self._rotary(dit, (before + grid[0], *grid[1:]), tokens.device)
+        rotary = self.rotary(dit, (before + grid[0], *grid[1:]), tokens.device)
 
         def run(index: int, x: Tensor) -> Tensor:
             block = dit.blocks[index]
@@ -105,11 +105,6 @@ class CausalRunner(BlockRunner):
             return post_attention(between, attended, m, w)[-1]
 
         return run
-
-    def _rotary(self, dit: Any, grid: tuple[int, ...], device: torch.device) -> Rotary:
-        if (grid, device) not in self.rotaries:
-            self.rotaries[grid, device] = rotary_tables(dit.freqs, grid, device)
-        return self.rotaries[grid, device]
 
     def _attention(
         self, index: int, x: Tensor, m: Modulation, rotary: Rotary, w: BlockWeights, per_frame: int

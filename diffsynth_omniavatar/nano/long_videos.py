@@ -11,6 +11,7 @@ import torch
 
 from ..media.timeline import FRAME_RATE
 from ..media.writer import VideoWriter
+from ..metrics.stability import sharpness
 from ..metrics.sync import correlation
 from .batch import SEED_STEP, generate_chunks
 from .measure import measure_mouth
@@ -58,9 +59,8 @@ def look(frames: np.ndarray, portrait: np.ndarray, static: np.ndarray) -> Track:
     wall = frames[:, background()].mean(axis=1, dtype=np.float64)
     difference = frames[:, static].astype(np.float32) - portrait[static].astype(np.float32)
     grey = np.pad(frames.mean(axis=3, dtype=np.float32), ((0, 0), (1, 1), (1, 1)), mode="edge")
-    across, down = grey[:, 1:-1, 2:] + grey[:, 1:-1, :-2], grey[:, 2:, 1:-1] + grey[:, :-2, 1:-1]
-    sharpness = (across + down - 4 * grey[:, 1:-1, 1:-1]).std(axis=(1, 2))
-    return Track(*measure_mouth(frames), wall, (difference**2).mean(axis=(1, 2)), sharpness)
+    sharp = sharpness(torch.from_numpy(grey)).numpy()
+    return Track(*measure_mouth(frames), wall, (difference**2).mean(axis=(1, 2)), sharp)
 
 
 def follow(stage: Stage, clips: Sequence[SpeakerClip], name: str) -> list[Track]:

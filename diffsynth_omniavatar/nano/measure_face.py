@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..metrics.stability import laplacian
 from .measure import measure_lips
 from .speaker.canvas import SIZE
 from .speaker.drawing import EYES, FACE, FACE_TURN, MOUTH
@@ -190,9 +191,7 @@ def _first_above(contrast: np.ndarray, side: int) -> np.ndarray:
 
 def _sharpness(pictures: torch.Tensor, origin: np.ndarray, roll: np.ndarray) -> np.ndarray:
     """Deviation of the Laplacian around the eyes [F], in the picture's own pixels."""
-    grey = pictures.mean(dim=1, keepdim=True)
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
-    edges = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernel)[:, 0].numpy()
+    edges = laplacian(F.pad(pictures.mean(dim=1), (1, 1, 1, 1), mode="replicate")).numpy()
     x, y = EYE_DISTANCE, EYES
     found = []
     for frame, (column, row), turned in zip(edges, origin.T, roll, strict=True):

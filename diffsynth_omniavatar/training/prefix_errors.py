@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..generation.record import StepRecord
+from ..losses.noise_levels import finite_numbers
 from ..system.tensor_files import read_safetensors, write_safetensors
 
 OFF = "none"
@@ -115,12 +116,11 @@ class PrefixErrors:
     def parse(cls, text: str) -> PrefixErrors | None:
         """What one of `FORMS` says; None for none. ValueError for another text."""
         name, _, values = text.partition(":")
-        try:
-            numbers = [float(number) for number in values.split(",")] if values else []
-        except ValueError:
-            numbers = [math.nan]
+        numbers = finite_numbers(values)
         if text == OFF:
             return None
+        if numbers is None:
+            numbers = [math.nan]
         deviation = numbers.pop(0) if name == "noise" and numbers else None
         if len(numbers) > 1 or name not in ("bank", "noise") or (name == "noise" and deviation is None):
             raise ValueError(f"is {text!r}, wanted {FORMS}")

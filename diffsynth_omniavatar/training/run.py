@@ -30,7 +30,7 @@ from ..losses.mel import WINDOW
 from ..losses.sync import SyncLoss
 from ..losses.syncnet import load_syncnet
 from ..losses.trepa import TrepaLoss, load_videomae
-from ..media.timeline import latent_frames
+from ..media.timeline import transformer_tokens
 from ..model.blocks.attention_fp8 import check_attention_fp8
 from ..model.blocks.gpu_memory import expandable_segments
 from ..model.blocks.memory_plan import BlockShape
@@ -222,7 +222,7 @@ def plan_of(
     frames = args.num_frames or "up to max_tokens"
     tokens = module.config.conventions.max_tokens
     if height and args.num_frames:
-        tokens = latent_frames(args.num_frames) * (height // 16) * (width // 16)
+        tokens = transformer_tokens(args.num_frames, height, width)
     extra = module.extra_memory | ({"average of the weights": 4 * trained} if settings.ema_decay else {})
     config = module.pipe.dit.config
     memory = predicted_rows(

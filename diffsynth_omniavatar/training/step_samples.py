@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.sample import TrainingSample
 from ..generation.record import StepRecord
 from ..losses.flow import clip_errors
-from ..media.timeline import latent_frames
+from ..media.timeline import transformer_tokens
 from ..model.sampling import TRAIN_TIMESTEPS
 from ..system.atomic import write_text_atomically
 from ..system.text_files import read_text
@@ -98,7 +98,7 @@ class StepSamples:
     def add(self, sample: TrainingSample, record: StepRecord, flow: Tensor) -> None:
         """Take a sample in, with what its step recorded and its flow loss."""
         clips = len(sample.sources)
-        tokens = latent_frames(sample.num_frames) * (sample.height // 16) * (sample.width // 16)
+        tokens = transformer_tokens(sample.num_frames, sample.height, sample.width)
         self.work += Work(clips, clips * sample.num_frames, clips * tokens)
         if not self.has_losses:
             return

@@ -6,7 +6,6 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from diffsynth_omniavatar import host
 from diffsynth_omniavatar.generation.record import StepRecord
 from diffsynth_omniavatar.losses.flow import flow_loss
 from diffsynth_omniavatar.losses.noise_levels import LevelWeight, NoiseLevels
@@ -53,16 +52,6 @@ def test_min_snr_is_the_papers_weight_of_an_error_of_x_0(gamma):
     torch.testing.assert_close(
         LevelWeight.parse(f"min_snr:{gamma}").weight(sigma) * (flow - (noise - clean)) ** 2, papers
     )
-
-
-@pytest.fixture
-def pipe():
-    """A pipeline with nothing but a scheduler, whose model predicts zeros and keeps what it got."""
-    pipe = host.WanVideoPipeline(device="cpu", torch_dtype=torch.float32)
-    pipe.scheduler.set_timesteps(1000, training=True)
-    pipe.in_iteration_models = ()
-    pipe.model_fn = lambda latents, omni_record, **_: omni_record.keep(latents, torch.zeros_like(latents))
-    return pipe
 
 
 @pytest.mark.parametrize("weighting", ["host", "none", "min_snr:2"])

@@ -20,6 +20,7 @@ from ...media.sound import load_speech
 from ...media.timeline import FRAME_RATE, SAMPLES_PER_FRAME
 from ...media.video import iter_frames, probe_video
 from ...media.voice import speech_spans
+from ...metrics.stability import laplacian
 from ...system.tensor_files import open_safetensors, write_safetensors
 from ...system.workers import Tell
 
@@ -219,9 +220,8 @@ def _face_pixels(picture: Tensor, face: Face) -> Tensor:
         return torch.zeros(3)
     grey = (pixels.float() @ torch.tensor(GREY))[None, None]
     grey = F.interpolate(grey, (FACE_SIDE, FACE_SIDE), mode="bilinear", antialias=True)
-    laplacian = F.conv2d(grey, torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]]))
     clipped = ((grey < 4) | (grey > 251)).float().mean()
-    return torch.stack([laplacian.var(), grey.mean(), clipped])
+    return torch.stack([laplacian(grey[0]).var(), grey.mean(), clipped])
 
 
 def write_look(path: Path, look: Look, file: FileFacts) -> None:

@@ -136,10 +136,7 @@ class BlockRunner:
         Raises:
             ValueError: gradients are wanted of several processes that share a sequence.
         """
-        key = (grid, tokens.device)
-        if key not in self.rotaries:
-            self.rotaries[key] = rotary_tables(dit.freqs, grid, tokens.device)
-        rotary, attend = self.rotaries[key], flash_attention
+        rotary, attend = self.rotary(dit, grid, tokens.device), flash_attention
         if self.parallel is not None:
             if torch.is_grad_enabled():
                 raise ValueError("--use_usp is for generating, it gives no gradients: load the model without it.")
@@ -169,6 +166,12 @@ class BlockRunner:
             return run_block(call, x, weights.adapters)
 
         return run
+
+    def rotary(self, dit: Any, grid: tuple[int, ...], device: torch.device) -> Rotary:
+        """`rotary_tables`, computed once for each grid and device."""
+        if (grid, device) not in self.rotaries:
+            self.rotaries[grid, device] = rotary_tables(dit.freqs, grid, device)
+        return self.rotaries[grid, device]
 
     @property
     def add_per_frame(self) -> Callable[..., Tensor]:
