@@ -45,7 +45,10 @@ def _restore_logging() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What need not run on both hosts runs on DiffSynth 2.x alone."""
+    """What need not run on both hosts runs on DiffSynth 2.x alone; what forks comes first, so that one of pytest's
+    processes has it all: its server imports the package (`processes`).
+    """
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
     if host_generation(host_version()) == "wan_video":
         return
     left_out = [item for item in items if item.get_closest_marker("one_host")]

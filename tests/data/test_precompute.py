@@ -469,6 +469,7 @@ def write_together(family_folder: Path, table: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_two_processes_write_what_one_writes(family_folder: Path, tmp_path: Path) -> None:
     table = write_some_bad(tmp_path)
     run_in_processes(write_together, family_folder, table, tmp_path / "two", processes=2)

@@ -47,6 +47,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("patch", apply_module().load_patches(), ids=lambda patch: f"{patch.version}-{patch.name}")
 @pytest.mark.slow
+@pytest.mark.forks
 def test_patch_cures_its_defect(patch: Any, request: pytest.FixtureRequest) -> None:
     if patch.version != installed_version():
         pytest.skip(f"belongs to DiffSynth {patch.version}; installed is {installed_version()}")

@@ -51,6 +51,7 @@ def many(families, flags, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_three_processes_compute_the_latents_of_one(families, many):
     first, second, third = (load_file(many / f"latents.{rank}.safetensors") for rank in range(PROCESSES))
     wanted = final_latents(*families, use_usp=False)
@@ -61,6 +62,7 @@ def test_three_processes_compute_the_latents_of_one(families, many):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_the_first_process_writes_the_video(flags, many, tmp_path):
     said = [(many / f"said.{rank}.txt").read_text() for rank in range(PROCESSES)]
     assert ["video.mp4: " in words for words in said] == [True, False, False]

@@ -17,9 +17,9 @@ def clips():
 
 @pytest.fixture(scope="package")
 def futures():
-    """Lively clips of the seeds 1, 3 and 5 of the evaluation, three futures each: a list by seed of lists by future."""
+    """Lively clips of the seeds 1, 3 and 5 of the evaluation, five futures each: a list by seed of lists by future."""
     return [
-        [draw_clip(seed, 34, split="evaluation", lively=True, future=one) for one in range(3)] for seed in (1, 3, 5)
+        [draw_clip(seed, 34, split="evaluation", lively=True, future=one) for one in range(5)] for seed in (1, 3, 5)
     ]
 
 

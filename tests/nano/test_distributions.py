@@ -59,7 +59,7 @@ def test_blinks_dwells_and_modes_of_tracks():
 
 def test_the_mean_of_what_may_come_is_no_clip(futures):
     """What a model makes in a single step. True clips are near other true ones, and neither the mean nor a still is."""
-    frames = np.array([[clip.frames[10:] for clip in row] for row in futures])  # from when they have parted
+    frames = np.array([[clip.frames[10:] for clip in row[:3]] for row in futures])  # from when they have parted
     true, other = (samples([measure_face(row[future]) for row in frames]) for future in (0, 1))
     mean = samples([measure_face(row.mean(axis=0).round().astype(np.uint8)) for row in frames])
     frozen = samples([measure_face(np.repeat(row[0][:1], 24, axis=0)) for row in frames])

@@ -61,7 +61,7 @@ def test_plain_clips_are_what_the_shipped_weights_were_trained_on():
 
 
 def test_another_future_begins_with_the_same_frame_and_goes_on_in_another_way(futures):
-    for clip, other, _ in futures:
+    for clip, other, *_ in futures:
         assert np.array_equal(clip.frames[0], other.frames[0]) and np.array_equal(clip.waveform, other.waveform)
         assert not np.array_equal(clip.frames[-1], other.frames[-1])
     plain = [draw_clip(1, 3, split="train", future=future).frames for future in (0, 1)]

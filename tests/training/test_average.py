@@ -65,6 +65,7 @@ def test_a_resumed_run_has_the_same_average(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_each_process_averages_its_part_of_sharded_weights(tmp_path):
     run_in_processes(average_runs, tmp_path, processes=2)
     for name, wanted in averages(tmp_path / "sharded", trained_parameters(ToyModule()), 4)[-1].items():

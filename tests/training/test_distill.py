@@ -348,6 +348,7 @@ def distill_flags(folder, output, *more):
     return flags(folder, output, *common, str(folder / "clips.csv"), *more)
 
 
+@pytest.mark.forks
 def test_a_resumed_distillation_of_two_processes_equals_the_uninterrupted_one(folder, tmp_path):
     """Both LoRAs, both optimizers, the average, all random streams, in the middle of a cycle. Though one LoRA has no
     gradient, both processes keep the same weights: resumed with those of one, they go on alike.

@@ -220,6 +220,7 @@ def test_a_run_killed_within_a_window_goes_on_as_if_it_had_not_been(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["zero2", "zero3"])
+@pytest.mark.forks
 def test_deepspeed_steps_as_other_processes_do_and_resumes_exactly(tmp_path, way):
     pytest.importorskip("deepspeed")
     run_in_processes(zero_runs, tmp_path, way, processes=2)
@@ -241,6 +242,7 @@ def test_deepspeed_steps_as_other_processes_do_and_resumes_exactly(tmp_path, way
 
 
 @pytest.mark.slow
+@pytest.mark.forks
 def test_two_processes_equal_one_with_twice_the_accumulation_sharded_or_not(tmp_path):
     run_in_processes(two_process_runs, tmp_path, processes=2)
     one = Run(tmp_path / "one", LoopSettings(max_steps=4, gradient_accumulation_steps=2), noise=0.0).start()
