@@ -75,6 +75,7 @@ class _Convolution:
         self.before, self.index = before, index
         self.weight: Tensor = convolution.weight
         self.bias: Tensor = convolution.bias
+        self.convolve: Any = convolution._conv_forward
         height, width = (side // 2 for side in self.weight.shape[-2:])
         self.border = (width, width, height, height)
 
@@ -86,7 +87,7 @@ class _Convolution:
         wide = self.before(x)
         if self.index is None:
             return F.conv2d(wide, self.weight, self.bias, padding=self.border[::-2])
-        return F.conv3d(F.pad(state.join(self.index, wide), self.border), self.weight, self.bias)
+        return self.convolve(F.pad(state.join(self.index, wide), self.border), self.weight, self.bias)
 
     def backward(self, gradient: Tensor, state: DecoderState) -> Tensor:
         """The gradient of what `before` gives, from that of the result."""

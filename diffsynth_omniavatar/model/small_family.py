@@ -21,6 +21,7 @@ from .. import host
 from ..media.faces.template import Template
 from .checkpoint import shapes_of
 from .config import LATENT_CHANNELS, Conventions, OmniAvatarConfig
+from .conv_on_cpu import use_onednn
 from .dit import wan_sizes
 from .files import SMALL_FAMILY as FILES
 from .sampling import Sampling
@@ -131,6 +132,7 @@ class SmallVAE(host.WanVideoVAE):
     def __init__(self, **sizes: Any) -> None:
         super().__init__()
         self.model = host.VideoVAE_(z_dim=16, **sizes).eval().requires_grad_(False)
+        use_onednn(self.model)
 
 
 class Network(NamedTuple):
