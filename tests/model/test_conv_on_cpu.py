@@ -9,7 +9,6 @@ from torch import nn
 
 from diffsynth_omniavatar.model.conv_on_cpu import use_onednn
 
-pytestmark = pytest.mark.one_host("it imports nothing of DiffSynth")
 MANY = {"padding": (0, 1, 1), "stride": (2, 1, 1), "dilation": (1, 1, 2)}
 
 
